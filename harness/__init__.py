@@ -1,0 +1,1 @@
+"""The harness: what did a vision encoder learn?"""

@@ -1,0 +1,312 @@
+"""The nouns that every room shares: frozen values and protocols, with no behaviour to speak of. Imports nothing of ours.
+
+Shape legend: B batch, N rows, C classes, D features, H W pixels, h w patch grid, K heads of a stack, G groups (images), M counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+Level = Literal["object", "part"]
+Fit = Literal["crop", "resize"]
+PositionKind = Literal["absolute", "relative", "rotary", "none"]
+FieldValue = str | int | float | bool | None | tuple["FieldValue", ...]
+
+
+# --- what a shard holds, and what a view makes of it ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keypoint:
+    """A named point: x to the right, y down, in pixels, (0, 0) the top left corner of the top left pixel."""
+
+    part: str
+    x: float
+    y: float
+    visible: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """An axis-aligned box in pixels, with the class it bounds (None where the data set does not say)."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One record of a shard, decoded: whatever its data set has."""
+
+    key: str
+    image: np.ndarray
+    """uint8 [H, W, 3], RGB."""
+    label: int | None = None
+    boxes: tuple[Box, ...] = ()
+    keypoints: tuple[Keypoint, ...] = ()
+    object_mask: np.ndarray | None = None
+    """uint8 or uint16 [H', W'] label map."""
+    part_mask: np.ndarray | None = None
+    """uint8 or uint16 [H', W'] label map."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """One input that a view made of a sample."""
+
+    key: str
+    """Unique in its bank; the sample's key, or that with a suffix such as `#head`."""
+    group: str
+    """The sample's key: what the bootstrap resamples, and what `strict` retrieval keeps out of a query's gallery."""
+    target: int | None
+    image: np.ndarray
+    """uint8 [H, W, 3]."""
+    mask: np.ndarray | None = None
+    """Label map aligned with `image`, for dense tasks."""
+
+
+class View(Protocol):
+    """A sample to the inputs that a task family needs."""
+
+    @property
+    def identity(self) -> str:
+        """Names the view and every parameter of it: part of a bank's key."""
+
+    @property
+    def fit(self) -> Fit:
+        """How the encoder brings an item to its input size: its own resize and centre crop, or a plain resize."""
+
+    def __call__(self, sample: Sample) -> list[Item]:
+        """The items of one sample, in a fixed order; empty where the sample has none."""
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an encoder wants its images: resize the shorter side, crop the centre, scale to [0, 1], normalise."""
+
+    size: tuple[int, int]
+    """Input height and width in pixels."""
+    resize: int
+    """The shorter side before the centre crop, in pixels."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of every key of a checkpoint."""
+
+    file: str
+    sha256: str
+    matched: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    """Keys left out on purpose, by the converter's declared list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """Everything about an encoder that a record, a bank key or a reader needs."""
+
+    name: str
+    family: str
+    architecture: str
+    source: str
+    """Where the weights come from and what is known of them, in words."""
+    weights_sha256: str
+    """Over the tensors (name, shape, dtype, bytes, by name), whatever file they came in."""
+    params: int
+    embed_dim: int
+    block_dims: tuple[int, ...]
+    """Width of each block's output (stages, for convolutional encoders); its length is the number of blocks."""
+    grid: tuple[int, int]
+    """Patch grid (h, w) at the preprocessing's size."""
+    has_cls: bool
+    registers: int
+    projection_dim: int | None
+    positions: PositionKind
+    preprocessing: Preprocessing
+    random: bool = False
+    load_report: LoadReport | None = None
+    notes: tuple[str, ...] = ()
+    """Choices worth a line in the record, such as how position embeddings were resized."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """What an encoder gives for a batch, after its final norm."""
+
+    cls: torch.Tensor | None
+    """[B, D]."""
+    patches: torch.Tensor
+    """[B, h, w, D]; [B, 1, n, D] where only n tokens were kept."""
+    registers: torch.Tensor | None = None
+    """[B, R, D]."""
+    blocks: Mapping[int, Tokens] = field(default_factory=dict)
+    """Chosen blocks' outputs, by 0-based index, as the blocks give them (before the final norm)."""
+    projection: torch.Tensor | None = None
+    """[B, P], the pretraining head's output."""
+
+
+class Encoder(Protocol):
+    """A frozen network, its preprocessing and its identity."""
+
+    @property
+    def info(self) -> EncoderInfo: ...
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network, for placing on a device."""
+
+    def encode(
+        self,
+        images: torch.Tensor,
+        *,
+        blocks: Sequence[int] = (),
+        projection: bool = False,
+        keep: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Tokens:
+        """Tokens of `images`, float [B, 3, H, W], already normalised.
+
+        `keep` [B, n] int64 are the (row-major) grid indices of the patch tokens to encode, the others being dropped before the first block.
+        `positions` [B, n] int64 gives each kept token the position embedding of that grid index in place of its own.
+        Raises EncoderError where the architecture cannot do what is asked.
+        """
+
+
+# --- feature rows and predictions -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Rows of a feature bank, in the manifest's order."""
+
+    keys: Sequence[str]
+    groups: Sequence[str]
+    targets: np.ndarray
+    """int64 [N]; -1 where a row has none."""
+    features: np.ndarray
+    """float32 [N, D], or float16/float32 [N, h, w, D] for tokens."""
+    masks: np.ndarray | None = None
+    """uint8 or uint16 [N, H, W], for dense tasks."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """One row per scored item. Enough to recompute every metric of its task.
+
+    Classification: target and predicted class, score = the predicted class's probability. Retrieval: target = the query's class, prediction = its
+    nearest neighbour's class (-1 without any), score = its average precision (NaN where undefined). Segmentation: one row per
+    (image, true class, predicted class) that occurs, score = number of pixels.
+    """
+
+    keys: Sequence[str]
+    groups: Sequence[str]
+    targets: np.ndarray
+    """int64 [N]."""
+    predictions: np.ndarray
+    """int64 [N]."""
+    scores: np.ndarray
+    """float64 [N]."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Metric(Protocol):
+    """A metric as additive counts per group and a function of their sum, so that a bootstrap is one matrix product."""
+
+    @property
+    def name(self) -> str: ...
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, M], groups in order of first appearance in `predictions`."""
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., M] counts to [...] values; NaN where undefined."""
+
+
+class FittedStack(Protocol):
+    """K heads trained in one pass over the data, each as it would have been alone."""
+
+    def predict(self, rows: Rows, head: int) -> Predictions:
+        """Predictions of one head. Raises ProbeError where `rows` do not fit."""
+
+    def state(self, head: int) -> dict[str, torch.Tensor]:
+        """What `Probe.restore` needs beside the training rows; empty for probes without weights."""
+
+
+class Probe(Protocol):
+    """How features become predictions. `fit` and selection never see a test split."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def has_learning_rate(self) -> bool: ...
+
+    @property
+    def needs_train(self) -> bool: ...
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> FittedStack: ...
+
+    def restore(
+        self,
+        state: Mapping[str, torch.Tensor],
+        train: Rows | None,
+        *,
+        classes: int,
+        protocol: Mapping[str, Any],
+        seed: int,
+        device: torch.device,
+    ) -> FittedStack:
+        """The stack of one head that `state` was taken from."""
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskProtocol:
+    """Every choice that moves a number, named."""
+
+    name: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """data × view × readout × probe × metric × protocol, with a level."""
+
+    name: str
+    """`<data set>/<task>`."""
+    level: Level
+    dataset: str
+    classes: tuple[str, ...]
+    view: View
+    readouts: tuple[str, ...]
+    """Candidates, in order of preference; the search chooses among them on val."""
+    probe: Probe
+    metrics: tuple[Metric, ...]
+    """The first is the one that is searched for."""
+    protocol: TaskProtocol
