@@ -1,0 +1,146 @@
+"""The tables that a run leaves behind: their schemas, in one place, and their atomic writing and reading.
+
+Values such as accuracy, AP and IoU are fractions in [0, 1]; undefined is null, with the reason in `error`. JSON columns hold one JSON document a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.errors import RunError
+
+SCHEMA_VERSION = 1
+_META = {b"schema_version": str(SCHEMA_VERSION).encode()}
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema(list(columns.items()), metadata=_META)
+
+
+RESULTS = _schema(
+    run_id=pa.string(),
+    encoder=pa.string(),
+    weights_sha256=pa.string(),
+    params_m=pa.float64(),  # millions of parameters
+    task=pa.string(),  # <data set>/<task>
+    level=pa.string(),  # object or part
+    dataset=pa.string(),
+    dataset_version=pa.string(),
+    split=pa.string(),
+    view=pa.string(),
+    readout=pa.string(),
+    probe=pa.string(),
+    protocol=pa.string(),
+    protocol_fields=pa.string(),  # JSON
+    metric=pa.string(),
+    value=pa.float64(),
+    ci_low=pa.float64(),  # 95 %, percentile bootstrap over images
+    ci_high=pa.float64(),
+    n=pa.int64(),  # scored items
+    n_failed=pa.int64(),  # samples of the splits used that could not be seen
+    hyperparameters=pa.string(),  # JSON
+    selected_on=pa.string(),
+    num_trials=pa.int64(),  # learning rates tried
+    seed=pa.int64(),
+    status=pa.string(),  # ok, incomplete, failed, undefined
+    error=pa.string(),
+    bank_keys=pa.list_(pa.string()),
+    seconds=pa.float64(),  # search and scoring of this study
+    images_per_second=pa.float64(),  # of the encoder's passes that made its banks, per actor
+    device=pa.string(),
+    precision=pa.string(),
+    versions=pa.string(),  # JSON
+    git_commit=pa.string(),
+    created_at=pa.string(),  # ISO 8601, UTC
+)
+
+TRIALS = _schema(
+    run_id=pa.string(),
+    encoder=pa.string(),
+    task=pa.string(),
+    protocol=pa.string(),
+    round=pa.int64(),
+    head=pa.int64(),
+    lr=pa.float64(),
+    readout=pa.string(),
+    metric=pa.string(),
+    val_value=pa.float64(),
+    epochs=pa.int64(),
+    seconds=pa.float64(),
+    status=pa.string(),
+    error=pa.string(),
+)
+
+LEDGER = _schema(
+    bank_key=pa.string(),
+    dataset=pa.string(),
+    split=pa.string(),
+    shard=pa.string(),
+    expected=pa.int64(),
+    seen=pa.int64(),
+    failed=pa.int64(),
+    duplicates=pa.int64(),
+    reasons=pa.string(),  # JSON: reason -> what it befell
+    attempts=pa.int64(),
+    node=pa.string(),
+    sha256=pa.string(),  # of the bytes that were read
+    status=pa.string(),  # ok, incomplete, failed
+)
+
+PREDICTIONS = _schema(
+    key=pa.string(),
+    group=pa.string(),
+    protocol=pa.string(),
+    target=pa.int64(),
+    prediction=pa.int64(),
+    score=pa.float64(),
+)
+
+NEIGHBOURS = _schema(
+    query=pa.string(),
+    protocol=pa.string(),
+    rank=pa.int64(),  # 1 is the nearest
+    neighbour=pa.string(),
+    similarity=pa.float64(),
+    relevant=pa.bool_(),
+)
+
+
+@contextlib.contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well, and goes when it does not.
+
+    Raises RunError where the file system refuses (full, read-only).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, then run again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write `rows` as Parquet, atomically. A row with an unknown or a missing column is a bug and raises ValueError."""
+    listed = list(rows)
+    for row in listed:
+        if set(row) != set(schema.names):
+            raise ValueError(f"{path.name}: columns {sorted(set(row) ^ set(schema.names))} do not match the schema")
+    with publish(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(listed, schema=schema), temporary)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that `write_table` wrote, as dictionaries."""
+    return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
