@@ -1,0 +1,224 @@
+"""A data set's manifest: `<root>/<data set>/manifest.json`, read once, checked whole, never changed.
+
+The manifest is the only thing that the harness knows of a data set: which splits it has, which shards hold them, what their samples carry, and the
+size and digest that every shard must have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from harness.errors import ManifestError, nearest
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+MAX_BYTES = 64 * 2**20
+"""No manifest is larger: a hundred thousand shards take about 16 MiB."""
+
+Annotation = Literal["label", "boxes", "keypoints", "object", "part"]
+ANNOTATIONS: tuple[str, ...] = get_args(Annotation)
+MaskKind = Literal["object", "part"]
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.tar")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
+
+
+class Shard(_Frozen):
+    """One tar: its path below the data set's folder, and what it must hold."""
+
+    file: str
+    samples: Count
+    bytes: Count
+    sha256: Digest
+
+    @model_validator(mode="after")
+    def _file_stays_in_its_folder(self) -> Shard:
+        if not _PLAIN_FILE.fullmatch(self.file):
+            raise ValueError(f"expected a .tar below the data set's folder, of letters, digits, '_', '-' and '.', got {_shown(self.file)}")
+        return self
+
+
+class Split(_Frozen):
+    """A split and its shards, in the order in which their samples count."""
+
+    samples: Count
+    official: Text | None = None
+    """What the data set itself calls this split, where that differs."""
+    shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _counts_add_up(self) -> Split:
+        held = sum(shard.samples for shard in self.shards)
+        if held != self.samples:
+            raise ValueError(f"expected shards of {self.samples} samples in all, got {held}")
+        return self
+
+
+class Manifest(_Frozen):
+    """Everything that is known of a data set before a shard is opened."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    dataset: Name
+    version: Text
+    license: Text
+    source: Text
+    classes: tuple[Text, ...]
+    """Names of the labels: label i is `classes[i]`."""
+    parts: tuple[Text, ...] = ()
+    """Names of the parts, in the order in which tasks count them."""
+    part_of: dict[str, Text | None] = Field(default_factory=dict)
+    """The object that a part belongs to; None where it belongs to no single one."""
+    annotations: tuple[Annotation, ...]
+    """What the samples carry beside the image."""
+    mask_classes: dict[MaskKind, tuple[Text, ...]] = Field(default_factory=dict)
+    """Names of the values of a label map: value i is `mask_classes[kind][i]`."""
+    splits: dict[Name, Split]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        for field, names in (("classes", self.classes), ("parts", self.parts), ("annotations", self.annotations)):
+            _no_duplicates(field, names)
+        for needed, field, names in (("label", "classes", self.classes), ("keypoints", "parts", self.parts)):
+            if needed in self.annotations and not names:
+                raise ValueError(f"annotations name {needed!r}, so expected at least one of {field}, got none")
+        for part in self.part_of:
+            if part not in self.parts:
+                raise ValueError(f"part_of names {_shown(part)}, which is not one of parts{nearest(part, self.parts)}")
+        for kind in self.mask_classes:
+            if kind not in self.annotations:
+                raise ValueError(f"mask_classes names {kind!r}, which is not one of annotations")
+        if not self.splits:
+            raise ValueError("expected at least one split, got none")
+        _no_duplicates("shard files", [shard.file for split in self.splits.values() for shard in split.shards])
+        return self
+
+    def split(self, name: str) -> Split:
+        """The split called `name`. Raises ManifestError where there is none."""
+        if name not in self.splits:
+            known = ", ".join(self.splits)
+            raise ManifestError(f"{self.dataset}: expected one of the splits {known}, got {_shown(name)}{nearest(name, self.splits)}")
+        return self.splits[name]
+
+    def to_json(self) -> str:
+        """The manifest as its file holds it: the same text for equal manifests."""
+        return self.model_dump_json(by_alias=True, indent=2, exclude_none=False) + "\n"
+
+
+def dataset_url(root: str, dataset: str) -> str:
+    """Path or URL of a data set's folder below `root`."""
+    return root + dataset if root.endswith("/") else f"{root}/{dataset}"
+
+
+def shard_url(root: str, dataset: str, shard: Shard) -> str:
+    """Path or URL of a shard."""
+    return f"{dataset_url(root, dataset)}/{shard.file}"
+
+
+def load_manifest(root: str, dataset: str) -> Manifest:
+    """The manifest of `dataset` below `root`, a local folder or any URL that fsspec knows.
+
+    Raises ManifestError where it is missing, too large, malformed, of another schema, of another data set, names a shard outside its folder or twice,
+    or has counts that do not add up.
+    """
+    if not _NAME.fullmatch(dataset):
+        raise ManifestError(f"data set: expected a name of letters, digits, '_', '-' and '.', got {_shown(dataset)}")
+    url = f"{dataset_url(root, dataset)}/{FILE_NAME}"
+    manifest = parse_manifest(_read(root, dataset, url), url)
+    if manifest.dataset != dataset:
+        raise ManifestError(f"{url}: expected the manifest of {dataset!r}, got that of {manifest.dataset!r}; name the folder after its data set")
+    return manifest
+
+
+def parse_manifest(text: bytes, url: str) -> Manifest:
+    """A manifest from its JSON text; `url` is what errors call it. Raises ManifestError as `load_manifest` does."""
+    try:
+        plain = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{url}: expected JSON, got {_one_line(error)}; rebuild the data set with its recipe") from None
+    if not isinstance(plain, dict):
+        raise ManifestError(f"{url}: expected a JSON object, got {type(plain).__name__}; rebuild the data set with its recipe")
+    if "schema" not in plain or plain["schema"] != SCHEMA or isinstance(plain["schema"], bool | float):
+        got = _shown(plain.get("schema", "none"))
+        raise ManifestError(f"{url}: expected manifest schema {SCHEMA}, got {got}; rebuild the data set with the recipe of this version")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ManifestError(f"{url}: {_first(error)}; rebuild the data set with its recipe") from None
+
+
+def _read(root: str, dataset: str, url: str) -> bytes:
+    try:
+        with fsspec.open(url, "rb").open() as file:
+            text: bytes = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ManifestError(f"{url}: no such file; expected a data set's manifest{_neighbours(root, dataset)}") from None
+    except Exception as error:  # every file system has its own errors, and each of them means the same here
+        raise ManifestError(f"{url}: expected a readable manifest, got {type(error).__name__}: {_one_line(error)}") from None
+    if len(text) > MAX_BYTES:
+        raise ManifestError(f"{url}: expected at most {MAX_BYTES} bytes, got more; is this a manifest?")
+    return text
+
+
+def _neighbours(root: str, dataset: str) -> str:
+    """Which data sets `root` does hold, for an error message."""
+    try:
+        system, path = fsspec.core.url_to_fs(root)
+        found = sorted(str(file).rsplit("/", 2)[-2] for file in system.glob(f"{path.rstrip('/')}/*/{FILE_NAME}"))
+    except Exception:  # only a hint: whatever went wrong was told already
+        return ""
+    if not found:
+        return f"; {root} holds no data set"
+    return f"; {root} holds {', '.join(found[:10])}{', …' if len(found) > 10 else ''}{nearest(dataset, found)}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    _no_duplicates("keys of an object", [key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _no_duplicates(what: str, names: tuple[str, ...] | list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"expected {what} that differ, got {_shown(name)} twice")
+        seen.add(name)
+
+
+def _first(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in one line: where, what was expected, what was there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(step) for step in first["loc"]) or "manifest"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key{nearest(str(first['loc'][-1]), _keys())}"
+    if first["type"] == "missing":
+        return f"{where}: expected this key, got none"
+    message = _one_line(first["msg"].removeprefix("Value error, "))
+    return f"{where}: {message}" if first["type"] == "value_error" else f"{where}: {message}, got {_shown(first['input'])}"
+
+
+def _keys() -> list[str]:
+    return [field.alias or name for model in (Manifest, Split, Shard) for name, field in model.model_fields.items()]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:300]
