@@ -69,8 +69,8 @@ class Item:
     target: int | None
     image: np.ndarray
     """uint8 [H, W, 3]."""
-    mask: np.ndarray | None = None
-    """Label map aligned with `image`, for dense tasks."""
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Label maps by name (object, part), for dense tasks; each covers the whole of `image`, at a resolution of its own."""
 
 
 class View(Protocol):

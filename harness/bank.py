@@ -1,0 +1,234 @@
+"""Feature banks: what an encoder said of every item of a split, on disk, under a key that hashes everything that could change a byte.
+
+A bank is one (encoder, split, view, readout); the readouts that one forward pass gives are banks of their own, so that a later sweep finds whichever
+it needs. `<cache>/<key>/bank.json` says in words what the key hashes; `<cache>/<key>/<shard>.arrow` is one shard's part, an Arrow IPC file whose
+metadata carries the shard's account. Parts appear under their names whole or not at all, and the first one stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+
+from harness.core import Rows
+from harness.errors import BankError, RunError
+from harness.stream import ShardAudit
+
+EXTRACTION_VERSION = 1
+"""Raised whenever a change to the code that reads, views, prepares, encodes or pools could change a byte of a bank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSpec:
+    """Identity of a bank. Two specs with one key hold the same bytes."""
+
+    dataset: str
+    split: str
+    shards: tuple[tuple[str, str, int], ...]
+    """(file, sha256, samples) of every shard, in the manifest's order."""
+    readout: str
+    view: str
+    identity: tuple[tuple[str, Any], ...]
+    """Everything else that could change a byte: weights, architecture, preprocessing, precision, batch size, device type, versions."""
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def describe(self) -> dict[str, Any]:
+        return {**asdict(self), "identity": dict(self.identity), "key": self.key, "extraction_version": EXTRACTION_VERSION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """A shard's account as its bank part carries it."""
+
+    bank_key: str
+    shard: str
+    expected: int
+    seen: int
+    failed: int
+    duplicates: int
+    reasons: Mapping[str, Sequence[str]]
+    sha256: str
+    attempts: int
+    node: str
+    rows: int
+    seconds: float
+    """Time in the encoder and its preparation, shared out among the readouts of the pass."""
+    images: int
+    """Items that the encoder saw for this part, before padding."""
+
+    @property
+    def status(self) -> str:
+        return "ok" if not self.reasons and self.seen == self.expected else "incomplete"
+
+    @staticmethod
+    def of(audit: ShardAudit, **more: Any) -> Receipt:
+        told = {name: getattr(audit, name) for name in ("shard", "expected", "seen", "failed", "duplicates", "reasons", "sha256")}
+        return Receipt(**told, **more)
+
+
+@dataclass(kw_only=True, eq=False)
+class PartRows:
+    """The rows of one part while they are being made."""
+
+    keys: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    masks: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+class BankStore:
+    """A folder or URL (anything fsspec knows) that holds banks."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._system, self._path = fsspec.core.url_to_fs(self.root)
+        self._local = isinstance(self._system, fsspec.implementations.local.LocalFileSystem)
+
+    def _file(self, *names: str) -> str:
+        return "/".join((self._path, *names))
+
+    @staticmethod
+    def _part(key: str, shard: str) -> tuple[str, str]:
+        return key, shard.removesuffix(".tar").replace("/", "__") + ".arrow"
+
+    def publish(self, names: Sequence[str], data: bytes, *, replace: bool = False) -> bool:
+        """Write `data` whole under `names`; False (and nothing written) where the name is taken and `replace` is not asked for."""
+        target = self._file(*names)
+        try:
+            if not self._local:
+                if not replace and self._system.exists(target):
+                    return False
+                self._system.pipe_file(target, data)  # object stores publish an object when its upload ends
+                return True
+            return _publish_local(Path(target), data, replace=replace)
+        except OSError as error:
+            raise RunError(f"cannot write {target}: {error.strerror or error}; free some space or choose another --cache, then run again") from error
+
+    def read_bytes(self, *names: str) -> bytes | None:
+        """Contents of a file of the store, or None where it is not there."""
+        try:
+            data: bytes = self._system.cat_file(self._file(*names))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def discard(self, *names: str) -> None:
+        """Remove a folder of the store, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm(self._file(*names), recursive=True)
+
+    def write_part(self, spec: BankSpec, rows: PartRows, receipt: Receipt) -> None:
+        """Publish one shard's part. A complete part that is there already stays; an incomplete one is replaced."""
+        known = self.receipt(spec, receipt.shard)
+        if known is not None and known.status == "ok":
+            return
+        self.publish((spec.key, "bank.json"), json.dumps(spec.describe(), indent=2).encode())
+        self.publish(self._part(spec.key, receipt.shard), _serialise(rows, receipt), replace=known is not None)
+
+    def receipt(self, spec: BankSpec, shard: str) -> Receipt | None:
+        """The account that a part carries, or None where there is no (readable) part."""
+        try:
+            with self._reader(spec.key, shard) as reader:
+                return Receipt(**json.loads(reader.schema.metadata[b"receipt"]))
+        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+            return None
+
+    def rows(self, spec: BankSpec, *, mask: str | None = None) -> Rows:
+        """All rows of a bank, shards in the manifest's order, local parts memory-mapped. Raises BankError where a part is missing or damaged."""
+        parts = [self._load(spec, file, mask) for file, _, samples in spec.shards if samples]
+        parts = [part for part in parts if len(part)]
+        if len(parts) == 1:
+            return parts[0]
+        empty = np.zeros((0, 0), np.float32)
+        masks = [part.masks for part in parts if part.masks is not None]
+        return Rows(
+            keys=[key for part in parts for key in part.keys],
+            groups=[group for part in parts for group in part.groups],
+            targets=np.concatenate([part.targets for part in parts]) if parts else np.zeros(0, np.int64),
+            features=np.concatenate([part.features for part in parts]) if parts else empty,
+            masks=np.concatenate(masks) if masks else None,
+        )
+
+    @contextlib.contextmanager
+    def _reader(self, key: str, shard: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
+        path = self._file(*self._part(key, shard))
+        source: IO[bytes] | Any = pa.memory_map(path) if self._local else io.BytesIO(self._system.cat_file(path))
+        yield pa.ipc.open_file(source)  # what was read keeps the mapping alive
+
+    def _load(self, spec: BankSpec, shard: str, mask: str | None) -> Rows:
+        try:
+            with self._reader(spec.key, shard) as reader:
+                table = reader.read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise BankError(f"bank {spec.key}, {shard}: {error}; run the sweep again to encode this shard anew") from error
+        return Rows(
+            keys=table["key"].to_pylist(),
+            groups=table["group"].to_pylist(),
+            targets=table["target"].to_numpy(),
+            features=_tensor(table, "feature"),
+            masks=_tensor(table, f"mask_{mask}") if mask is not None else None,
+        )
+
+
+def _publish_local(target: Path, data: bytes, *, replace: bool) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        if replace:
+            os.replace(temporary, target)
+            return True
+        os.link(temporary, target)  # unlike a rename, it refuses to take the place of a file that came first
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _serialise(rows: PartRows, receipt: Receipt) -> bytes:
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(rows.keys, pa.string()),
+        "group": pa.array(rows.groups, pa.string()),
+        "target": pa.array(rows.targets, pa.int64()),
+    }
+    shapes: dict[str, list[int]] = {}
+    for name, arrays in {"feature": rows.features, **{f"mask_{kind}": masks for kind, masks in rows.masks.items()}}.items():
+        stacked = np.stack(arrays) if arrays else np.zeros((0, 1), np.float32)
+        shapes[name] = list(stacked.shape[1:])
+        width = int(np.prod(stacked.shape[1:]))
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), width)
+    metadata = {"receipt": json.dumps(asdict(receipt)), "shapes": json.dumps(shapes)}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _tensor(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        raise BankError(f"bank: expected a column {name!r}, got {', '.join(table.column_names)}; does the data set have these label maps?")
+    shape = json.loads(table.schema.metadata[b"shapes"])[name]
+    flat = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in table[name].chunks]
+    joined = flat[0] if len(flat) == 1 else np.concatenate(flat) if flat else np.zeros(0, np.float32)
+    result: np.ndarray = joined.reshape(table.num_rows, *shape)
+    return result

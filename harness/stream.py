@@ -1,0 +1,231 @@
+"""Shards to decoded samples, with an account of every one of them.
+
+WebDataset reads the members and groups them into records. What it passes over in silence is counted here: a tar cut at a member boundary, members
+that do not follow each other, a missing member, a key that comes twice, an image that does not decode. One shard's account always adds up:
+seen + failed = expected, for whatever the file holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import IO, Any, TypeVar
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from harness.core import Box, Keypoint, Sample
+from harness.errors import ShardError
+from harness.manifest import Shard
+
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+MEMBERS_OF = {"label": "json", "boxes": "json", "keypoints": "json", "object": "object.png", "part": "part.png"}
+"""The member that carries each annotation."""
+_TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
+_NAMED = 100  # how many failures of one kind the account names; the rest are counted
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class ShardAudit:
+    """What became of every sample of one shard."""
+
+    shard: str
+    expected: int
+    seen: int = 0
+    failed: int = 0
+    duplicates: int = 0
+    sha256: str = ""
+    """Digest of the bytes that were read."""
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    """Reason to what it befell: sample keys, or a few words where there is no key."""
+
+    @property
+    def complete(self) -> bool:
+        return not self.reasons and self.seen == self.expected
+
+    def note(self, reason: str, what: str) -> None:
+        """Add to the account without failing a sample."""
+        named = self.reasons.setdefault(reason, [])
+        if len(named) < _NAMED:
+            named.append(what)
+        elif len(named) == _NAMED:
+            named.append("and more")
+
+    def fail(self, key: str, reason: str) -> None:
+        """One sample is lost, for `reason`."""
+        self.failed += 1
+        self.note(reason, key)
+
+    def close(self) -> None:
+        """Account for the samples that the manifest promises and that never came, and for those that it does not know."""
+        lost = self.expected - self.seen - self.failed
+        if lost > 0:
+            self.failed += lost
+            self.note("absent", f"{lost} of {self.expected} samples")
+        elif lost < 0:
+            self.note("unexpected", f"{-lost} samples more than the {self.expected} of the manifest")
+            self.failed = max(0, self.expected - self.seen)
+
+
+class _HashingReader(io.RawIOBase):
+    """Passes a stream through, keeping its digest, its length and its last bytes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.length = 0
+        self.tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._digest.update(data)
+        self.length += len(data)
+        self.tail = (self.tail + data)[-_TAR_END:]
+        return data
+
+    def drain(self) -> str:
+        """Read to the end; the digest of everything."""
+        while self.read(1 << 20):
+            pass
+        return self._digest.hexdigest()
+
+
+def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[Callable[[], Sample]]:
+    """Decoders of the samples of one shard, each to be called once (in any thread), in the shard's order; `audit` keeps the account.
+
+    A decoder raises ShardError where its sample is broken; the caller then says so with `audit.fail`. `audit` is complete only after the iterator
+    has ended and `audit.close()` was called. Raises ShardError where the file cannot be opened or read at all.
+    """
+    needed = frozenset(MEMBERS_OF[annotation] for annotation in annotations)
+    try:
+        with fsspec.open(url, "rb") as stream:
+            reader = _HashingReader(stream)
+            yield from _records(reader, needed, audit)
+            audit.sha256 = reader.drain()
+    except OSError as error:
+        raise ShardError(f"{url}: cannot be read: {error}; check that the shard is there and readable") from error
+    if reader.tail != bytes(_TAR_END):
+        audit.note("truncated", f"{reader.length} bytes, without a tar's end, expected {shard.bytes} bytes")
+    if audit.sha256 != shard.sha256:
+        audit.note("sha256", f"expected {shard.sha256[:12]}…, got {audit.sha256[:12]}…")
+
+
+def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) -> Iterator[Callable[[], Sample]]:
+    state: dict[str, bool] = {}  # key -> was it complete
+    for record in group_by_keys(_members(reader, audit), handler=_duplicate_members(audit)):
+        key = record["__key__"]
+        members = {name: value for name, value in record.items() if not name.startswith("__")}
+        missing = sorted(needed - members.keys())
+        if not any(name in members for name in IMAGE_MEMBERS):
+            missing.insert(0, "image")
+        if key in state:
+            audit.duplicates += 1
+            audit.note("duplicate key" if state[key] and not missing else "members not adjacent", key)
+            continue
+        state[key] = not missing
+        if missing:
+            audit.fail(key, f"missing member: {', '.join(missing)}")
+            continue
+        yield _decoder(key, members)
+
+
+def _members(reader: _HashingReader, audit: ShardAudit) -> Iterator[dict[str, Any]]:
+    try:
+        for member in tar_file_iterator(reader):
+            yield {**member, "__url__": audit.shard}
+    except (tarfile.TarError, EOFError) as error:
+        audit.note("truncated", " ".join(str(error).split()) or type(error).__name__)
+
+
+def _duplicate_members(audit: ShardAudit) -> Callable[[Exception], bool]:
+    def handle(error: Exception) -> bool:
+        audit.duplicates += 1
+        audit.note("duplicate member", str(error.args[0]).split(":")[0] if error.args else "unknown")
+        return True
+
+    return handle
+
+
+def _decoder(key: str, members: dict[str, bytes]) -> Callable[[], Sample]:
+    return lambda: decode_sample(key, members)
+
+
+def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
+    """A sample from its members' bytes. Raises ShardError, whose text is the reason, where one does not decode."""
+    image = next(members[name] for name in IMAGE_MEMBERS if name in members)
+    about = _json(members["json"]) if "json" in members else {}
+    try:
+        return Sample(
+            key=key,
+            image=decode_rgb(image),
+            label=about.get("label"),
+            boxes=tuple(Box(**box) for box in about.get("boxes", ())),
+            keypoints=tuple(Keypoint(**keypoint) for keypoint in about.get("keypoints", ())),
+            object_mask=_mask(members, "object.png"),
+            part_mask=_mask(members, "part.png"),
+        )
+    except (TypeError, ValueError) as error:
+        raise ShardError("broken json") from error
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of a JPEG, PNG or WebP; grey and palette images become RGB, alpha is dropped. Raises ShardError."""
+    try:
+        chw = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:
+        raise ShardError("broken image") from error
+    return np.ascontiguousarray(chw.permute(1, 2, 0).numpy())
+
+
+def _mask(members: dict[str, bytes], name: str) -> np.ndarray | None:
+    if name not in members:
+        return None
+    try:
+        with Image.open(io.BytesIO(members[name])) as image:
+            return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ShardError(f"broken {name}") from error
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        about = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ShardError("broken json") from error
+    if not isinstance(about, dict):
+        raise ShardError("broken json")
+    return about
+
+
+def in_order(work: Iterable[Callable[[], T]], threads: int, ahead: int = 32) -> Iterator[T | ShardError]:
+    """Results of `work` in its order, computed by `threads` threads at most `ahead` before they are asked for; a ShardError is given, not raised."""
+
+    def guarded(job: Callable[[], T]) -> T | ShardError:
+        try:
+            return job()
+        except ShardError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[T | ShardError]] = deque()
+        for job in work:
+            pending.append(pool.submit(guarded, job))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,0 +1,1 @@
+"""Views: a sample to the inputs that a task family needs. One file a view; nothing to register."""

@@ -1,0 +1,82 @@
+"""Square patches centred on keypoints, whose side follows from the distance to the nearest other keypoint (Zhu et al., TMLR 2023, part patches)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from harness.core import Fit, Item, Keypoint, Sample
+
+Neighbours = Literal["all", "selected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointPatch:
+    """One item for every visible selected keypoint: a square of side `side` × d, where d is the smallest distance to another keypoint of the image.
+
+    Pixels outside the image are black. Items without a defined d (a lone keypoint) or with d outside (`min_distance`, `max_distance`) are left out.
+    """
+
+    parts: tuple[str, ...]
+    """Selected parts; an item's target is its part's index here."""
+    side: float = 1.0
+    """Side of the crop as a multiple of d: 1 in the paper, about 1/2 in its release."""
+    neighbours: Neighbours = "all"
+    """Which visible keypoints d is measured to: all of the image's (the paper), or the selected ones (the release)."""
+    min_distance: float = 0.0
+    max_distance: float = math.inf
+    min_parts: int = 1
+    """Images that show fewer selected parts are left out."""
+
+    fit: ClassVar[Fit] = "resize"
+
+    @property
+    def identity(self) -> str:
+        distances = f"{self.min_distance:g}..{self.max_distance:g}"
+        return f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={distances};min={self.min_parts})"
+
+    def __call__(self, sample: Sample) -> list[Item]:
+        visible = [k for k in sample.keypoints if k.visible]
+        chosen = [k for k in visible if k.part in self.parts]
+        if len({k.part for k in chosen}) < self.min_parts:
+            return []
+        others = visible if self.neighbours == "all" else chosen
+        items = []
+        for index, keypoint in enumerate(chosen):
+            distance = nearest_distance(keypoint, others)
+            if distance is None or not self.min_distance < distance < self.max_distance:
+                continue
+            items.append(
+                Item(
+                    key=f"{sample.key}#{index}:{keypoint.part}",
+                    group=sample.key,
+                    target=self.parts.index(keypoint.part),
+                    image=crop_square(sample.image, keypoint.x, keypoint.y, self.side * distance),
+                )
+            )
+        return items
+
+
+def nearest_distance(keypoint: Keypoint, others: list[Keypoint]) -> float | None:
+    """Smallest L2 distance in pixels from `keypoint` to another of `others`, or None where there is none.
+
+    Points at the very same place count as no neighbour: they would ask for an empty crop.
+    """
+    distances = [math.hypot(o.x - keypoint.x, o.y - keypoint.y) for o in others if o is not keypoint]
+    return min((d for d in distances if d > 0), default=None)
+
+
+def crop_square(image: np.ndarray, x: float, y: float, side: float) -> np.ndarray:
+    """The uint8 [s, s, 3] square of side s = max(1, round(side)) centred on (x, y); what lies outside the image is black."""
+    size = max(1, round(side))
+    left, top = round(x - size / 2), round(y - size / 2)
+    patch = np.zeros((size, size, 3), dtype=np.uint8)
+    height, width = image.shape[:2]
+    x0, x1 = max(left, 0), min(left + size, width)
+    y0, y1 = max(top, 0), min(top + size, height)
+    if x0 < x1 and y0 < y1:
+        patch[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
+    return patch
