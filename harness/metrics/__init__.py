@@ -1,0 +1,29 @@
+"""Metrics by name. The folder is the registry: each module here may give a tuple METRICS, and a new metric is one new file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from harness.core import Metric
+from harness.errors import RequestError, nearest
+
+
+def _discover() -> dict[str, Metric]:
+    found: dict[str, Metric] = {}
+    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        for each in getattr(importlib.import_module(f"{__name__}.{module}"), "METRICS", ()):
+            if each.name in found:
+                raise RequestError(f"metrics: expected one metric named {each.name!r}, found another in {module}.py; rename one of them")
+            found[each.name] = each
+    return found
+
+
+METRICS: dict[str, Metric] = _discover()
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name. Raises RequestError, with the nearest name, where there is none."""
+    if name not in METRICS:
+        raise RequestError(f"metric: expected one of {', '.join(METRICS)}, got {name!r}{nearest(name, METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,56 @@
+"""Accuracy over items, and its mean over classes.
+
+Shape legend: N rows, G groups (images), C classes, M counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.core import Metric, Predictions
+from harness.metrics.table import check_classes, group_index, grouped_sum, mean_of_defined, ratio
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of items whose predicted class is their own, a fraction (top-1). Items without a target (-1) are left out."""
+
+    name: str = "accuracy"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, 2]: correct, counted. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, classes)
+        index, groups = group_index(predictions.groups)
+        known = predictions.targets >= 0
+        correct = known & (predictions.targets == predictions.predictions)
+        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (correct, known)], axis=1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., 2] counts to [...] accuracy; NaN where nothing was counted."""
+        return ratio(sums[..., 0], sums[..., 1])
+
+
+@dataclass(frozen=True)
+class MeanClassAccuracy:
+    """Mean over the classes that occur among the targets of the accuracy within each, a fraction."""
+
+    name: str = "mean_class_accuracy"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, 2C]: correct by class, then counted by class. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, classes)
+        index, groups = group_index(predictions.groups)
+        known = predictions.targets >= 0
+        targets = np.where(known, predictions.targets, 0)
+        correct = known & (predictions.targets == predictions.predictions)
+        return np.concatenate([grouped_sum(index, len(groups), targets, classes, what) for what in (correct, known)], axis=1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., 2C] counts to [...]; NaN where no class occurs."""
+        correct, counted = np.split(sums, 2, axis=-1)
+        return mean_of_defined(ratio(correct, counted))
+
+
+METRICS: tuple[Metric, ...] = (Accuracy(), MeanClassAccuracy())

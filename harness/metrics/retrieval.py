@@ -1,0 +1,71 @@
+"""Average precision, of one query and over queries.
+
+Shape legend: N rows (queries), G groups (images), C classes, M counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.core import Metric, Predictions
+from harness.metrics.table import check_classes, group_index, grouped_sum, mean_of_defined, ratio
+
+
+def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
+    """Average precision of one query, in [0, 1]; NaN where nothing is relevant.
+
+    `similarity` float [N] of the gallery's items, higher nearer; `relevant` bool [N]. The sum over thresholds of (R_n - R_(n-1)) P_n without
+    interpolation, items of equal similarity entering together: scikit-learn's average_precision_score. Every relevant item adds the precision at
+    its own similarity, hence two sorts and no ranking.
+    """
+    wanted = np.sort(similarity[relevant])
+    if not len(wanted):
+        return float("nan")
+    hits = len(wanted) - np.searchsorted(wanted, wanted, side="left")
+    retrieved = len(similarity) - np.searchsorted(np.sort(similarity), wanted, side="left")
+    return float(np.mean(hits / retrieved))
+
+
+@dataclass(frozen=True)
+class AP:
+    """Mean over queries of their average precision, a fraction. Queries whose own is undefined (NaN) are left out."""
+
+    name: str = "AP"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, 2]: sum of average precisions, queries counted. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, classes)
+        index, groups = group_index(predictions.groups)
+        defined = ~np.isnan(predictions.scores)
+        scores = np.where(defined, predictions.scores, 0.0)
+        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (scores, defined)], axis=1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., 2] counts to [...]; NaN where no query was counted."""
+        return ratio(sums[..., 0], sums[..., 1])
+
+
+@dataclass(frozen=True)
+class MAP:
+    """Mean over the classes that have a counted query of the mean average precision of each class's queries, a fraction."""
+
+    name: str = "mAP"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, 2C]: sum of average precisions by the query's class, then queries counted by class."""
+        check_classes(self.name, predictions, classes)
+        index, groups = group_index(predictions.groups)
+        defined = ~np.isnan(predictions.scores) & (predictions.targets >= 0)
+        scores = np.where(defined, predictions.scores, 0.0)
+        targets = np.where(defined, predictions.targets, 0)
+        return np.concatenate([grouped_sum(index, len(groups), targets, classes, what) for what in (scores, defined)], axis=1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., 2C] counts to [...]; NaN where no query was counted."""
+        scores, counted = np.split(sums, 2, axis=-1)
+        return mean_of_defined(ratio(scores, counted))
+
+
+METRICS: tuple[Metric, ...] = (AP(), MAP())

@@ -1,0 +1,174 @@
+"""Metrics against scikit-learn, torchmetrics and hand computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, confusion_matrix, jaccard_score
+
+from harness.core import Metric, Predictions
+from harness.errors import ProbeError, RequestError
+from harness.metrics import METRICS, metric
+from harness.metrics.retrieval import average_precision
+
+
+def table(groups: list[str], targets: list[int], predictions: list[int], scores: list[float] | None = None) -> Predictions:
+    return Predictions(
+        keys=[f"k{i}" for i in range(len(groups))],
+        groups=groups,
+        targets=np.array(targets, dtype=np.int64),
+        predictions=np.array(predictions, dtype=np.int64),
+        scores=np.array(scores if scores is not None else [1.0] * len(groups), dtype=np.float64),
+    )
+
+
+def overall(name: str, predictions: Predictions, classes: int) -> float:
+    chosen = metric(name)
+    return float(chosen.value(chosen.counts(predictions, classes).sum(axis=0)))
+
+
+def random_table(seed: int, rows: int = 300, classes: int = 7) -> Predictions:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, classes, rows)
+    predictions = np.where(rng.random(rows) < 0.6, targets, rng.integers(0, classes, rows))
+    return table([f"g{g}" for g in rng.integers(0, 40, rows)], targets.tolist(), predictions.tolist(), rng.random(rows).tolist())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_accuracies_agree_with_scikit_learn(seed: int) -> None:
+    predictions = random_table(seed)
+    assert overall("accuracy", predictions, 7) == pytest.approx(accuracy_score(predictions.targets, predictions.predictions), abs=1e-12)
+    expected = balanced_accuracy_score(predictions.targets, predictions.predictions)
+    assert overall("mean_class_accuracy", predictions, 7) == pytest.approx(expected, abs=1e-12)
+
+
+def test_mean_class_accuracy_leaves_out_classes_that_do_not_occur() -> None:
+    predictions = table(["a", "b", "c"], [0, 0, 2], [0, 1, 2])
+    assert overall("mean_class_accuracy", predictions, 5) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_items_without_target_are_not_counted() -> None:
+    predictions = table(["a", "a", "b"], [1, -1, 0], [1, -1, 1])
+    assert overall("accuracy", predictions, 2) == 0.5
+    assert overall("mean_class_accuracy", predictions, 2) == 0.5
+
+
+def test_counts_have_one_row_per_group_in_order_of_first_appearance() -> None:
+    predictions = table(["b", "a", "b"], [0, 1, 1], [0, 0, 1])
+    assert metric("accuracy").counts(predictions, 2).tolist() == [[2, 2], [0, 1]]
+
+
+@pytest.mark.parametrize("chosen", METRICS.values(), ids=METRICS)
+def test_nothing_counted_is_undefined(chosen: Metric) -> None:
+    counts = chosen.counts(table([], [], []), 3)
+    assert counts.shape[0] == 0
+    assert np.isnan(chosen.value(counts.sum(axis=0)))
+
+
+@pytest.mark.parametrize("chosen", METRICS.values(), ids=METRICS)
+def test_values_of_many_sums_are_the_values_of_each(chosen: Metric) -> None:
+    counts = chosen.counts(random_table(5), 7)
+    together = chosen.value(np.stack([counts.sum(axis=0), counts[:10].sum(axis=0)]))
+    assert together.tolist() == [float(chosen.value(counts.sum(axis=0))), float(chosen.value(counts[:10].sum(axis=0)))]
+
+
+@pytest.mark.parametrize("chosen", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize(("targets", "predictions"), [([3], [0]), ([0], [3]), ([-2], [0])])
+def test_classes_that_do_not_exist_are_refused(chosen: Metric, targets: list[int], predictions: list[int]) -> None:
+    with pytest.raises(ProbeError, match=r"got -?[23]"):
+        chosen.counts(table(["a"], targets, predictions), 3)
+
+
+def similarities(kind: str, rng: np.random.Generator) -> np.ndarray:
+    if kind == "distinct":
+        return rng.permutation(200).astype(np.float32)
+    if kind == "many ties":
+        return rng.integers(0, 9, 200).astype(np.float32)
+    return np.zeros(200, dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", ["distinct", "many ties", "all tied"])
+@pytest.mark.parametrize("positives", [1, 2, 50, 199, 200])
+def test_average_precision_agrees_with_scikit_learn(kind: str, positives: int) -> None:
+    rng = np.random.default_rng(positives)
+    for _ in range(5):
+        similarity, relevant = similarities(kind, rng), rng.permutation(200) < positives
+        assert average_precision(similarity, relevant) == pytest.approx(average_precision_score(relevant, similarity), abs=1e-12)
+
+
+def test_average_precision_by_hand() -> None:
+    # ranks 1, 3 and a tie of two at 4-5 of which one is relevant: 1/1, 2/3, 3/5
+    similarity = np.array([0.9, 0.8, 0.7, 0.5, 0.5, 0.1])
+    relevant = np.array([True, False, True, True, False, False])
+    assert average_precision(similarity, relevant) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+
+
+def test_average_precision_without_relevant_items_is_undefined() -> None:
+    assert np.isnan(average_precision(np.array([0.3, 0.2]), np.array([False, False])))
+    assert np.isnan(average_precision(np.array([]), np.array([], dtype=bool)))
+
+
+def test_ap_is_the_mean_over_queries_and_map_over_classes() -> None:
+    predictions = table(["a", "a", "b", "c"], [0, 0, 0, 2], [0, 0, 0, 2], [0.2, 0.4, float("nan"), 0.9])
+    assert overall("AP", predictions, 4) == pytest.approx((0.2 + 0.4 + 0.9) / 3)
+    assert overall("mAP", predictions, 4) == pytest.approx((0.3 + 0.9) / 2)
+
+
+def test_ap_of_undefined_queries_only_is_undefined() -> None:
+    predictions = table(["a"], [0], [-1], [float("nan")])
+    assert np.isnan(overall("AP", predictions, 2))
+    assert np.isnan(overall("mAP", predictions, 2))
+
+
+def confusion_rows(images: list[tuple[np.ndarray, np.ndarray]], classes: int) -> Predictions:
+    """Confusion cells of (target, prediction) label maps, one group an image, by scikit-learn."""
+    groups, targets, predicted, pixels = [], [], [], []
+    for i, (target, prediction) in enumerate(images):
+        matrix = confusion_matrix(target.ravel(), prediction.ravel(), labels=range(classes))
+        for t, p in zip(*np.nonzero(matrix), strict=True):
+            groups.append(f"image{i}")
+            targets.append(int(t))
+            predicted.append(int(p))
+            pixels.append(float(matrix[t, p]))
+    return table(groups, targets, predicted, pixels)
+
+
+def test_miou_sums_over_the_split_before_it_divides() -> None:
+    # class 1: image A 1 of 100 pixels, missed (IoU 0); image B 99 of 99, right (IoU 1). The mean of per-image IoUs is 0.5; over the split it is 99 / 100.
+    predictions = table(["A", "A", "B", "B"], [0, 1, 0, 1], [0, 0, 0, 1], [99, 1, 1, 99])
+    assert overall("mIoU", predictions, 2) == pytest.approx((100 / 101 + 99 / 100) / 2)
+    assert overall("mAcc", predictions, 2) == pytest.approx((100 / 100 + 99 / 100) / 2)
+    assert overall("aAcc", predictions, 2) == pytest.approx(199 / 200)
+
+
+def test_miou_leaves_out_absent_classes_but_counts_invented_ones() -> None:
+    predictions = table(["a", "a"], [0, 0], [0, 2], [3, 1])
+    assert overall("mIoU", predictions, 4) == pytest.approx((3 / 4 + 0) / 2)
+    assert overall("mAcc", predictions, 4) == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_segmentation_metrics_agree_with_scikit_learn_and_torchmetrics(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = [(rng.integers(0, 5, (9, 11)), rng.integers(0, 5, (9, 11))) for _ in range(4)]
+    predictions = confusion_rows(images, 6)
+    target, predicted = (np.concatenate([image[i].ravel() for image in images]) for i in (0, 1))
+    assert overall("mIoU", predictions, 6) == pytest.approx(jaccard_score(target, predicted, average="macro"), abs=1e-12)
+    assert overall("mAcc", predictions, 6) == pytest.approx(balanced_accuracy_score(target, predicted), abs=1e-12)
+    assert overall("aAcc", predictions, 6) == pytest.approx(accuracy_score(target, predicted), abs=1e-12)
+    jaccard = torchmetrics.JaccardIndex(task="multiclass", num_classes=5)
+    assert overall("mIoU", predictions, 6) == pytest.approx(float(jaccard(torch.tensor(predicted), torch.tensor(target))), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mIoU", "mAcc", "aAcc"])
+@pytest.mark.parametrize(("target", "pixels"), [(-1, 4.0), (0, -1.0), (0, float("nan"))])
+def test_rows_that_are_no_confusion_cells_are_refused(name: str, target: int, pixels: float) -> None:
+    with pytest.raises(ProbeError, match=name):
+        metric(name).counts(table(["a"], [target], [0], [pixels]), 2)
+
+
+def test_unknown_metrics_get_the_nearest_name() -> None:
+    with pytest.raises(RequestError, match="did you mean 'accuracy'"):
+        metric("acuracy")
