@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, TypeVar
 
 import fsspec
@@ -35,6 +36,8 @@ _TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
 _NAMED = 100  # how many failures of one kind the account names; the rest are counted
 
 T = TypeVar("T")
+Keyed = tuple[str, Callable[[], T]]
+"""A sample's key, and the work that is still to be done on it."""
 
 
 @dataclass(kw_only=True)
@@ -105,10 +108,11 @@ class _HashingReader(io.RawIOBase):
         return self._digest.hexdigest()
 
 
-def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[Callable[[], Sample]]:
-    """Decoders of the samples of one shard, each to be called once (in any thread), in the shard's order; `audit` keeps the account.
+def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[Keyed[Sample]]:
+    """(key, decoder) of every whole record of one shard, in the shard's order; `audit` keeps the account of the others.
 
-    A decoder raises ShardError where its sample is broken; the caller then says so with `audit.fail`. `audit` is complete only after the iterator
+    A decoder can be called in any thread and raises ShardError where its sample is broken; the caller says so with `audit.fail`, or counts it
+    in `audit.seen`. `audit` is complete only after the iterator
     has ended and `audit.close()` was called. Raises ShardError where the file cannot be opened or read at all.
     """
     needed = frozenset(MEMBERS_OF[annotation] for annotation in annotations)
@@ -125,7 +129,7 @@ def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: Shar
         audit.note("sha256", f"expected {shard.sha256[:12]}…, got {audit.sha256[:12]}…")
 
 
-def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) -> Iterator[Callable[[], Sample]]:
+def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) -> Iterator[Keyed[Sample]]:
     state: dict[str, bool] = {}  # key -> was it complete
     for record in group_by_keys(_members(reader, audit), handler=_duplicate_members(audit)):
         key = record["__key__"]
@@ -141,7 +145,7 @@ def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) 
         if missing:
             audit.fail(key, f"missing member: {', '.join(missing)}")
             continue
-        yield _decoder(key, members)
+        yield key, partial(decode_sample, key, members)
 
 
 def _members(reader: _HashingReader, audit: ShardAudit) -> Iterator[dict[str, Any]]:
@@ -159,10 +163,6 @@ def _duplicate_members(audit: ShardAudit) -> Callable[[Exception], bool]:
         return True
 
     return handle
-
-
-def _decoder(key: str, members: dict[str, bytes]) -> Callable[[], Sample]:
-    return lambda: decode_sample(key, members)
 
 
 def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
@@ -212,8 +212,11 @@ def _json(data: bytes) -> dict[str, Any]:
     return about
 
 
-def in_order(work: Iterable[Callable[[], T]], threads: int, ahead: int = 32) -> Iterator[T | ShardError]:
-    """Results of `work` in its order, computed by `threads` threads at most `ahead` before they are asked for; a ShardError is given, not raised."""
+def in_order(work: Iterable[Keyed[T]], threads: int, ahead: int = 32) -> Iterator[tuple[str, T | ShardError]]:
+    """(key, result) of `work` in its order, computed by `threads` threads, at most `ahead` of them before they are asked for.
+
+    A ShardError is given, not raised.
+    """
 
     def guarded(job: Callable[[], T]) -> T | ShardError:
         try:
@@ -222,10 +225,11 @@ def in_order(work: Iterable[Callable[[], T]], threads: int, ahead: int = 32) -> 
             return error
 
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[T | ShardError]] = deque()
-        for job in work:
-            pending.append(pool.submit(guarded, job))
+        pending: deque[tuple[str, Future[T | ShardError]]] = deque()
+        for key, job in work:
+            pending.append((key, pool.submit(guarded, job)))
             if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+                first, future = pending.popleft()
+                yield first, future.result()
+        for key, future in pending:
+            yield key, future.result()

@@ -1,0 +1,195 @@
+"""A sweep file to a typed, validated Sweep.
+
+YAML is read safely (no tags, no aliases, a bounded size), numbers such as 1e-3 are numbers, and everything that is wrong is told in one line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.errors import RequestError, nearest
+
+MAX_BYTES = 1 << 20
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Search(_Section):
+    """How learning rates are searched, per study: `trials` proposals of `stack` learning rates each."""
+
+    trials: Count = 4
+    stack: Count = 8
+    lr: tuple[float, float] = (1e-3, 10.0)
+    """Bounds, log-uniform; actual rates at the protocol's batch size."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _two_rates(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(f"expected [lowest, highest] learning rate, got {value!r}")
+        if any(isinstance(rate, bool) or not isinstance(rate, int | float) for rate in value):
+            raise ValueError(f"expected two numbers, got {value!r}")
+        low, high = (float(rate) for rate in value)
+        if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
+            raise ValueError(f"expected 0 < lowest <= highest, both finite, got {value!r}")
+        return (low, high)
+
+
+class Resources(_Section):
+    """What the run may use. `auto`: one actor a GPU, else one a core; bf16 where the hardware has it, else float32."""
+
+    actors: Literal["auto"] | Count = "auto"
+    gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """CPU threads that each actor computes with; fixed, since results may depend on it to rounding."""
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    lease_timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 1800.0
+    """Seconds after which a shard is taken from an actor that has not returned it."""
+
+
+class Sweep(_Section):
+    """One sweep, as its file says."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    shards: str
+    """Folder or URL holding `<data set>/manifest.json`, absolute."""
+    encoders: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    tasks: Annotated[list[str], Field(min_length=1)]
+    search: Search = Search()
+    resources: Resources = Resources()
+    protocol: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases (which let a page expand to gigabytes) and without duplicate keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed here; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"expected text as a key, got {key!r}")
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} comes twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT.pattern})$"), list("-+0123456789."))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """`text` as plain YAML. Raises RequestError, calling the source `where`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise RequestError(f"{where}: expected a page of YAML, got one that is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{where}: expected plain YAML, got an error: {_one_line(error)}") from None
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep that `path` describes, with `--set` overrides `a.b=value` (YAML values). Raises RequestError in one line."""
+    file = Path(path)
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: expected a sweep file, got {error.strerror or error}") from None
+    if len(raw) > MAX_BYTES:
+        raise RequestError(f"{path}: expected a page of YAML, got {len(raw)} bytes")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: expected YAML text, got binary data") from None
+    plain = parse_yaml(text, str(path))
+    if not isinstance(plain, dict):
+        raise RequestError(f"{path}: expected a mapping of keys to values, got {type(plain).__name__}")
+    for override in overrides:
+        _override(plain, override)
+    _refuse_nan(plain, str(path))
+    sweep = _validate(plain, str(path))
+    return sweep.model_copy(update={"shards": resolve_path(sweep.shards, file.parent)})
+
+
+def resolve_path(text: str, base: Path) -> str:
+    """`text` if it is a URL, else the absolute path that it names relative to `base`."""
+    return text if "://" in text else str((base / Path(text).expanduser()).resolve())
+
+
+def _override(plain: dict[str, Any], text: str) -> None:
+    dotted, equals, value = text.partition("=")
+    steps = dotted.strip().split(".")
+    if not equals or not all(steps):
+        raise RequestError(f"--set: expected KEY=VALUE with dots between keys, got {text!r}")
+    place: Any = plain
+    for step in steps[:-1]:
+        place = place.setdefault(step, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise RequestError(f"--set {dotted}: expected a key below {step!r}, but that is no section")
+    place[steps[-1]] = parse_yaml(value, f"--set {dotted}")
+
+
+def _refuse_nan(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_nan(inner, f"{where}: {key}" if ": " not in where else f"{where}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_nan(inner, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(f"{where}: expected a finite number, got {value}")
+
+
+def _validate(plain: Mapping[str, Any], where: str) -> Sweep:
+    try:
+        return Sweep.model_validate(plain)
+    except ValidationError as error:
+        raise RequestError(f"{where}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = min(error.errors(include_url=False), key=_clumsiness)
+    location = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("literal[", "constrained-", "function-")))
+    if first["type"] == "extra_forbidden":
+        section = {"search": Search, "resources": Resources}.get(str(first["loc"][0]) if len(first["loc"]) > 1 else "", Sweep)
+        known = list(section.model_fields)  # type: ignore[attr-defined]
+        return f"{location}: unknown key{nearest(str(first['loc'][-1]), known)}; known keys are {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{location}: expected this key, got none"
+    if first["type"] == "too_short":
+        return f"{location}: expected at least one, got an empty list"
+    message = _one_line(first["msg"].removeprefix("Value error, ")).replace("Input should be", "expected")
+    return f"{location}: {message}" if first["type"] == "value_error" else f"{location}: {message}, got {str(first['input'])[:80]!r}"
+
+
+def _clumsiness(error: Any) -> int:
+    """Of several complaints about one value (a union has one for each of its members), the one that helps most comes first."""
+    return {"extra_forbidden": 0, "missing": 0, "literal_error": 2}.get(error["type"], 1)
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:300]

@@ -1,0 +1,63 @@
+"""What a process computes on: device type, precision, threads."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from harness.errors import RequestError
+
+Precision = Literal["float32", "bf16", "fp16"]
+_MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+_LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def device_type(gpu: bool) -> str:
+    """The GPU's model, or the CPU's instruction set: what features may depend on."""
+    if gpu:
+        return torch.cuda.get_device_name(0)
+    bf16 = "+bf16" if _cpu_has_bf16() else ""
+    return f"cpu:{torch.backends.cpu.get_cpu_capability()}{bf16}"
+
+
+def resolve_precision(wanted: str, gpu: bool) -> Precision:
+    """`auto` is bf16 on GPUs and on CPUs that have it in hardware, else float32. Raises RequestError for fp16 on a CPU."""
+    if wanted == "auto":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
+        return "bf16" if bf16 else "float32"
+    if wanted == "fp16" and not gpu:
+        raise RequestError("resources.precision: fp16 needs a GPU (on a CPU accelerate computes float32 and calls it fp16); ask for float32 or bf16")
+    if wanted not in _MIXED:
+        raise RequestError(f"resources.precision: expected auto, {', '.join(_MIXED)}, got {wanted!r}")
+    return wanted  # type: ignore[return-value]
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Compute:
+    """One process's device, its precision and a fixed number of threads, through accelerate."""
+
+    def __init__(self, precision: Precision, gpu: bool, threads: int) -> None:
+        for name in _LAUNCHER_VARIABLES:  # a leaked launcher environment makes accelerate wait for peers that never come
+            os.environ.pop(name, None)
+        torch.set_num_threads(threads)  # Ray's own setting comes too late where torch was imported before it
+        AcceleratorState._reset_state(True)  # a singleton: a reused process would keep its first precision
+        self.precision = precision
+        self._accelerator = Accelerator(mixed_precision=_MIXED[precision], cpu=not gpu)
+        self.device: torch.device = self._accelerator.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision for every call within, whichever method of a module it is (prepare_model would cover `forward` alone)."""
+        context: AbstractContextManager[Any] = self._accelerator.autocast()
+        return context

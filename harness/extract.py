@@ -1,0 +1,192 @@
+"""One shard through encoders: each image decoded once, each distinct view prepared once per preprocessing and encoded once per encoder.
+
+Batches never cross a shard and are padded to the batch size, so a row's bytes depend on neither the number of actors nor their order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from harness.bank import BankSpec, PartRows, Receipt
+from harness.core import Encoder, Item, Preprocessing, Sample, View
+from harness.device import Compute
+from harness.errors import ShardError
+from harness.manifest import Shard
+from harness.preprocess import prepare, prepare_mask
+from harness.readouts import Readout, blocks_needed, parse_readout, read
+from harness.stream import ShardAudit, in_order, read_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankJob:
+    """One readout of a pass and the bank it goes to."""
+
+    readout: str
+    bank: BankSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One encoder over one view, for all the readouts that are wanted of it."""
+
+    encoder: str
+    """The encoder's name in the sweep."""
+    view: View
+    banks: tuple[BankJob, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWork:
+    """What is to be done with one shard, in one reading of it."""
+
+    dataset: str
+    split: str
+    url: str
+    shard: Shard
+    annotations: tuple[str, ...]
+    passes: tuple[Pass, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.split}/{self.shard.file}"
+
+
+class _Recipe(NamedTuple):
+    """What two passes must share for one preparation of an item to serve both."""
+
+    view: str
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Prepared:
+    item: Item
+    image: torch.Tensor
+    """float32 [3, H, W], normalised."""
+    masks: dict[str, np.ndarray]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Running:
+    """One pass while its shard streams by."""
+
+    recipe: _Recipe
+    encoder: Encoder
+    readouts: list[Readout]
+    rows: list[PartRows]
+    waiting: list[_Prepared] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Extractor:
+    """Encodes shards on one device; `encoder` gives the encoder of a name, placed there."""
+
+    def __init__(self, compute: Compute, encoder: Callable[[str], Encoder], *, batch_size: int, decode_threads: int) -> None:
+        self._compute = compute
+        self._encoder = encoder
+        self._batch_size = batch_size
+        self._decode_threads = decode_threads
+
+    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec, PartRows, Receipt]]:
+        """One part for every bank of `work`. Raises ShardError where the shard cannot be read at all."""
+        audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples)
+        running = [self._start(one) for one in work.passes]
+        views = {one.recipe: one_pass.view for one, one_pass in zip(running, work.passes, strict=True)}
+        jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.annotations, audit))
+        for key, prepared in in_order(jobs, self._decode_threads):
+            if isinstance(prepared, ShardError):
+                audit.fail(key, str(prepared))
+                continue
+            audit.seen += 1
+            for one in running:
+                one.waiting += prepared[one.recipe]
+                while len(one.waiting) >= self._batch_size:
+                    self._encode(one)
+        for one in running:
+            if one.waiting:
+                self._encode(one)
+        audit.close()
+        return [
+            (
+                job.bank,
+                rows,
+                Receipt.of(
+                    audit,
+                    bank_key=job.bank.key,
+                    attempts=attempts,
+                    node=node,
+                    rows=len(rows.keys),
+                    seconds=one.seconds / len(one.rows),
+                    images=len(rows.keys),
+                ),
+            )
+            for one_pass, one in zip(work.passes, running, strict=True)
+            for job, rows in zip(one_pass.banks, one.rows, strict=True)
+        ]
+
+    def _start(self, work: Pass) -> _Running:
+        encoder = self._encoder(work.encoder)
+        return _Running(
+            recipe=_Recipe(work.view.identity, encoder.info.preprocessing),
+            encoder=encoder,
+            readouts=[parse_readout(job.readout) for job in work.banks],
+            rows=[PartRows() for _ in work.banks],
+        )
+
+    def _encode(self, one: _Running) -> None:
+        """Encode the first waiting items, at most a batch of them, padded to a batch with copies of the first."""
+        start = time.perf_counter()
+        batch, one.waiting = one.waiting[: self._batch_size], one.waiting[self._batch_size :]
+        images = torch.stack([prepared.image for prepared in batch])
+        padding = images[:1].expand(self._batch_size - len(batch), -1, -1, -1)
+        images = torch.cat([images, padding]).to(self._compute.device, non_blocking=True)
+        info = one.encoder.info
+        with torch.inference_mode(), self._compute.autocast():
+            tokens = one.encoder.encode(
+                images,
+                blocks=blocks_needed(one.readouts, info),
+                projection=any(readout.pooling == "projection" for readout in one.readouts),
+            )
+            features = [read(tokens, readout, info) for readout in one.readouts]
+        for readout, rows, values in zip(one.readouts, one.rows, features, strict=True):
+            half = readout.is_dense and self._compute.precision != "float32"
+            array = values[: len(batch)].to("cpu", torch.float16 if half else torch.float32).numpy()
+            _append(rows, batch, array, with_masks=readout.is_dense)
+        one.seconds += time.perf_counter() - start
+
+
+def _prepare(decode: Callable[[], Sample], views: dict[_Recipe, View]) -> dict[_Recipe, list[_Prepared]]:
+    """Everything that the passes need of one sample: decoded once, each view taken once, each item prepared once per preprocessing."""
+    sample = decode()
+    items: dict[str, list[Item]] = {}
+    prepared = {}
+    for recipe, view in views.items():
+        if recipe.view not in items:
+            items[recipe.view] = view(sample)
+        prepared[recipe] = [
+            _Prepared(
+                item=item,
+                image=prepare(item.image, recipe.preprocessing, view.fit),
+                masks={name: prepare_mask(mask, recipe.preprocessing, view.fit) for name, mask in item.masks.items()},
+            )
+            for item in items[recipe.view]
+        ]
+    return prepared
+
+
+def _append(rows: PartRows, batch: list[_Prepared], features: np.ndarray, *, with_masks: bool) -> None:
+    for prepared, feature in zip(batch, features, strict=True):
+        rows.keys.append(prepared.item.key)
+        rows.groups.append(prepared.item.group)
+        rows.targets.append(-1 if prepared.item.target is None else prepared.item.target)
+        rows.features.append(feature)
+        if with_masks:
+            for name, mask in prepared.masks.items():
+                rows.masks.setdefault(name, []).append(mask)

@@ -1,0 +1,81 @@
+"""Readouts: tokens to rows.
+
+A readout is written `<pooling>[@<block>]`: `cls`, `mean` (of the patch tokens), `cls+mean` (concatenated), `tokens` (the whole patch grid) or
+`projection`, of the encoder's output after its final norm, or of block `<block>` before that norm. Negative blocks count from the last one (-1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from harness.core import EncoderInfo, Tokens
+from harness.errors import RequestError
+
+POOLINGS = ("cls", "mean", "cls+mean", "tokens", "projection")
+_PATTERN = re.compile(r"(?P<pooling>[a-z+]+)(@(?P<block>-?\d+))?")
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A parsed readout."""
+
+    pooling: str
+    block: int | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        return self.pooling == "tokens"
+
+    def block_index(self, info: EncoderInfo) -> int | None:
+        """0-based index of the block that is read, None for the final output."""
+        if self.block is None:
+            return None
+        return self.block if self.block >= 0 else len(info.block_dims) + self.block
+
+
+def parse_readout(text: str) -> Readout:
+    """Raises RequestError where `text` is no readout."""
+    match = _PATTERN.fullmatch(text)
+    if match is None or match["pooling"] not in POOLINGS or (match["pooling"] == "projection" and match["block"]):
+        raise RequestError(f"readout: expected one of {', '.join(POOLINGS)}, optionally with @<block>, got {text!r}")
+    return Readout(match["pooling"], int(match["block"]) if match["block"] else None)
+
+
+def unavailable(readout: Readout, info: EncoderInfo) -> str | None:
+    """Why `info`'s encoder cannot give this readout, or None where it can."""
+    if readout.pooling in ("cls", "cls+mean") and not info.has_cls:
+        return "the encoder has no cls token"
+    if readout.pooling == "projection" and info.projection_dim is None:
+        return "the checkpoint has no pretraining head"
+    block = readout.block_index(info)
+    if block is not None and not 0 <= block < len(info.block_dims):
+        return f"the encoder has {len(info.block_dims)} blocks"
+    return None
+
+
+def blocks_needed(readouts: Iterable[Readout], info: EncoderInfo) -> tuple[int, ...]:
+    """Sorted 0-based indices of the blocks that `readouts` read."""
+    return tuple(sorted({block for readout in readouts if (block := readout.block_index(info)) is not None}))
+
+
+def read(tokens: Tokens, readout: Readout, info: EncoderInfo) -> torch.Tensor:
+    """Rows of a batch: [B, D] (2D for cls+mean, P for projection), or [B, h, w, D] for tokens.
+
+    Means are taken in float32 whatever the precision of the tokens.
+    """
+    block = readout.block_index(info)
+    source = tokens if block is None else tokens.blocks[block]
+    if readout.pooling == "tokens":
+        return source.patches
+    if readout.pooling == "mean":
+        return source.patches.float().mean(dim=(1, 2))
+    found = tokens.projection if readout.pooling == "projection" else source.cls
+    if found is None:
+        raise ValueError(f"{info.name} gave no {readout.pooling}")
+    if readout.pooling == "cls+mean":
+        return torch.cat([found.float(), source.patches.float().mean(dim=(1, 2))], dim=1)
+    return found.float()

@@ -1,0 +1,118 @@
+"""Tasks by name. The folder is the registry: each module gives `templates(manifest)`, the tasks that a data set of this kind can have.
+
+A task is asked for as `<data set>/<task>[@<protocol>]`; the part before the `@` may be a pattern.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core import Level, Metric, Task, TaskProtocol, View
+from harness.errors import RequestError, nearest
+from harness.manifest import Manifest, load_manifest
+from harness.probes import probe
+from harness.readouts import parse_readout
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Template:
+    """A task of a data set before a protocol is chosen."""
+
+    name: str
+    """Without the data set."""
+    level: Level
+    probe: str
+    metrics: tuple[Metric, ...]
+    """The first is the one that is searched for."""
+    protocols: Mapping[str, Fields]
+    """Protocol name to its fields, the default one first. Every protocol of a task has the same fields, `readouts` among them."""
+    view: Callable[[Fields], View]
+    classes: Callable[[Fields], tuple[str, ...]]
+
+    def task(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> Task:
+        """The task under one of its protocols, with those `overrides` that are fields of it. Raises RequestError."""
+        name = protocol or next(iter(self.protocols))
+        if name not in self.protocols:
+            raise RequestError(
+                f"tasks: {manifest.dataset}/{self.name}: expected one of the protocols {', '.join(self.protocols)}, got {name!r}"
+                f"{nearest(name, self.protocols)}"
+            )
+        fields = dict(self.protocols[name])
+        for key, value in overrides.items():
+            if key in fields:
+                fields[key] = _same_type(key, fields[key], value)
+        for readout in fields["readouts"]:
+            parse_readout(readout)
+        return Task(
+            name=f"{manifest.dataset}/{self.name}",
+            level=self.level,
+            dataset=manifest.dataset,
+            classes=self.classes(fields),
+            view=self.view(fields),
+            readouts=tuple(fields["readouts"]),
+            probe=probe(self.probe),
+            metrics=self.metrics,
+            protocol=TaskProtocol(name=name, fields=fields),
+        )
+
+
+def families() -> Iterator[Callable[[Manifest], Sequence[Template]]]:
+    """`templates` of every module of this folder, in the order of their names."""
+    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        yield importlib.import_module(f"{__name__}.{module}").templates
+
+
+def templates(manifest: Manifest) -> dict[str, Template]:
+    """Every task that the data set can have, by name."""
+    return {template.name: template for family in families() for template in family(manifest)}
+
+
+def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[list[Task], dict[str, Manifest]]:
+    """The tasks that `patterns` ask for, in their order and each once, and the manifests of their data sets.
+
+    Raises RequestError for a pattern that matches nothing, and for an override that is a field of none of the tasks.
+    """
+    manifests: dict[str, Manifest] = {}
+    chosen: dict[tuple[str, str], Task] = {}
+    known_fields: set[str] = set()
+    for pattern in patterns:
+        dataset, slash, rest = pattern.partition("/")
+        wanted, _, protocol = rest.partition("@")
+        if not slash or not dataset or not wanted:
+            raise RequestError(f"tasks: expected <data set>/<task>, got {pattern!r}")
+        manifest = manifests.setdefault(dataset, load_manifest(shards, dataset)) if dataset not in manifests else manifests[dataset]
+        known = templates(manifest)
+        names = [name for name in known if fnmatch.fnmatchcase(name, wanted)]
+        if not names:
+            listed = ", ".join(known) or "none: its manifest names no labels and no parts"
+            raise RequestError(f"tasks: {dataset} has no task {wanted!r}{nearest(wanted, known)}; it has {listed}")
+        for name in names:
+            task = known[name].task(manifest, protocol or None, overrides)
+            known_fields |= set(task.protocol.fields)
+            chosen.setdefault((task.name, task.protocol.name), task)
+    for key in overrides:
+        if key not in known_fields:
+            raise RequestError(
+                f"protocol.{key}: no task of this sweep has this field{nearest(key, known_fields)}; they have {', '.join(sorted(known_fields))}"
+            )
+    return list(chosen.values()), manifests
+
+
+def _same_type(key: str, default: Any, value: Any) -> Any:
+    """`value` as the type of the field's default, or a RequestError."""
+    if default is None:
+        return value
+    if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) > 0:
+        return tuple(_same_type(key, default[0], one) for one in value) if default else tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is type(default):
+        return value
+    raise RequestError(f"protocol.{key}: expected {type(default).__name__} such as {default!r}, got {value!r}")
