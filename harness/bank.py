@@ -150,9 +150,12 @@ class BankStore:
         except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
             return None
 
-    def rows(self, spec: BankSpec, *, mask: str | None = None) -> Rows:
-        """All rows of a bank, shards in the manifest's order, local parts memory-mapped. Raises BankError where a part is missing or damaged."""
-        parts = [self._load(spec, file, mask) for file, _, samples in spec.shards if samples]
+    def rows(self, spec: BankSpec, *, mask: str | None = None, without: Sequence[str] = ()) -> Rows:
+        """All rows of a bank, shards in the manifest's order but for those in `without`, local parts memory-mapped.
+
+        `mask` names the label map that comes along. Raises BankError where a part is missing or damaged, or has no such label map.
+        """
+        parts = [self._load(spec, file, mask) for file, _, samples in spec.shards if samples and file not in without]
         parts = [part for part in parts if len(part)]
         if len(parts) == 1:
             return parts[0]

@@ -1,0 +1,150 @@
+"""Which shard was seen, once: leases to actors, retries, and the account that comes of it.
+
+An actor holds one shard at a time. A lease ends with its receipts, with the actor's death, or with its time; a shard whose lease was lost goes to
+another actor, at most MAX_ATTEMPTS times. Parts are published whole, so that work done twice is counted once: the first part stays.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from harness.bank import BankSpec, BankStore, Receipt
+from harness.errors import RunError, ShardError
+from harness.extract import ShardWork
+
+MAX_ATTEMPTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A shard that could not be seen at all."""
+
+    reason: str
+    attempts: int
+
+
+class Crew(Protocol):
+    """The actors that encode."""
+
+    def lease(self, actor: Any, work: ShardWork, attempt: int) -> ray.ObjectRef[Any]: ...
+
+    def replace(self, actor: Any) -> Any:
+        """Another actor in place of one that is gone for good or has to go."""
+
+    actors: list[Any]
+
+
+class EventLog:
+    """What happened when, one JSON object a line: leases, receipts, losses. For people and for tests; nothing reads it back."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, event: str, **about: Any) -> None:
+        self._file.write(json.dumps({"time": time.time(), "event": event, **about}) + "\n")
+
+
+@dataclass(kw_only=True, eq=False)
+class _Lease:
+    work: ShardWork
+    attempt: int
+    actor: Any
+    deadline: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Ledger:
+    """Leases `todo` to a crew until every shard is seen or lost."""
+
+    crew: Crew
+    log: EventLog
+    lease_timeout: float
+    on_done: Callable[[ShardWork], None] = lambda _: None
+    lost: dict[str, Lost] = field(default_factory=dict)
+    """Shard (as ShardWork.name) to what befell it."""
+
+    def run(self, todo: Sequence[ShardWork]) -> None:
+        """Raises RunError where the run cannot go on, such as on a full disk."""
+        waiting = deque((work, 1) for work in todo)
+        idle = list(self.crew.actors)
+        leases: dict[Any, _Lease] = {}
+        while waiting or leases:
+            while waiting and idle:
+                work, attempt = waiting.popleft()
+                actor = idle.pop()
+                reference = self.crew.lease(actor, work, attempt)
+                leases[reference] = _Lease(work=work, attempt=attempt, actor=actor, deadline=time.monotonic() + self.lease_timeout)
+                self.log.write("lease", shard=work.name, attempt=attempt, actor=str(actor))
+            done, _ = ray.wait(list(leases), timeout=0.2)
+            late = [reference for reference, lease in leases.items() if reference not in done and time.monotonic() > lease.deadline]
+            for reference in [*done, *late]:
+                lease = leases.pop(reference)
+                idle.append(self._settle(reference, lease, waiting, late=reference in late))
+
+    def _settle(self, reference: Any, lease: _Lease, waiting: deque[tuple[ShardWork, int]], *, late: bool) -> Any:
+        """Take a lease's outcome; the actor to use from now on."""
+        work, attempt = lease.work, lease.attempt
+        try:
+            if late:
+                ray.kill(lease.actor, no_restart=True)
+                raise TimeoutError(f"not returned within {self.lease_timeout:g} s")
+            ray.get(reference)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RunError):
+                raise RunError(str(cause)) from None
+            if isinstance(cause, ShardError):
+                self._lose(work, str(cause), attempt)
+            else:
+                self._retry(work, attempt, f"{type(cause).__name__}: {cause}", waiting)
+            return lease.actor
+        except (RayActorError, TimeoutError) as error:
+            self._retry(work, attempt, str(error).strip().split("\n")[0], waiting)
+            return self.crew.replace(lease.actor)
+        self.log.write("done", shard=work.name, attempt=attempt)
+        self.on_done(work)
+        return lease.actor
+
+    def _retry(self, work: ShardWork, attempt: int, reason: str, waiting: deque[tuple[ShardWork, int]]) -> None:
+        self.log.write("lost", shard=work.name, attempt=attempt, reason=reason)
+        if attempt < MAX_ATTEMPTS:
+            waiting.append((work, attempt + 1))
+        else:
+            self._lose(work, f"gave up after {attempt} attempts: {reason}", attempt)
+
+    def _lose(self, work: ShardWork, reason: str, attempt: int) -> None:
+        self.log.write("failed", shard=work.name, attempt=attempt, reason=reason)
+        self.lost[work.name] = Lost(reason=reason, attempts=attempt)
+        self.on_done(work)
+
+
+def account(store: BankStore, bank: BankSpec, shard: str, samples: int, lost: Lost | None) -> Receipt:
+    """The receipt of one (bank, shard); of a shard that was lost, one that says so."""
+    receipt = store.receipt(bank, shard)
+    if receipt is not None:
+        return receipt
+    return Receipt(
+        bank_key=bank.key,
+        shard=shard,
+        expected=samples,
+        seen=0,
+        failed=samples,
+        duplicates=0,
+        reasons={"shard lost": [lost.reason if lost else "no part in the cache"]},
+        sha256="",
+        attempts=lost.attempts if lost else 0,
+        node="",
+        rows=0,
+        seconds=0.0,
+        images=0,
+    )

@@ -1,0 +1,196 @@
+"""A sweep to the least work: which shards pass which encoders, for which views and readouts, and which studies read what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.bank import EXTRACTION_VERSION, BankSpec, BankStore, Receipt
+from harness.config import Sweep
+from harness.core import EncoderInfo, Task, View
+from harness.device import Precision
+from harness.encoders import EncoderSpec, describe
+from harness.errors import RequestError
+from harness.extract import BankJob, Pass, ShardWork
+from harness.manifest import Manifest, shard_url
+from harness.readouts import parse_readout, unavailable
+from harness.tasks import select
+
+ROLES = ("train", "val", "test")
+_HASHED_PACKAGES = ("torch", "torchvision", "timm")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StudyPlan:
+    """The search over one (encoder, task), and the banks that it reads."""
+
+    encoder: EncoderInfo
+    task: Task
+    banks: Mapping[str, Mapping[str, BankSpec]]
+    """Role (train, val, test) to readout to bank; roles that the data set does not have or the probe does not need are absent."""
+    selected_on: str
+    """The split that heads are chosen on: `val`, or `train/10` (a stratified tenth of train) where the data set has no val."""
+    undefined: str | None = None
+    """Why this encoder can have no value here, if so."""
+
+    @property
+    def specs(self) -> Iterator[BankSpec]:
+        for readouts in self.banks.values():
+            yield from readouts.values()
+
+
+@dataclass(kw_only=True, eq=False)
+class Plan:
+    """All that a sweep asks for."""
+
+    sweep: Sweep
+    encoders: dict[str, EncoderSpec]
+    infos: dict[str, EncoderInfo]
+    manifests: dict[str, Manifest]
+    studies: list[StudyPlan]
+    device_type: str
+    precision: Precision
+    shard_work: list[ShardWork] = field(default_factory=list)
+    """Every shard with every pass over it, whether or not its banks are there already."""
+
+    def missing(self, store: BankStore) -> list[ShardWork]:
+        """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
+        todo = []
+        for work in self.shard_work:
+            passes = []
+            for one in work.passes:
+                banks = tuple(job for job in one.banks if not _is_complete(store.receipt(job.bank, work.shard.file)))
+                if banks:
+                    passes.append(Pass(encoder=one.encoder, view=one.view, banks=banks))
+            if passes:
+                todo.append(ShardWork(**{**_fields(work), "passes": tuple(passes)}))
+        return todo
+
+
+def make_plan(sweep: Sweep, base: Path, device_type: str, precision: Precision) -> Plan:
+    """Raises RequestError where the sweep asks for what cannot be."""
+    tasks, manifests = select(sweep.tasks, sweep.shards, sweep.protocol)
+    specs = _encoder_specs(sweep, base)
+    infos = {name: describe(spec) for name, spec in specs.items()}
+    plan = Plan(sweep=sweep, encoders=specs, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
+    for info in infos.values():
+        for task in tasks:
+            plan.studies.append(_study(plan, info, task, manifests[task.dataset]))
+    plan.shard_work = list(_shard_work(plan))
+    return plan
+
+
+def _encoder_specs(sweep: Sweep, base: Path) -> dict[str, EncoderSpec]:
+    specs: dict[str, EncoderSpec] = {}
+    for entry in sweep.encoders:
+        spec = EncoderSpec.parse(entry, base=base)
+        if spec.name in specs:
+            raise RequestError(f"encoders: expected names that differ, got {spec.name!r} twice; give one of them a `name`")
+        specs[spec.name] = spec
+    return specs
+
+
+def _study(plan: Plan, info: EncoderInfo, task: Task, manifest: Manifest) -> StudyPlan:
+    if "test" not in manifest.splits:
+        raise RequestError(
+            f"{task.name}: expected a split 'test' in {manifest.dataset}, got {', '.join(manifest.splits)}; rebuild it with its recipe"
+        )
+    if task.probe.needs_train and "train" not in manifest.splits:
+        raise RequestError(
+            f"{task.name}: expected a split 'train' in {manifest.dataset}, got {', '.join(manifest.splits)}; rebuild it with its recipe"
+        )
+    reasons = {readout: unavailable(parse_readout(readout), info) for readout in task.readouts}
+    readouts = [readout for readout, reason in reasons.items() if reason is None]
+    has_val = "val" in manifest.splits
+    roles = ["test"]
+    if has_val:
+        roles.insert(0, "val")
+    if task.probe.needs_train or not has_val:
+        roles.insert(0, "train")
+    roles = [role for role in roles if role in manifest.splits]
+    return StudyPlan(
+        encoder=info,
+        task=task,
+        banks={role: {readout: _bank(plan, info, task.view, readout, manifest, role) for readout in readouts} for role in roles},
+        selected_on="val" if has_val else "train/10" if "train" in manifest.splits else "nothing",
+        undefined=None if readouts else "; ".join(f"{readout}: {reason}" for readout, reason in reasons.items()),
+    )
+
+
+def _bank(plan: Plan, info: EncoderInfo, view: View, readout: str, manifest: Manifest, split: str) -> BankSpec:
+    resources = plan.sweep.resources
+    identity: dict[str, Any] = {
+        "weights_sha256": info.weights_sha256,
+        "architecture": info.architecture,
+        "family": info.family,
+        "notes": info.notes,
+        "preprocessing": asdict(info.preprocessing),
+        "fit": view.fit,
+        "precision": plan.precision,
+        "batch_size": resources.batch_size,
+        "threads": resources.threads,
+        "device_type": plan.device_type,
+        "extraction_version": EXTRACTION_VERSION,
+        **{package: version(package) for package in _HASHED_PACKAGES},
+    }
+    return BankSpec(
+        dataset=manifest.dataset,
+        split=split,
+        shards=tuple((shard.file, shard.sha256, shard.samples) for shard in manifest.split(split).shards),
+        readout=readout,
+        view=view.identity,
+        identity=tuple(sorted(identity.items())),
+    )
+
+
+def _shard_work(plan: Plan) -> Iterator[ShardWork]:
+    """One piece of work a shard: every pass that any study wants of it, each distinct view of an encoder once."""
+    wanted: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
+    for study in plan.studies:
+        for split, banks in study.banks.items():
+            passes = wanted.setdefault((study.task.dataset, split), {})
+            for readout, bank in banks.items():
+                _, jobs = passes.setdefault((study.encoder.name, study.task.view.identity), (study.task.view, {}))
+                jobs[readout] = bank
+    for (dataset, split), passes in wanted.items():
+        manifest = plan.manifests[dataset]
+        whole = tuple(
+            Pass(encoder=encoder, view=view, banks=tuple(BankJob(readout=readout, bank=bank) for readout, bank in jobs.items()))
+            for (encoder, _), (view, jobs) in passes.items()
+        )
+        for shard in manifest.split(split).shards:
+            yield ShardWork(
+                dataset=dataset,
+                split=split,
+                url=shard_url(plan.sweep.shards, dataset, shard),
+                shard=shard,
+                annotations=manifest.annotations,
+                passes=whole,
+            )
+
+
+def _is_complete(receipt: Receipt | None) -> bool:
+    return receipt is not None and receipt.status == "ok"
+
+
+def _fields(work: ShardWork) -> dict[str, Any]:
+    return {name: getattr(work, name) for name in work.__dataclass_fields__}
+
+
+def bytes_of_banks(plan: Plan, work: Sequence[ShardWork]) -> int:
+    """An estimate of what the banks of `work` will take on disk, from the encoders' widths and one item a sample."""
+    total = 0
+    for shard in work:
+        for one in shard.passes:
+            info = plan.infos[one.encoder]
+            for job in one.banks:
+                readout = parse_readout(job.readout)
+                block = readout.block_index(info)
+                width = info.embed_dim if block is None else info.block_dims[block]
+                cells = info.grid[0] * info.grid[1] * (2 if plan.precision != "float32" else 4) if readout.is_dense else 4
+                width = {"cls+mean": 2 * width, "projection": info.projection_dim or 0}.get(readout.pooling, width)
+                total += shard.shard.samples * width * cells
+    return total

@@ -1,0 +1,70 @@
+"""Learning rates proposed in batches: one Optuna study per (encoder, task), rebuilt from its history for every round.
+
+Rebuilding makes a proposal a function of (seed, study, round, history) and of nothing else: not of which trial came back first, nor of how often the
+run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import FloatDistribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScore:
+    """What became of one head: one learning rate (None for probes without) of one readout."""
+
+    round: int
+    head: int
+    lr: float | None
+    readout: str
+    value: float | None
+    """On the selection split; None where the head failed."""
+    error: str | None = None
+
+
+def first_rates(low: float, high: float, count: int) -> list[float]:
+    """`count` rates that cut the log range evenly: the midpoints of its equal parts."""
+    span = math.log(high) - math.log(low)
+    return [math.exp(math.log(low) + span * (index + 0.5) / count) for index in range(count)]
+
+
+def propose(
+    *, study: str, seed: int, round_index: int, history: Sequence[HeadScore], readouts: Sequence[str], stack: int, bounds: tuple[float, float]
+) -> list[tuple[str, float]]:
+    """`stack` learning rates for every readout: an even cut of the log range in round 0, Optuna's TPE on the history from then on."""
+    low, high = bounds
+    if round_index == 0 or low == high:
+        return [(readout, rate) for readout in readouts for rate in first_rates(low, high, stack)]
+    distribution = FloatDistribution(low, high, log=True)
+    digest = hashlib.sha256(f"{seed}/{study}/{round_index}".encode()).digest()
+    sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"), n_startup_trials=stack, constant_liar=True)
+    search = optuna.create_study(direction="maximize", sampler=sampler)
+    for score in history:
+        if score.lr is None:
+            continue
+        name = f"lr/{score.readout}"
+        state = optuna.trial.TrialState.FAIL if score.value is None else optuna.trial.TrialState.COMPLETE
+        search.add_trial(optuna.trial.create_trial(params={name: score.lr}, distributions={name: distribution}, value=score.value, state=state))
+    return [(readout, search.ask().suggest_float(f"lr/{readout}", low, high, log=True)) for readout in readouts for _ in range(stack)]
+
+
+def choose(scores: Sequence[HeadScore], readouts: Sequence[str]) -> HeadScore | None:
+    """The head with the best value on the selection split; None where every head failed.
+
+    On small splits many heads tie. Of the tied ones, the readout that comes first in `readouts` is taken, and of its heads the one with the (lower)
+    median learning rate: the middle of the plateau and not its edge.
+    """
+    valid = [score for score in scores if score.value is not None]
+    if not valid:
+        return None
+    best = max(score.value for score in valid if score.value is not None)
+    tied = [score for score in valid if score.value == best]
+    readout = min((score.readout for score in tied), key=list(readouts).index)
+    ordered = sorted((score for score in tied if score.readout == readout), key=lambda score: (score.lr or 0.0, score.round, score.head))
+    return ordered[(len(ordered) - 1) // 2]

@@ -1,0 +1,248 @@
+"""What a trial does, in plain torch: fit a stack on train, score it on the selection split; and, once a head is chosen, score that one on test.
+
+`run_round` has no test rows and `score` fits nothing: what selects never sees what is reported.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from harness.bank import BankSpec, BankStore
+from harness.core import FittedStack, Metric, Predictions, Rows
+from harness.errors import BankError, HarnessError
+from harness.metrics import metric
+from harness.metrics.bootstrap import interval
+from harness.probes import probe
+from harness.propose import HeadScore
+from harness.splits import hold_out
+
+SCORING_VERSION = 1
+"""Raised whenever a change to probes, metrics or selection could change a value."""
+GALLERY_QUERIES = 64
+GALLERY_DEPTH = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The search over one (encoder, task), as its trials need it: plain values, cheap to send."""
+
+    name: str
+    """`<encoder> <task>@<protocol>`."""
+    probe: str
+    metrics: tuple[str, ...]
+    """The first is the one that is searched for."""
+    classes: int
+    protocol: Mapping[str, Any]
+    readouts: tuple[str, ...]
+    banks: Mapping[str, Mapping[str, BankSpec]]
+    """Role to readout to bank."""
+    without: Mapping[str, tuple[str, ...]]
+    """Role to the shards that could not be seen at all."""
+    holds_out: bool
+    """Heads are chosen on a stratified tenth of train."""
+    trials: int
+    stack: int
+    lr: tuple[float, float]
+    seed: int
+    contents: str
+    """Digest of what the banks really hold: a repaired shard makes another study of it."""
+
+    @functools.cached_property
+    def id(self) -> str:
+        text = json.dumps({**asdict(self), "scoring_version": SCORING_VERSION}, sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One trial: a stack of heads, fitted and scored on the selection split."""
+
+    index: int
+    heads: tuple[HeadScore, ...]
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Round:
+        plain = json.loads(text)
+        return Round(index=plain["index"], seconds=plain["seconds"], heads=tuple(HeadScore(**head) for head in plain["heads"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One metric of the chosen head on test."""
+
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The chosen head on test."""
+
+    head: HeadScore | None
+    values: tuple[Value, ...]
+    n: int
+    seconds: float
+    error: str | None = None
+    predictions: dict[str, list[Any]] = field(default_factory=dict)
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Score:
+        plain = json.loads(text)
+        head = HeadScore(**plain["head"]) if plain["head"] else None
+        return Score(**{**plain, "head": head, "values": tuple(Value(**value) for value in plain["values"])})
+
+
+class StudyRunner:
+    """Runs rounds and scores in one process; keeps the rows that it read last, since the trials of one study read the same ones."""
+
+    def __init__(self, cache: str, device: torch.device) -> None:
+        self._store = BankStore(cache)
+        self._device = device
+        self._rows: dict[tuple[str, str | None, tuple[str, ...]], Rows] = {}
+
+    def run_round(self, study: Study, index: int, proposals: list[tuple[str, float | None]]) -> Round:
+        """Fit `proposals` (readout, learning rate) as one stack a readout on train, and score every head on the selection split."""
+        start = time.perf_counter()
+        heads: list[HeadScore] = []
+        states: dict[str, torch.Tensor] = {}
+        for readout in dict.fromkeys(readout for readout, _ in proposals):
+            rates = [rate for its, rate in proposals if its == readout]
+            numbers = range(len(heads), len(heads) + len(rates))
+            try:
+                train, selection = self._training_rows(study, readout), self._selection_rows(study, readout)
+                stack = probe(study.probe).fit(train, rates, **self._how(study))
+            except HarnessError as error:
+                heads += [
+                    HeadScore(round=index, head=n, lr=rate, readout=readout, value=None, error=str(error))
+                    for n, rate in zip(numbers, rates, strict=True)
+                ]
+                continue
+            for position, (number, rate) in enumerate(zip(numbers, rates, strict=True)):
+                value, error_text = _value(study, stack, position, selection)
+                heads.append(HeadScore(round=index, head=number, lr=rate, readout=readout, value=value, error=error_text))
+                if value is not None:
+                    states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in stack.state(position).items()}
+        self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(states), replace=True)
+        return Round(index=index, heads=tuple(heads), seconds=time.perf_counter() - start)
+
+    def has_state(self, study: Study, index: int) -> bool:
+        return self._store.read_bytes("studies", study.id, f"round-{index}.safetensors") is not None
+
+    def score(self, study: Study, chosen: HeadScore) -> Score:
+        """The chosen head on test, as it is: no refit."""
+        start = time.perf_counter()
+        test = self._role_rows(study, "test", chosen.readout)
+        stack = probe(study.probe).restore(self.state(study, chosen), self._training_rows(study, chosen.readout), **self._how(study))
+        if not len(test):
+            values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
+            return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start)
+        predictions = stack.predict(test, 0)
+        return Score(
+            head=chosen,
+            values=tuple(_estimate(metric(name), predictions, study) for name in study.metrics),
+            n=len(set(predictions.keys)),
+            seconds=time.perf_counter() - start,
+            predictions=_columns(predictions),
+            neighbours=_gallery(study, test) if study.probe == "retrieval" else [],
+        )
+
+    def state(self, study: Study, chosen: HeadScore) -> dict[str, torch.Tensor]:
+        """The chosen head's weights, empty for probes without. Raises BankError where its round is not in the cache."""
+        data = self._store.read_bytes("studies", study.id, f"round-{chosen.round}.safetensors")
+        if data is None:
+            raise BankError(f"study {study.id}: the heads of round {chosen.round} are not in the cache; run with --fresh to search anew")
+        prefix = f"{chosen.head}/"
+        return {name.removeprefix(prefix): tensor for name, tensor in load_tensors(data).items() if name.startswith(prefix)}
+
+    def _how(self, study: Study) -> dict[str, Any]:
+        return {"classes": study.classes, "protocol": study.protocol, "seed": study.seed, "device": self._device}
+
+    def _training_rows(self, study: Study, readout: str) -> Rows | None:
+        if not probe(study.probe).needs_train:
+            return None
+        rows = self._role_rows(study, "train", readout)
+        return hold_out(rows, seed=study.seed)[0] if study.holds_out else rows
+
+    def _selection_rows(self, study: Study, readout: str) -> Rows:
+        if study.holds_out:
+            return hold_out(self._role_rows(study, "train", readout), seed=study.seed)[1]
+        return self._role_rows(study, "val", readout)
+
+    def _role_rows(self, study: Study, role: str, readout: str) -> Rows:
+        bank = study.banks[role][readout]
+        key = (bank.key, study.protocol.get("mask"), study.without.get(role, ()))
+        if key not in self._rows:
+            if len(self._rows) >= 2 * len(study.readouts) + 2:
+                self._rows.clear()
+            self._rows[key] = self._store.rows(bank, mask=key[1], without=key[2])
+        return self._rows[key]
+
+
+def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> tuple[float | None, str | None]:
+    """A head's value on the selection split, or why it has none."""
+    try:
+        if not len(selection):
+            return None, "the selection split has no such items"
+        first = metric(study.metrics[0])
+        value = float(first.value(first.counts(stack.predict(selection, position), study.classes).sum(axis=0)))
+    except HarnessError as error:
+        return None, str(error)
+    return (value, None) if np.isfinite(value) else (None, f"{study.metrics[0]} is undefined on the selection split")
+
+
+def _estimate(one: Metric, predictions: Predictions, study: Study) -> Value:
+    found = interval(one, predictions, study.classes, seed=study.seed)
+    return Value(metric=one.name, value=found.value, low=found.low, high=found.high, reason=found.reason)
+
+
+def _columns(predictions: Predictions) -> dict[str, list[Any]]:
+    scores = [None if np.isnan(score) else float(score) for score in predictions.scores]
+    return {
+        "key": list(predictions.keys),
+        "group": list(predictions.groups),
+        "target": predictions.targets.tolist(),
+        "prediction": predictions.predictions.tolist(),
+        "score": scores,
+    }
+
+
+def _gallery(study: Study, test: Rows) -> list[dict[str, Any]]:
+    """The nearest neighbours of evenly spread queries: what the report draws."""
+    from harness.probes.retrieval import neighbours
+
+    queries = np.unique(np.linspace(0, len(test) - 1, min(GALLERY_QUERIES, len(test))).round().astype(np.int64))
+    index, similarity = neighbours(test, top=GALLERY_DEPTH, queries=queries, exclude=study.protocol["exclude"])
+    return [
+        {
+            "query": test.keys[query],
+            "rank": rank + 1,
+            "neighbour": test.keys[found],
+            "similarity": float(similarity[row, rank]),
+            "relevant": bool(test.targets[found] == test.targets[query]),
+        }
+        for row, query in enumerate(queries)
+        for rank, found in enumerate(index[row])
+        if found >= 0
+    ]
