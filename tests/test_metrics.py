@@ -136,7 +136,7 @@ def confusion_rows(images: list[tuple[np.ndarray, np.ndarray]], classes: int) ->
 
 
 def test_miou_sums_over_the_split_before_it_divides() -> None:
-    # class 1: image A 1 of 100 pixels, missed (IoU 0); image B 99 of 99, right (IoU 1). The mean of per-image IoUs is 0.5; over the split it is 99 / 100.
+    # class 1: image A 1 of 100 pixels, missed (IoU 0); image B 99 of 99, right (IoU 1). Mean of per-image IoUs 0.5; over the split 99 / 100.
     predictions = table(["A", "A", "B", "B"], [0, 1, 0, 1], [0, 0, 0, 1], [99, 1, 1, 99])
     assert overall("mIoU", predictions, 2) == pytest.approx((100 / 101 + 99 / 100) / 2)
     assert overall("mAcc", predictions, 2) == pytest.approx((100 / 100 + 99 / 100) / 2)

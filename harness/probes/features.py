@@ -1,0 +1,124 @@
+"""Rows of a bank as tensors, checked once, and the normalisations that a protocol may ask for.
+
+Shape legend: N rows, D features, C classes, B batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from harness.core import Rows
+from harness.errors import ProbeError
+
+FeatureNorm = Literal["none", "l2", "standardize"]
+
+CHUNK_ROWS = 4096
+"""Rows converted or checked at once. Fixed: what a chunk holds must not depend on the machine."""
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor over the same memory, which may be a read-only map: nothing here writes to features."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(array))
+
+
+def checked_features(probe: str, rows: Rows, *, dims: int = 2, width: int | None = None) -> torch.Tensor:
+    """Features of `rows` [N, ..., D] as a tensor of `dims` dimensions over the same memory.
+
+    Raises ProbeError where there are none, the shape or the width is another one, or a value is not finite.
+    """
+    features = rows.features
+    if features.ndim != dims or len(features) != len(rows):
+        raise ProbeError(
+            f"{probe} probe: expected features of {dims} dimensions, one a row of {len(rows)}, got {features.shape}; choose another readout"
+        )
+    if not len(rows):
+        raise ProbeError(f"{probe} probe: expected rows, got none; check that the split has items of this task")
+    if width is not None and features.shape[-1] != width:
+        raise ProbeError(f"{probe} probe: expected features of width {width}, got {features.shape[-1]}; give rows of the bank it was fitted to")
+    for start in range(0, len(rows), CHUNK_ROWS):
+        chunk = features[start : start + CHUNK_ROWS]
+        if not np.isfinite(chunk).all():
+            bad = start + int(np.flatnonzero(~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1))[0])
+            raise ProbeError(f"{probe} probe: expected finite features, got NaN or infinity in {rows.keys[bad]!r}; encode it again in float32")
+    return as_tensor(features)
+
+
+def checked_targets(probe: str, rows: Rows, classes: int) -> torch.Tensor:
+    """int64 [N] targets, each a class. Raises ProbeError where one is missing or does not exist."""
+    wrong = np.flatnonzero((rows.targets < 0) | (rows.targets >= classes))
+    if len(wrong):
+        key, target = rows.keys[int(wrong[0])], int(rows.targets[wrong[0]])
+        raise ProbeError(f"{probe} probe: expected training targets from 0 to {classes - 1}, got {target} for {key!r}; leave such rows out")
+    return as_tensor(rows.targets.astype(np.int64, copy=False))
+
+
+def needed(probe: str, train: Rows | None) -> Rows:
+    """`train`. Raises ProbeError where it is None."""
+    if train is None:
+        raise ProbeError(f"{probe} probe: expected training rows, got None; give it the bank of the training split")
+    return train
+
+
+def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`features` on the device, or where they are if they would fill more than half of its free memory: batches then travel one by one."""
+    if device.type == "cuda" and features.numel() * features.element_size() > torch.cuda.mem_get_info(device)[0] // 2:
+        return features
+    return features.to(device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Normaliser:
+    """Float32 features, as they are, at unit length, or shifted and scaled by the training rows' mean and standard deviation."""
+
+    kind: FeatureNorm
+    mean: torch.Tensor | None = None
+    """float32 [D]."""
+    std: torch.Tensor | None = None
+    """float32 [D]; 1 where a feature is constant."""
+
+    @classmethod
+    def fit(cls, kind: FeatureNorm, features: torch.Tensor, device: torch.device) -> Normaliser:
+        """The normaliser of training features [N, D]; the mean and the (biased) variance are summed in float64 on the CPU."""
+        if kind != "standardize":
+            return cls(kind=kind)
+        chunks = [features[start : start + CHUNK_ROWS] for start in range(0, len(features), CHUNK_ROWS)]
+        mean = sum((chunk.double().sum(dim=0) for chunk in chunks), torch.zeros(features.shape[1], dtype=torch.float64)) / len(features)
+        square = sum(((chunk.double() - mean).square().sum(dim=0) for chunk in chunks), torch.zeros_like(mean))
+        std = (square / len(features)).sqrt()
+        # a constant feature's deviation is rounding, not spread: below float32's resolution of its mean it must not be blown up
+        std = torch.where(std > mean.abs() * torch.finfo(torch.float32).eps, std, torch.ones_like(std))
+        return cls(kind=kind, mean=mean.float().to(device), std=std.float().to(device))
+
+    @classmethod
+    def restore(cls, kind: FeatureNorm, state: Mapping[str, torch.Tensor], device: torch.device) -> Normaliser:
+        """The normaliser that `state` was called on."""
+        if kind != "standardize":
+            return cls(kind=kind)
+        return cls(kind=kind, mean=state["mean"].to(device), std=state["std"].to(device))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The fitted tensors, on the CPU."""
+        return {} if self.mean is None or self.std is None else {"mean": self.mean.cpu(), "std": self.std.cpu()}
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """float32 [B, D]."""
+        features = features.float()
+        if self.kind == "l2":
+            return torch.nn.functional.normalize(features, dim=-1)
+        if self.mean is not None and self.std is not None:
+            return (features - self.mean) / self.std
+        return features
+
+
+def batch_order(rows: int, batch_size: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
+    """One epoch's batches of row indices, int64, shuffled; the last one may be smaller."""
+    order = torch.randperm(rows, generator=generator)
+    return [order[start : start + batch_size] for start in range(0, rows, batch_size)]

@@ -1,0 +1,48 @@
+"""How a probe reads the fields of a protocol that concern it: typed, in range, everything else being someone else's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
+
+import pydantic
+
+from harness.errors import ProbeError
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+Momentum = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+class Fields(pydantic.BaseModel):
+    """Base of a probe's protocol fields: each with its type, range and default."""
+
+    model_config = pydantic.ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, probe: str, protocol: Mapping[str, Any]) -> Self:
+        """The fields that `protocol` sets, and defaults for the others. Raises ProbeError on a value that a field cannot take."""
+        try:
+            return cls.model_validate(dict(protocol))
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(each) for each in first["loc"])
+            expected = first["msg"][:1].lower() + first["msg"][1:]
+            raise ProbeError(f"{probe} probe: protocol field {name}: {expected}, got {first['input']!r}; correct it in the protocol") from None
+
+
+def learning_rates(probe: str, lrs: Sequence[float | None]) -> tuple[float, ...]:
+    """`lrs` as positive finite floats, at least one. Raises ProbeError otherwise."""
+    for lr in lrs:
+        if lr is None or not 0 < lr < float("inf"):
+            raise ProbeError(f"{probe} probe: expected positive learning rates, got {lr}; give one per head")
+    if not lrs:
+        raise ProbeError(f"{probe} probe: expected at least one learning rate, got none; give one per head")
+    return tuple(float(lr) for lr in lrs if lr is not None)
+
+
+def no_learning_rate(probe: str, lrs: Sequence[float | None]) -> None:
+    """Raises ProbeError unless `lrs` is one None: the probe has a single head and nothing to search."""
+    if list(lrs) != [None]:
+        raise ProbeError(f"{probe} probe: expected [None] in place of learning rates, got {list(lrs)}; it has one head and trains nothing")
