@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,16 @@ GALLERY_DEPTH = 10
 
 
 @dataclass(frozen=True, kw_only=True)
+class BankRef:
+    """A bank, and those of its shards that could not be seen at all."""
+
+    bank: BankSpec
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """The search over one (encoder, task), as its trials need it: plain values, cheap to send."""
+    """The search over one (encoder, task), as its trials need it: plain values, cheap to send, and no test split among them."""
 
     name: str
     """`<encoder> <task>@<protocol>`."""
@@ -45,10 +54,10 @@ class Study:
     classes: int
     protocol: Mapping[str, Any]
     readouts: tuple[str, ...]
-    banks: Mapping[str, Mapping[str, BankSpec]]
-    """Role to readout to bank."""
-    without: Mapping[str, tuple[str, ...]]
-    """Role to the shards that could not be seen at all."""
+    train: Mapping[str, BankRef]
+    """Readout to bank; empty for probes that train on nothing."""
+    val: Mapping[str, BankRef]
+    """Readout to bank; empty where heads are chosen on a part of train."""
     holds_out: bool
     """Heads are chosen on a stratified tenth of train."""
     trials: int
@@ -100,6 +109,8 @@ class Score:
     values: tuple[Value, ...]
     n: int
     seconds: float
+    created_at: str = ""
+    """ISO 8601, UTC."""
     error: str | None = None
     predictions: dict[str, list[Any]] = field(default_factory=dict)
     neighbours: list[dict[str, Any]] = field(default_factory=list)
@@ -150,20 +161,21 @@ class StudyRunner:
     def has_state(self, study: Study, index: int) -> bool:
         return self._store.read_bytes("studies", study.id, f"round-{index}.safetensors") is not None
 
-    def score(self, study: Study, chosen: HeadScore) -> Score:
-        """The chosen head on test, as it is: no refit."""
+    def score(self, study: Study, chosen: HeadScore, held_back: BankRef) -> Score:
+        """The chosen head on the test split's bank of its readout, as it is: no refit."""
         start = time.perf_counter()
-        test = self._role_rows(study, "test", chosen.readout)
+        test = self._read(study, held_back)
         stack = probe(study.probe).restore(self.state(study, chosen), self._training_rows(study, chosen.readout), **self._how(study))
         if not len(test):
             values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
-            return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start)
+            return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start, created_at=_now())
         predictions = stack.predict(test, 0)
         return Score(
             head=chosen,
             values=tuple(_estimate(metric(name), predictions, study) for name in study.metrics),
             n=len(set(predictions.keys)),
             seconds=time.perf_counter() - start,
+            created_at=_now(),
             predictions=_columns(predictions),
             neighbours=_gallery(study, test) if study.probe == "retrieval" else [],
         )
@@ -182,22 +194,25 @@ class StudyRunner:
     def _training_rows(self, study: Study, readout: str) -> Rows | None:
         if not probe(study.probe).needs_train:
             return None
-        rows = self._role_rows(study, "train", readout)
+        rows = self._read(study, study.train[readout])
         return hold_out(rows, seed=study.seed)[0] if study.holds_out else rows
 
     def _selection_rows(self, study: Study, readout: str) -> Rows:
         if study.holds_out:
-            return hold_out(self._role_rows(study, "train", readout), seed=study.seed)[1]
-        return self._role_rows(study, "val", readout)
+            return hold_out(self._read(study, study.train[readout]), seed=study.seed)[1]
+        return self._read(study, study.val[readout])
 
-    def _role_rows(self, study: Study, role: str, readout: str) -> Rows:
-        bank = study.banks[role][readout]
-        key = (bank.key, study.protocol.get("mask"), study.without.get(role, ()))
+    def _read(self, study: Study, ref: BankRef) -> Rows:
+        key = (ref.bank.key, study.protocol.get("mask"), ref.without)
         if key not in self._rows:
-            if len(self._rows) >= 2 * len(study.readouts) + 2:
+            if len(self._rows) >= 2 * len(study.readouts) + 1:
                 self._rows.clear()
-            self._rows[key] = self._store.rows(bank, mask=key[1], without=key[2])
+            self._rows[key] = self._store.rows(ref.bank, mask=key[1], without=key[2])
         return self._rows[key]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> tuple[float | None, str | None]:

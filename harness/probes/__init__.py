@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from harness.core import Probe
 from harness.errors import RequestError, nearest
@@ -29,3 +30,25 @@ def probe(name: str) -> Probe:
     if name not in probes():
         raise RequestError(f"probe: expected one of {', '.join(probes())}, got {name!r}{nearest(name, probes())}")
     return probes()[name]
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The protocol fields that the probe of that name reads, with their defaults."""
+    probe(name)
+    found: dict[str, Any] = dict(importlib.import_module(f"{__name__}.{name}").DEFAULTS)
+    return found
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """A copy of the protocol fields that the probe reads, at their default values. Raises RequestError for an unknown name."""
+    module = sys.modules[type(probe(name)).__module__]
+    return dict(module.DEFAULTS)
+
+
+def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
+    """What `fit` takes as `lrs` where a probe has no learning rate to search: the values of its own grid, or one None.
+
+    Raises RequestError for an unknown name, ProbeError for protocol fields that cannot be.
+    """
+    own = getattr(probe(name), "grid", None)
+    return (None,) if own is None else tuple(own(protocol))

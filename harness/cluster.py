@@ -1,0 +1,170 @@
+"""The Ray that a run uses: a local single node that it starts and stops, or a cluster that it joins. Started only when there is something to run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from harness.config import Resources
+from harness.device import Precision, device_type, has_gpu, resolve_precision
+from harness.encode import ActorSettings, EncoderCrew
+from harness.encoders import EncoderSpec
+from harness.errors import RequestError
+from harness.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run computes on."""
+
+    device_type: str
+    precision: Precision
+    actors: int
+    gpus: float
+    """A fraction or a number of GPUs for every actor and trial; 0 on CPUs."""
+    cpus: float
+    threads: int
+    decode_threads: int
+    batch_size: int
+
+    @property
+    def trial_slots(self) -> int:
+        return self.actors
+
+
+class Cluster:
+    """A context manager; leaves no process of a local Ray behind."""
+
+    def __init__(self, address: str | None, resources: Resources, *, dashboard: bool, progress: Progress) -> None:
+        self._address = address
+        self._resources = resources
+        self._dashboard = dashboard
+        self._progress = progress
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if ray.is_initialized():
+            ray.shutdown()
+
+    def start(self) -> None:
+        """Start the local Ray, or join the cluster; once. Raises RequestError where no cluster answers."""
+        if ray.is_initialized():
+            return
+        self._progress.say("starting Ray" if self._address is None else f"joining the Ray cluster at {self._address}")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # an actor without GPUs must not see them all
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address is not None:
+            try:
+                ray.init(address=self._address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                told = str(error).strip().splitlines()[0]
+                raise RequestError(
+                    f"--address {self._address}: expected a running Ray cluster, got: {told}; start one with ray up cluster.yaml"
+                ) from None
+            return
+        _make_token_writable()
+        resources = self._resources
+        cores = os.cpu_count() or 1
+        wanted = cores if resources.actors == "auto" else max(cores, resources.actors * resources.threads)
+        ray.init(num_cpus=wanted, include_dashboard=self._dashboard, **quiet)
+
+    def machine(self) -> Machine:
+        """What there is to compute on, and how it is shared out. Raises RequestError for what can never be satisfied."""
+        if self._address is not None:
+            self.start()
+            return self._remote_machine()
+        gpu = self._wants_gpu(has_gpu())
+        return self._share(
+            device_type(gpu), resolve_precision(self._resources.precision, gpu), cores=os.cpu_count() or 1, gpus=_local_gpus() if gpu else 0
+        )
+
+    def crew(self, machine: Machine, cache: str, encoders: dict[str, EncoderSpec], *, limit: int) -> EncoderCrew:
+        """Encoder actors, no more than `limit`."""
+        self.start()
+        count = max(1, min(machine.actors, limit))
+        self._progress.say(f"starting {count} encoder actor{'s' if count > 1 else ''} on {machine.device_type}, {machine.precision}")
+        settings = ActorSettings(
+            cache=cache,
+            precision=machine.precision,
+            batch_size=machine.batch_size,
+            threads=machine.threads,
+            decode_threads=machine.decode_threads,
+            gpus=machine.gpus,
+            cpus=machine.cpus,
+            device_type=machine.device_type,
+        )
+        return EncoderCrew(count, settings, encoders)
+
+    def _wants_gpu(self, available: bool) -> bool:
+        asked = self._resources.gpus_per_actor
+        if asked == "auto":
+            return available
+        if asked > 0 and not available:
+            raise RequestError(f"resources.gpus_per_actor: expected 0 or auto where there is no GPU, got {asked:g}")
+        return asked > 0
+
+    def _remote_machine(self) -> Machine:
+        total = ray.cluster_resources()
+        gpus = total.get("GPU", 0.0)
+        gpu = self._wants_gpu(gpus > 0)
+        share = self._gpu_share() if gpu else 0.0
+        found, bf16 = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+        return self._share(found, bf16, cores=int(total.get("CPU", 1)), gpus=gpus if gpu else 0)
+
+    def _gpu_share(self) -> float:
+        asked = self._resources.gpus_per_actor
+        return 1.0 if asked == "auto" else asked
+
+    def _share(self, found: str, precision: Precision, *, cores: int, gpus: float) -> Machine:
+        resources = self._resources
+        share = self._gpu_share() if gpus else 0.0
+        most = max(1, int(gpus / share)) if share else max(1, cores // resources.threads)
+        if resources.threads > cores:
+            raise RequestError(f"resources.threads: expected at most the {cores} cores that there are, got {resources.threads}")
+        if resources.actors != "auto" and resources.actors > most:
+            what = f"{gpus:g} GPUs at {share:g} an actor" if share else f"{cores} cores at {resources.threads} threads an actor"
+            raise RequestError(f"resources.actors: expected at most {most} with {what}, got {resources.actors}")
+        return Machine(
+            device_type=found,
+            precision=precision,
+            actors=most if resources.actors == "auto" else resources.actors,
+            gpus=share,
+            cpus=1 if share else resources.threads,
+            threads=resources.threads,
+            decode_threads=resources.decode_threads,
+            batch_size=resources.batch_size,
+        )
+
+
+def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
+    """Device type and precision, as a worker finds them."""
+    return device_type(gpu), resolve_precision(precision, gpu)
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _make_token_writable() -> None:
+    """Ray writes its token into the home folder; where that cannot be written, into a folder of the run's own."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    try:
+        home = Path.home() / ".ray"
+        home.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except (OSError, RuntimeError):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(tempfile.mkdtemp(prefix="partwise-")) / "auth_token")

@@ -1,0 +1,262 @@
+"""Parts and trials to Arrow tables, Parquet on disk: one row per encoder × task × protocol × metric, with its interval and its provenance."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from harness.bank import BankSpec, BankStore, Receipt
+from harness.errors import BankError
+from harness.ledger import Lost, account
+from harness.plan import Plan, StudyPlan
+from harness.probes import probe
+from harness.search import StudyState
+from harness.study import StudyRunner, Value
+from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
+
+_PACKAGES = ("partwise", "torch", "torchvision", "timm", "ray", "webdataset", "accelerate", "optuna", "pyarrow", "numpy", "pillow")
+
+
+class Accounts:
+    """The receipt of every (bank, shard) of a plan, read once."""
+
+    def __init__(self, plan: Plan, store: BankStore, lost: Mapping[str, Lost]) -> None:
+        self._store = store
+        self._lost = lost
+        self._known: dict[tuple[str, str], Receipt] = {}
+        self._banks: dict[str, BankSpec] = {}
+        for study in plan.studies:
+            for bank in study.specs:
+                self._banks[bank.key] = bank
+
+    def of(self, bank: BankSpec) -> list[Receipt]:
+        """Receipts of a bank's shards, in the manifest's order."""
+        receipts = []
+        for shard, _, samples in bank.shards:
+            if (bank.key, shard) not in self._known:
+                lost = self._lost.get(f"{bank.dataset}/{bank.split}/{shard}")
+                self._known[bank.key, shard] = account(self._store, bank, shard, samples, lost)
+            receipts.append(self._known[bank.key, shard])
+        return receipts
+
+    def without(self, bank: BankSpec) -> tuple[str, ...]:
+        """The bank's shards that could not be seen at all."""
+        return tuple(receipt.shard for receipt in self.of(bank) if "shard lost" in receipt.reasons)
+
+    def banks(self) -> Iterator[BankSpec]:
+        yield from self._banks.values()
+
+
+@dataclass(kw_only=True, eq=False)
+class Outcome:
+    """One study of the plan and what became of it."""
+
+    plan: StudyPlan
+    state: StudyState | None
+    """None where the study is undefined."""
+    error: str | None = None
+    """Why the search could not bring it to its end, if so."""
+
+
+def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accounts, cache: str, run_id: str) -> list[dict[str, Any]]:
+    """Write every table under `out`; the rows of results.parquet."""
+    common = {"run_id": run_id, "versions": json.dumps(_versions()), "git_commit": _git_commit()}
+    results = [row for outcome in outcomes for row in _results(plan, outcome, accounts, common)]
+    write_table(out / "results.parquet", results, RESULTS)
+    write_table(out / "trials.parquet", [row for outcome in outcomes for row in _trials(outcome, run_id)], TRIALS)
+    write_table(out / "ledger.parquet", _ledger(accounts), LEDGER)
+    for folder, column, schema in (("predictions", "predictions", PREDICTIONS), ("neighbours", "neighbours", NEIGHBOURS)):
+        shutil.rmtree(out / folder, ignore_errors=True)
+        for path, rows in _per_task(outcomes, column).items():
+            write_table(out / folder / path, rows, schema)
+    _save_heads(out, outcomes, cache)
+    return results
+
+
+def file_name(name: str) -> str:
+    """An encoder's name as a file name: whatever could be a path or a drive becomes `_`."""
+    return re.sub(r"[^\w.+@=-]", "_", name)
+
+
+def _results(plan: Plan, outcome: Outcome, accounts: Accounts, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    study, state = outcome.plan, outcome.state
+    info, task = study.encoder, study.task
+    head = state.score.head if state is not None and state.score is not None else None
+    receipts = _receipts(study, accounts, head.readout if head else None)
+    manifest = plan.manifests[task.dataset]
+    status, error, values = _verdict(outcome, receipts)
+    seconds = sum(receipt.seconds for receipt in receipts)
+    created = state.score.created_at if state is not None and state.score is not None else None
+    for metric in task.metrics:
+        value = values.get(metric.name)
+        undefined = status in ("ok", "incomplete") and (value is None or value.value is None)
+        yield {
+            **common,
+            "encoder": info.name,
+            "weights_sha256": info.weights_sha256,
+            "params_m": info.params / 1e6,
+            "task": task.name,
+            "level": task.level,
+            "dataset": task.dataset,
+            "dataset_version": manifest.version,
+            "split": "test",
+            "view": task.view.identity,
+            "readout": head.readout if head else None,
+            "probe": task.probe.name,
+            "protocol": task.protocol.name,
+            "protocol_fields": json.dumps(task.protocol.fields, sort_keys=True),
+            "metric": metric.name,
+            "value": value.value if value else None,
+            "ci_low": value.low if value else None,
+            "ci_high": value.high if value else None,
+            "n": state.score.n if state is not None and state.score is not None else 0,
+            "n_failed": sum(receipt.failed for receipt in receipts),
+            "hyperparameters": json.dumps({"lr": head.lr, "readout": head.readout, "round": head.round, "head": head.head} if head else {}),
+            "selected_on": study.selected_on,
+            "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
+            "seed": plan.sweep.search.seed,
+            "status": "undefined" if undefined else status,
+            "error": (value.reason if value else "not computed") if undefined else error,
+            "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
+            "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
+            "images_per_second": sum(receipt.images for receipt in receipts) / seconds if seconds else None,
+            "device": plan.device_type,
+            "precision": plan.precision,
+            "created_at": created,
+        }
+
+
+def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None) -> list[Receipt]:
+    """Receipts of the banks that a record rests on: those of the chosen readout, or of all where none was chosen."""
+    banks = [bank for readouts in study.banks.values() for name, bank in readouts.items() if readout is None or name == readout]
+    return [receipt for bank in banks for receipt in accounts.of(bank)]
+
+
+def _verdict(outcome: Outcome, receipts: Sequence[Receipt]) -> tuple[str, str | None, dict[str, Value]]:
+    """Status, its reason, and the values by metric."""
+    if outcome.plan.undefined is not None:
+        return "undefined", outcome.plan.undefined, {}
+    score = outcome.state.score if outcome.state is not None else None
+    if outcome.error is not None or score is None:
+        return "failed", outcome.error or "the search did not come to its end", {}
+    if score.error is not None:
+        return "failed", score.error, {}
+    values = {value.metric: value for value in score.values}
+    troubled = [receipt for receipt in receipts if receipt.status != "ok"]
+    if troubled:
+        told = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
+        return "incomplete", "; ".join(told)[:500], values
+    return "ok", None, values
+
+
+def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
+    if outcome.state is None:
+        return
+    task = outcome.plan.task
+    for one in outcome.state.rounds:
+        for head in one.heads:
+            yield {
+                "run_id": run_id,
+                "encoder": outcome.plan.encoder.name,
+                "task": task.name,
+                "protocol": task.protocol.name,
+                "round": head.round,
+                "head": head.head,
+                "lr": head.lr,
+                "readout": head.readout,
+                "metric": task.metrics[0].name,
+                "val_value": head.value,
+                "epochs": task.protocol.fields.get("epochs") if probe(task.probe.name).has_learning_rate else None,
+                "seconds": one.seconds,
+                "status": "ok" if head.value is not None else "failed",
+                "error": head.error,
+            }
+
+
+def _ledger(accounts: Accounts) -> Iterator[dict[str, Any]]:
+    for bank in accounts.banks():
+        for receipt in accounts.of(bank):
+            yield {
+                "bank_key": bank.key,
+                "dataset": bank.dataset,
+                "split": bank.split,
+                "shard": receipt.shard,
+                "expected": receipt.expected,
+                "seen": receipt.seen,
+                "failed": receipt.failed,
+                "duplicates": receipt.duplicates,
+                "reasons": json.dumps(receipt.reasons),
+                "attempts": receipt.attempts,
+                "node": receipt.node,
+                "sha256": receipt.sha256,
+                "status": "failed" if "shard lost" in receipt.reasons else receipt.status,
+            }
+
+
+def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[str, Any]]]:
+    """`<encoder>/<task>.parquet` to its rows, those of all protocols together."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        if outcome.state is None or outcome.state.score is None:
+            continue
+        task, found = outcome.plan.task, getattr(outcome.state.score, column)
+        rows = [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)] if isinstance(found, dict) else found
+        if rows:
+            path = f"{file_name(outcome.plan.encoder.name)}/{task.name}.parquet"
+            tables.setdefault(path, []).extend({**row, "protocol": task.protocol.name} for row in rows)
+    return tables
+
+
+def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
+    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without weights leave nothing."""
+    import torch
+    from safetensors.torch import save
+
+    from harness.tables import publish
+
+    runner = StudyRunner(cache, torch.device("cpu"))
+    for outcome in outcomes:
+        if outcome.state is None or outcome.state.score is None or outcome.state.score.head is None:
+            continue
+        task = outcome.plan.task
+        path = out / "heads" / file_name(outcome.plan.encoder.name) / f"{task.name}@{task.protocol.name}.safetensors"
+        try:
+            state = runner.state(outcome.state.study, outcome.state.score.head)
+        except BankError:  # the cache was cleaned since; what was saved then stays
+            continue
+        if state:
+            with publish(path) as temporary:
+                temporary.write_bytes(save(state))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `+` where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty.strip() else "")

@@ -1,0 +1,233 @@
+"""Ray Tune and Optuna: all studies of a sweep in one Tuner.
+
+A Tune trial is one round of a study (a whole stack of learning rates) or the scoring of its chosen head. A study has at most one unfinished trial and
+its proposals depend on its own history alone, so trials of different studies run side by side, in any number, and change nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from harness.device import Compute
+from harness.errors import RunError
+from harness.probes import probe
+from harness.propose import HeadScore, choose, propose
+from harness.study import BankRef, Round, Score, Study, StudyRunner
+from harness.tables import publish
+
+MAX_FAILURES = 3
+"""How often a trial whose process died is run again."""
+
+
+@dataclass(kw_only=True, eq=False)
+class StudyState:
+    """How far a study has come."""
+
+    study: Study
+    test: Mapping[str, BankRef]
+    rounds: list[Round] = field(default_factory=list)
+    score: Score | None = None
+
+    @property
+    def planned_rounds(self) -> int:
+        return self.study.trials if probe(self.study.probe).has_learning_rate else 1
+
+    @property
+    def heads(self) -> list[HeadScore]:
+        return [head for one in self.rounds for head in one.heads]
+
+    @property
+    def steps_left(self) -> int:
+        return self.planned_rounds - len(self.rounds) + (self.score is None)
+
+    def next_config(self) -> dict[str, Any] | None:
+        """What the study wants done next; None where nothing is left, or nothing can be scored."""
+        study = self.study
+        index = len(self.rounds)
+        if index < self.planned_rounds:
+            if not probe(study.probe).has_learning_rate:
+                return {"round": index, "proposals": [(readout, None) for readout in study.readouts]}
+            proposals = propose(
+                study=study.name,
+                seed=study.seed,
+                round_index=index,
+                history=self.heads,
+                readouts=study.readouts,
+                stack=study.stack,
+                bounds=study.lr,
+            )
+            return {"round": index, "proposals": proposals}
+        if self.score is not None:
+            return None
+        chosen = choose(self.heads, study.readouts)
+        if chosen is None:
+            self.score = Score(head=None, values=(), n=0, seconds=0.0, error=_first_error(self.heads))
+            return None
+        return {"chosen": asdict(chosen)}
+
+
+def _first_error(heads: Sequence[HeadScore]) -> str:
+    return next((head.error for head in heads if head.error), "no head could be scored on the selection split")
+
+
+class StudyTrial(tune.Trainable):  # type: ignore[misc]
+    """Runs one step of one study; Tune reuses its process for the next."""
+
+    def setup(self, config: dict[str, Any], states: Sequence[tuple[Study, Mapping[str, BankRef]]], cache: str, gpu: bool, threads: int) -> None:
+        self._states = states
+        self._runner = StudyRunner(cache, Compute("float32", gpu, threads).device)
+
+    def step(self) -> dict[str, Any]:
+        study, test = self._states[self.config["study"]]
+        step = self.config["step"]
+        if "chosen" in step:
+            chosen = HeadScore(**step["chosen"])
+            outcome: Round | Score = self._runner.score(study, chosen, test[chosen.readout])
+        else:
+            outcome = self._runner.run_round(study, step["round"], [(readout, rate) for readout, rate in step["proposals"]])
+        return {"payload": outcome.to_json(), "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A step is done or not done: there is nothing in between to keep."""
+
+
+class Proposer(Searcher):  # type: ignore[misc]
+    """Tune's search algorithm: gives the next step of a study that has none running."""
+
+    def __init__(self, states: Sequence[StudyState], on_step: Callable[[StudyState], None]) -> None:
+        super().__init__(metric=None, mode=None)
+        self._states = states
+        self._running: dict[str, int] = {}
+        self._on_step = on_step
+        self.errors: dict[int, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        for index, state in enumerate(self._states):
+            if index in self._running.values() or index in self.errors:
+                continue
+            step = state.next_config()
+            if step is not None:
+                self._running[trial_id] = index
+                return {"study": index, "step": step}
+            self._on_step(state)
+        return None if self._running else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        index = self._running.pop(trial_id, None)
+        if index is None:
+            return
+        state = self._states[index]
+        if error or not result or "payload" not in result:
+            self.errors[index] = f"the trial's process was lost {MAX_FAILURES + 1} times"
+            return
+        if len(state.rounds) < state.planned_rounds:
+            state.rounds.append(Round.from_json(result["payload"]))
+        else:
+            state.score = Score.from_json(result["payload"])
+        self._on_step(state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune asks for this from time to time; what a run resumes from is its own journal."""
+        Path(checkpoint_path).write_bytes(pickle.dumps(len(self._states)))
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RunError("a search is resumed by running the sweep again, not by Tuner.restore")
+
+
+class Journal:
+    """What each study has come to, one small file a round, under `<out>/tune/studies/<study id>/`: what a run resumes from."""
+
+    def __init__(self, out: Path) -> None:
+        self._root = out / "tune" / "studies"
+
+    def folder(self, study: Study) -> Path:
+        return self._root / study.id
+
+    def load(self, state: StudyState, has_heads: Callable[[Study, int], bool]) -> None:
+        """Bring `state` up to what was journalled; rounds whose heads are gone from the cache do not count, unless the study was scored."""
+        folder = self.folder(state.study)
+        score = _read(folder / "score.json")
+        rounds = []
+        while (text := _read(folder / f"round-{len(rounds)}.json")) is not None:
+            if score is None and not has_heads(state.study, len(rounds)):
+                break
+            rounds.append(Round.from_json(text))
+        state.rounds = rounds[: state.planned_rounds]
+        if score is not None and len(state.rounds) == state.planned_rounds:
+            state.score = Score.from_json(score)
+
+    def save(self, state: StudyState) -> None:
+        """Journal what is new."""
+        folder = self.folder(state.study)
+        for one in state.rounds:
+            _write(folder / f"round-{one.index}.json", one.to_json())
+        if state.score is not None:
+            _write(folder / "score.json", state.score.to_json())
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.exists():
+        with publish(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What a search may use."""
+
+    out: Path
+    cache: str
+    concurrent: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: Callable[[StudyState], None]) -> dict[int, str]:
+    """Bring every study to its end, in one Tuner; index of a study to why it could not be. KeyboardInterrupt passes through."""
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own makes an interrupted search look like a finished one
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    journal = Journal(settings.out)
+
+    def step(state: StudyState) -> None:
+        journal.save(state)
+        on_step(state)
+
+    proposer = Proposer(states, step)
+    trainable = tune.with_parameters(
+        StudyTrial,
+        states=[(state.study, state.test) for state in states],
+        cache=settings.cache,
+        gpu=settings.gpus > 0,
+        threads=settings.threads,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": settings.cpus, "gpu": settings.gpus}),
+        tune_config=tune.TuneConfig(search_alg=proposer, num_samples=-1, reuse_actors=True, max_concurrent_trials=settings.concurrent),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str((settings.out / "tune").resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    tuner.fit()
+    return proposer.errors

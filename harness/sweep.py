@@ -1,0 +1,269 @@
+"""`python -m harness.sweep SWEEP.yaml`: read, plan, run, report.
+
+Exit status: 0 every record ok or undefined; 1 some record incomplete or failed; 2 the request was wrong, and nothing was run; 130 interrupted, to be
+gone on with by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from harness.bank import BankStore
+from harness.cluster import Cluster, Machine
+from harness.collect import Accounts, Outcome, collect
+from harness.config import Sweep, load_sweep, resolve_path
+from harness.errors import HarnessError, RequestError
+from harness.ledger import EventLog, Ledger, Lost
+from harness.plan import Plan, StudyPlan, bytes_of_banks, make_plan
+from harness.progress import Progress
+from harness.study import BankRef, Study
+
+OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sweep; the exit status."""
+    console = Console(stderr=True)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options, console)
+    except RequestError as error:
+        _complain(error)
+        return WRONG
+    except HarnessError as error:
+        _complain(error)
+        return PARTIAL
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from here: {options.out or ''}".rstrip(": "), file=sys.stderr)
+        return INTERRUPTED
+
+
+def _complain(error: HarnessError) -> None:
+    print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.sweep", description="Evaluate encoders on tasks, as a sweep file says.", allow_abbrev=False
+    )
+    parser.add_argument("sweep", metavar="SWEEP.yaml")
+    parser.add_argument("--out", metavar="DIR", help="where results go (default: runs/<name of the sweep>)")
+    parser.add_argument("--cache", metavar="DIR", help="where feature banks live, a folder or URL (default: partwise in the user's cache folder)")
+    parser.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster, such as auto; without it a local single-node Ray is started")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a key of the sweep file")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    parser.add_argument("--fresh", action="store_true", help="discard this sweep's results and banks first")
+    parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with the local Ray")
+    return parser
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    file = Path(options.sweep)
+    sweep = load_sweep(file, options.overrides)
+    out = Path(options.out or Path("runs") / sweep.name)
+    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
+    with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
+        progress.say("reading the sweep, the manifests and the encoders' weights")
+        machine = cluster.machine()
+        plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
+        if options.dry_run:
+            _check_writable(out, cache, keep=False)
+            _print_plan(plan, BankStore(cache))
+            return OK
+        _check_writable(out, cache, keep=True)
+        if options.fresh:
+            _discard(plan, out, BankStore(cache))
+        _write_sweep(out, sweep, plan)
+        results = run_plan(plan, out, cache, cluster, machine, progress)
+        progress.say("drawing the report")
+        page = _report(out, sweep)
+    from harness.report import terminal
+
+    terminal(results, Console())
+    print(f"results: {out / 'results.parquet'}\nreport:  {page}")
+    return PARTIAL if any(row["status"] in ("incomplete", "failed") for row in results) else OK
+
+
+def run_plan(plan: Plan, out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> list[dict[str, Any]]:
+    """Encode what is missing, search what is unfinished, and write the tables; the rows of results.parquet."""
+    store = BankStore(cache)
+    lost = _encode(plan, out, store, cache, cluster, machine, progress)
+    accounts = Accounts(plan, store, lost)
+    outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
+    _search(outcomes, out, cache, cluster, machine, progress)
+    return collect(out, plan, outcomes, accounts, cache, run_id(plan))
+
+
+def run_id(plan: Plan) -> str:
+    """Names what was asked: the same request has the same id, wherever and however often it runs."""
+    asked = {
+        "sweep": plan.sweep.model_dump(exclude={"resources": {"actors", "decode_threads", "lease_timeout"}, "shards": True}),
+        "weights": {name: info.weights_sha256 for name, info in plan.infos.items()},
+        "data": {name: manifest.to_json() for name, manifest in plan.manifests.items()},
+        "device": [plan.device_type, plan.precision],
+    }
+    return f"{plan.sweep.name}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> dict[str, Lost]:
+    missing = plan.missing(store)
+    if not missing:
+        return {}
+    crew = cluster.crew(machine, cache, plan.encoders, limit=len(missing))
+    try:
+        with progress.task("encoding", total=sum(work.shard.samples * len(work.passes) for work in missing), unit="views") as bar:
+            ledger = Ledger(
+                crew=crew,
+                log=EventLog(out / "events.jsonl"),
+                lease_timeout=plan.sweep.resources.lease_timeout,
+                on_done=lambda work: bar.advance(work.shard.samples * len(work.passes)),
+            )
+            ledger.run(missing)
+    finally:
+        crew.release()
+    return ledger.lost
+
+
+def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
+    from harness.search import StudyState
+
+    if study.undefined is not None:
+        return Outcome(plan=study, state=None)
+    refs = {
+        role: {readout: BankRef(bank=bank, without=accounts.without(bank)) for readout, bank in banks.items()} for role, banks in study.banks.items()
+    }
+    contents = [(bank.key, receipt.shard, receipt.seen, receipt.sha256) for bank in study.specs for receipt in accounts.of(bank)]
+    search, task = plan.sweep.search, study.task
+    return Outcome(
+        plan=study,
+        state=StudyState(
+            study=Study(
+                name=f"{study.encoder.weights_sha256} {task.name}@{task.protocol.name}",
+                probe=task.probe.name,
+                metrics=tuple(metric.name for metric in task.metrics),
+                classes=len(task.classes),
+                protocol=dict(task.protocol.fields),
+                readouts=tuple(study.banks["test"]),
+                train=refs.get("train", {}),
+                val=refs.get("val", {}),
+                holds_out="val" not in refs,
+                trials=search.trials,
+                stack=search.stack,
+                lr=search.lr,
+                seed=search.seed,
+                contents=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
+            ),
+            test=refs["test"],
+        ),
+    )
+
+
+def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> None:
+    import torch
+
+    from harness.search import Journal, SearchSettings, StudyState, run_search
+    from harness.study import StudyRunner
+
+    journal, runner = Journal(out), StudyRunner(cache, torch.device("cpu"))
+    pending: list[Outcome] = []
+    for outcome in outcomes:
+        if outcome.state is not None:
+            journal.load(outcome.state, runner.has_state)
+            if outcome.state.steps_left:
+                pending.append(outcome)
+    if not pending:
+        return
+    cluster.start()
+    states = [outcome.state for outcome in pending if outcome.state is not None]
+    done: dict[int, int] = {}
+    with progress.task("searching", total=sum(state.steps_left for state in states), unit="trials") as bar:
+
+        def on_step(state: StudyState) -> None:
+            left = state.steps_left
+            bar.advance(done.get(id(state), done.setdefault(id(state), left + 1)) - left)
+            done[id(state)] = left
+
+        settings = SearchSettings(out=out, cache=cache, concurrent=machine.trial_slots, cpus=machine.cpus, gpus=machine.gpus, threads=machine.threads)
+        errors = run_search(states, settings, on_step)
+    for index, error in errors.items():
+        pending[index].error = error
+
+
+def _default_cache() -> Path:
+    import os
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "partwise"
+
+
+def _check_writable(out: Path, cache: str, *, keep: bool) -> None:
+    """Raises RequestError where a file cannot be written under `out` or the cache; `keep` creates the folders that are missing."""
+    folders = [("--out", out)] + ([] if "://" in cache else [("--cache", Path(cache))])
+    for option, folder in folders:
+        place = folder
+        try:
+            if keep:
+                folder.mkdir(parents=True, exist_ok=True)
+            while not place.exists():
+                place = place.parent
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise RequestError(f"{option} {folder}: expected a folder that can be written, got: {error.strerror or error}") from None
+
+
+def _discard(plan: Plan, out: Path, store: BankStore) -> None:
+    for study in plan.studies:
+        for bank in study.specs:
+            store.discard(bank.key)
+    for name in ("tune", "predictions", "neighbours", "heads", "figures"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("results.parquet", "trials.parquet", "ledger.parquet", "report.html", "events.jsonl"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _write_sweep(out: Path, sweep: Sweep, plan: Plan) -> None:
+    """The sweep as it runs: every default filled in, every path absolute."""
+    from harness.tables import publish
+
+    plain = sweep.model_dump(mode="json")
+    for entry, spec in zip(plain["encoders"], plan.encoders.values(), strict=True):
+        if isinstance(entry, dict) and spec.checkpoint is not None:
+            entry["checkpoint"] = spec.checkpoint
+    with publish(out / "sweep.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _print_plan(plan: Plan, store: BankStore) -> None:
+    missing = plan.missing(store)
+    samples = sum(work.shard.samples for work in missing)
+    views = sum(work.shard.samples * len(work.passes) for work in missing)
+    searched = sum(plan.sweep.search.trials if study.task.probe.has_learning_rate else 1 for study in plan.studies if study.undefined is None)
+    print(f"{len(plan.infos)} encoders × {len(plan.studies) // len(plan.infos)} tasks = {len(plan.studies)} studies, {searched} trials")
+    for study in plan.studies:
+        undefined = f"  undefined: {study.undefined}" if study.undefined else ""
+        print(f"  {study.encoder.name}  {study.task.name}@{study.task.protocol.name}  readouts {', '.join(study.banks['test']) or 'none'}{undefined}")
+    print(f"{len(plan.shard_work)} shards, {len(missing)} of them to encode: {samples} images to decode, {views} image × encoder × view passes")
+    print(f"feature banks to write: about {bytes_of_banks(plan, missing) / 2**20:.0f} MiB (for views of one item an image)")
+    print(f"device {plan.device_type}, precision {plan.precision}")
+
+
+def _report(out: Path, sweep: Sweep) -> Path:
+    from harness.report import write_report
+
+    return write_report(out, shards=sweep.shards)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
