@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -33,16 +34,10 @@ def probe(name: str) -> Probe:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The protocol fields that the probe of that name reads, with their defaults."""
+    """A copy of the protocol fields that the probe of that name reads, with their defaults. Raises RequestError for an unknown name."""
     probe(name)
     found: dict[str, Any] = dict(importlib.import_module(f"{__name__}.{name}").DEFAULTS)
     return found
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """A copy of the protocol fields that the probe reads, at their default values. Raises RequestError for an unknown name."""
-    module = sys.modules[type(probe(name)).__module__]
-    return dict(module.DEFAULTS)
 
 
 def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:

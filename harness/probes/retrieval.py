@@ -167,7 +167,7 @@ class RetrievalStack:
 
 
 def neighbours(
-    rows: Rows, *, queries: Sequence[int], top: int = 10, exclude: Exclude = "image", device: torch.device | None = None
+    rows: Rows, *, queries: Sequence[int] | np.ndarray, top: int = 10, exclude: Exclude = "image", device: torch.device | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest rows of some rows, for galleries to look at: int64 [Q, top] indices and float32 [Q, top] cosines, nearest first, ties by row.
 
