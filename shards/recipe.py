@@ -1,0 +1,576 @@
+"""The writer that every data set's recipe shares: records → deterministic tars → verified → published at once.
+
+A recipe says what its samples are (`DataSet`: the items of each split, and a function that makes one item a `Record`) and calls `main`. The writer
+cuts the items into shards, makes each shard in a worker process, reads every shard back from disk, and renames the finished folder into place. The
+same bytes come out for any number of workers; an interrupted build goes on where it stopped.
+
+While it is built, a data set `<out>` lives beside its place in `.<out>.building/`: `data/` is what will be published, `receipts/` tells which shards
+of it are whole, `lock` keeps two builds apart, `replaced/` holds what is being overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from harness.core import Box, Keypoint
+from harness.errors import HarnessError, RequestError, RunError, ShardError
+from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Shard, Split
+
+FORMAT = 1
+"""Counts changes of the writer that change bytes; part of every shard's content key."""
+EXTENSIONS: tuple[str, ...] = ("jpg", "png", "webp")
+ImageExtension = Literal["jpg", "png", "webp"]
+_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,149}")
+_MASKS: tuple[MaskKind, ...] = get_args(MaskKind)
+_END = bytes(1024)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """One sample as a recipe gives it, its image encoded."""
+
+    key: str
+    """Unique in its data set; letters, digits, `_` and `-`, as WebDataset cuts a member's name at its first dot."""
+    image: bytes
+    extension: ImageExtension
+    label: int | None = None
+    boxes: Sequence[Box] = ()
+    keypoints: Sequence[Keypoint] = ()
+    object_mask: np.ndarray | None = None
+    """uint8 or uint16 [H, W] label map."""
+    part_mask: np.ndarray | None = None
+    """uint8 or uint16 [H, W] label map."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """More that its JSON shall hold, such as where the image comes from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet(Generic[T]):
+    """All that the writer needs to know of a data set."""
+
+    name: str
+    version: str
+    license: str
+    source: str
+    classes: Sequence[str]
+    annotations: Sequence[Annotation]
+    splits: Mapping[str, Sequence[T]]
+    """Items of each split, in the order of the shards. An item's repr must name it fully, and it must pickle."""
+    make: Callable[[T], Record]
+    """A pure function at a module's top level: workers import it."""
+    content: str
+    """Names everything beside the items that `make` reads, by digest: a finished shard is kept only while this stays the same."""
+    parts: Sequence[str] = ()
+    part_of: Mapping[str, str | None] = field(default_factory=dict)
+    mask_classes: Mapping[MaskKind, Sequence[str]] = field(default_factory=dict)
+    official: Mapping[str, str] = field(default_factory=dict)
+    """What the data set itself calls a split, where that differs."""
+    samples_per_shard: int = 1000
+    """At most; a split's samples are spread evenly."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Text files to lie beside the manifest, such as the licence: name → content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rules:
+    """What every sample of a data set is held to."""
+
+    annotations: frozenset[str]
+    classes: int
+    parts: frozenset[str]
+    mask_values: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job(Generic[T]):
+    """One shard that is to be made, with all that a worker needs."""
+
+    split: str
+    file: str
+    items: Sequence[T]
+    make: Callable[[T], Record]
+    rules: _Rules
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Receipt:
+    """A shard that is whole on disk."""
+
+    content: str
+    samples: int
+    bytes: int
+    sha256: str
+    keys: Sequence[str]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(describe: Callable[[Path], DataSet[T]], description: str, argv: Sequence[str] | None = None) -> int:
+    """A recipe's command line: `--source DIR --out DIR [--workers N] [--overwrite]`. `describe` gets the source folder.
+
+    Returns the exit status: 0 published, or the same bytes were there already; 2 bad input, said in one line, nothing published; 130 on Ctrl-C.
+    """
+    parser = _Parser(description=description)
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as its makers publish it, unpacked")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to publish; its name need not exist yet")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another version of the data set at --out")
+    given = parser.parse_args(argv)
+    try:
+        if given.workers < 1:
+            raise RequestError(f"--workers: expected at least 1, got {given.workers}")
+        if not given.source.is_dir():
+            raise RequestError(f"--source: expected a folder, got {given.source}, which is none")
+        manifest = build(describe(given.source), given.out, workers=given.workers, overwrite=given.overwrite, console=Console(stderr=True))
+    except (HarnessError, OSError) as error:
+        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    counts = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
+    print(f"{given.out}: {manifest.dataset} {manifest.version}, {counts}")
+    return 0
+
+
+def build(data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool = False, console: Console | None = None) -> Manifest:
+    """Make, verify and publish a data set; returns its manifest.
+
+    Raises RequestError where `out` is something else, another build of it runs, or a record cannot be made; ShardError where a shard does not read
+    back as what it should hold; RunError where a worker died. Nothing is published then, and finished shards are kept for the next try.
+    """
+    out = Path(os.path.abspath(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _building(out) as work:
+        _refuse_what_is_no_data_set(out, data_set.name, overwrite)
+        jobs = list(_jobs(data_set))
+        receipts = _make_all(jobs, work, workers, console)
+        _no_key_twice(receipts)
+        manifest = _manifest(data_set, jobs, receipts)
+        _lay_beside(work / "data", [job.file for job in jobs], {FILE_NAME: manifest.to_json(), **data_set.files})
+        _publish(work, out, overwrite)
+    return manifest
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def _jobs(data_set: DataSet[T]) -> Iterator[_Job[T]]:
+    if data_set.samples_per_shard < 1:
+        raise RequestError(f"{data_set.name}: expected at least one sample a shard, got {data_set.samples_per_shard}")
+    rules = _Rules(
+        annotations=frozenset(data_set.annotations),
+        classes=len(data_set.classes),
+        parts=frozenset(data_set.parts),
+        mask_values={kind: len(names) for kind, names in data_set.mask_classes.items()},
+    )
+    for split, items in data_set.splits.items():
+        count = -(-len(items) // data_set.samples_per_shard)  # as few shards as can be, all of one size or one less
+        for number in range(count):
+            chunk = items[number * len(items) // count : (number + 1) * len(items) // count]
+            identity = repr((FORMAT, data_set.name, data_set.content, sorted(rules.annotations), list(chunk)))
+            yield _Job(
+                split=split,
+                file=f"{split}-{number:05d}.tar",
+                items=chunk,
+                make=data_set.make,
+                rules=rules,
+                content=hashlib.sha256(identity.encode()).hexdigest(),
+            )
+
+
+def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt]) -> Manifest:
+    made = list(zip(jobs, receipts, strict=True))
+    splits = {
+        name: Split(
+            samples=len(items),
+            official=data_set.official.get(name),
+            shards=tuple(
+                Shard(file=job.file, samples=receipt.samples, bytes=receipt.bytes, sha256=receipt.sha256)
+                for job, receipt in made
+                if job.split == name
+            ),
+        )
+        for name, items in data_set.splits.items()
+    }
+    try:
+        return Manifest(
+            schema=1,
+            dataset=data_set.name,
+            version=data_set.version,
+            license=data_set.license,
+            source=data_set.source,
+            classes=tuple(data_set.classes),
+            parts=tuple(data_set.parts),
+            part_of=dict(data_set.part_of),
+            annotations=tuple(data_set.annotations),
+            mask_classes={kind: tuple(names) for kind, names in data_set.mask_classes.items()},
+            splits=splits,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RequestError(f"{data_set.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}; correct the recipe") from None
+
+
+# --- making -----------------------------------------------------------------------------------------------------------
+
+
+def _make_all(jobs: Sequence[_Job[T]], work: Path, workers: int, console: Console | None) -> list[_Receipt]:
+    """All shards, made or kept, each read back; in the order of `jobs`."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=console is None) as progress:
+        task = progress.add_task("building", total=sum(len(job.items) for job in jobs))
+        if workers == 1:
+            receipts = []
+            for job in jobs:
+                receipts.append(_make_shard(job, work))
+                progress.advance(task, len(job.items))
+            return receipts
+        with _pool(min(workers, max(1, len(jobs)))) as pool:
+            futures = [pool.submit(_make_shard, job, work) for job in jobs]
+            for future, job in zip(futures, jobs, strict=True):
+                future.add_done_callback(partial(_advance, progress, task, len(job.items)))
+            return _results(futures)
+
+
+def _advance(progress: Progress, task: TaskID, samples: int, future: Future[_Receipt]) -> None:
+    if not future.cancelled():
+        progress.advance(task, samples)
+
+
+def _results(futures: Sequence[Future[_Receipt]]) -> list[_Receipt]:
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in futures:  # of several failures the first by position, so that the message does not depend on timing alone
+        if future in done and future.exception() is not None:
+            for other in futures:
+                other.cancel()
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise RunError("a worker process died (out of memory?); run the same command again, finished shards are kept")
+    return [future.result() for future in futures]
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    # spawned, because the progress display has a thread and forking a process with threads can lock up
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """Ends this worker when the build is killed, as an executor's workers would wait for work for ever; leaves Ctrl-C to the build itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make_shard(job: _Job[T], work: Path) -> _Receipt:
+    """One shard: kept where a receipt says that it is whole, else written; then read back, either way."""
+    tar = work / "data" / job.file
+    note = work / "receipts" / f"{job.file}.json"
+    receipt = _receipt(note)
+    if receipt is None or receipt.content != job.content or not tar.is_file() or _sha256(tar) != receipt.sha256:
+        note.unlink(missing_ok=True)
+        keys = _write_tar(tar, (_made(job, item) for item in job.items))
+        receipt = _Receipt(content=job.content, samples=len(keys), bytes=tar.stat().st_size, sha256=_sha256(tar), keys=keys)
+        verify_shard(tar, receipt.keys, job.rules)
+        _write_whole(note, json.dumps(dataclasses.asdict(receipt)).encode())
+    else:
+        verify_shard(tar, receipt.keys, job.rules)
+    if receipt.samples != len(job.items):
+        raise ShardError(f"{job.file}: expected {len(job.items)} samples, got {receipt.samples}")
+    return receipt
+
+
+def _made(job: _Job[T], item: T) -> Record:
+    try:
+        return job.make(item)
+    except HarnessError:
+        raise
+    except Exception as error:  # whatever a source file can do to its reader
+        raise RequestError(f"{job.file}: expected a record of {_shown(item)}, got {type(error).__name__}: {error}") from error
+
+
+def _receipt(note: Path) -> _Receipt | None:
+    try:
+        return _Receipt(**json.loads(note.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_tar(path: Path, records: Iterable[Record]) -> list[str]:
+    """A tar of the records, under its name only once it is whole; returns their keys."""
+    keys = []
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for record in records:
+                    for name, data in members(record):
+                        # a TarInfo starts with time, owner and group 0 and mode 0644: nothing of this machine gets in
+                        info = tarfile.TarInfo(name)
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
+                    keys.append(record.key)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return keys
+
+
+def members(record: Record) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of a record's members, in a shard's order. Raises RequestError for a key that no reader could tell from the members' suffixes."""
+    if not _KEY.fullmatch(record.key):
+        raise RequestError(f"key: expected 1 to 150 letters, digits, '_' and '-', got {_shown(record.key)}")
+    if record.extension not in EXTENSIONS:
+        raise RequestError(f"{record.key}: expected an image as {', '.join(EXTENSIONS)}, got {_shown(record.extension)}")
+    about: dict[str, Any] = {
+        **record.about,
+        "boxes": [dataclasses.asdict(box) for box in record.boxes],
+        "keypoints": [dataclasses.asdict(keypoint) for keypoint in record.keypoints],
+    }
+    if record.label is not None:
+        about["label"] = record.label
+    yield f"{record.key}.{record.extension}", record.image
+    yield f"{record.key}.json", json.dumps(about, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+    for kind, mask in (("object", record.object_mask), ("part", record.part_mask)):
+        if mask is not None:
+            yield f"{record.key}.{kind}.png", encode_mask(mask)
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A label map, uint8 or uint16 [H, W], as a greyscale PNG of 8 or 16 bit. Raises RequestError for any other array."""
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16):
+        raise RequestError(f"mask: expected uint8 or uint16 [H, W], got {mask.dtype} {list(mask.shape)}")
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG", compress_level=9)
+    return file.getvalue()
+
+
+# --- reading back -----------------------------------------------------------------------------------------------------
+
+
+def verify_shard(path: Path, keys: Sequence[str], rules: _Rules) -> None:
+    """Read a shard from disk and hold every sample to the rules. Raises ShardError for the first that breaks one."""
+    try:
+        found = []
+        for key, parts in _samples(path):
+            _verify_sample(f"{path.name}: {key}", parts, rules)
+            found.append(key)
+    except tarfile.TarError as error:
+        raise ShardError(f"{path.name}: expected a tar, got {error}") from error
+    if found != list(keys):
+        raise ShardError(f"{path.name}: expected {len(keys)} samples with the keys that were written, got {len(found)}; is the disk sound?")
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, suffix → bytes) of each sample. Raises ShardError where members of a sample are apart or come twice, or the end is missing."""
+    seen: set[str] = set()
+    current, parts = "", dict[str, bytes]()
+    with path.open("rb") as file:
+        if path.stat().st_size < len(_END) or (file.seek(-len(_END), os.SEEK_END) >= 0 and file.read() != _END):
+            raise ShardError(f"{path.name}: expected zeros at its end, got none: it is cut")
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if key != current:
+                    if parts:
+                        yield current, parts
+                    if key in seen:
+                        raise ShardError(f"{path.name}: expected keys that differ, got {_shown(key)} twice")
+                    seen.add(key)
+                    current, parts = key, {}
+                if suffix in parts:
+                    raise ShardError(f"{path.name}: expected keys that differ, got {_shown(key)} twice")
+                stream = tar.extractfile(member)
+                parts[suffix] = stream.read() if stream else b""
+    if parts:
+        yield current, parts
+
+
+def _verify_sample(name: str, parts: Mapping[str, bytes], rules: _Rules) -> None:
+    images = [suffix for suffix in parts if suffix in EXTENSIONS]
+    if len(images) != 1 or "json" not in parts:
+        raise ShardError(f"{name}: expected one image and a json, got {', '.join(parts)}")
+    size = _decoded(name, parts[images[0]], _FORMATS[images[0]]).size
+    try:
+        about = json.loads(parts["json"])
+    except ValueError as error:
+        raise ShardError(f"{name}.json: expected JSON, got {error}") from error
+    _verify_about(name, about, size, rules)
+    for kind in _MASKS:
+        mask = parts.get(f"{kind}.png")
+        if (mask is not None) != (kind in rules.annotations):
+            raise ShardError(
+                f"{name}: expected {'a' if mask is None else 'no'} {kind} mask, as its data set says, got {'none' if mask is None else 'one'}"
+            )
+        if mask is not None:
+            _verify_mask(f"{name}.{kind}.png", mask, size, rules.mask_values.get(kind))
+
+
+def _verify_about(name: str, about: Mapping[str, Any], size: tuple[int, int], rules: _Rules) -> None:
+    label = about.get("label")
+    if "label" in rules.annotations and not (isinstance(label, int) and 0 <= label < rules.classes):
+        raise ShardError(f"{name}: expected a label from 0 to {rules.classes - 1}, got {_shown(label)}")
+    for what, present in (("label", label is not None), ("boxes", bool(about["boxes"])), ("keypoints", bool(about["keypoints"]))):
+        if present and what not in rules.annotations:
+            raise ShardError(f"{name}: expected no {what}, as its data set says, got some")
+    for point in about["keypoints"]:
+        if point["part"] not in rules.parts:
+            raise ShardError(f"{name}: expected a part of the data set, got {_shown(point['part'])}")
+        if point["visible"] and not (0 <= point["x"] <= size[0] and 0 <= point["y"] <= size[1]):
+            raise ShardError(f"{name}: expected {point['part']} in the image of {size[0]}×{size[1]}, got ({point['x']}, {point['y']})")
+
+
+def _verify_mask(name: str, data: bytes, size: tuple[int, int], values: int | None) -> None:
+    mask = _decoded(name, data, "PNG")
+    if mask.mode not in ("L", "I;16"):
+        raise ShardError(f"{name}: expected greyscale of 8 or 16 bit, got mode {mask.mode}")
+    if mask.size != size:
+        raise ShardError(f"{name}: expected the image's size {size[0]}×{size[1]}, got {mask.size[0]}×{mask.size[1]}")
+    highest = int(np.asarray(mask).max())
+    if values is not None and highest >= values:
+        raise ShardError(f"{name}: expected values below {values}, got {highest}")
+
+
+def _decoded(name: str, data: bytes, expected: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=[expected]) as image:
+            image.load()
+            return image
+    except Exception as error:  # Pillow's decoders raise whatever they meet
+        raise ShardError(f"{name}: expected a readable {expected}, got {error}") from error
+
+
+def _no_key_twice(receipts: Sequence[_Receipt]) -> None:
+    seen: set[str] = set()
+    for receipt in receipts:
+        for key in receipt.keys:
+            if key in seen:
+                raise ShardError(f"expected keys that differ over all shards, got {_shown(key)} twice; correct the recipe")
+            seen.add(key)
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _building(out: Path) -> Iterator[Path]:
+    """The work folder beside `out`, ours alone; gone after a success, kept for the next try after a failure."""
+    work = out.with_name(f".{out.name}.building")
+    for folder in ("data", "receipts"):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RequestError(f"{out}: expected no other build of it, got one that runs; wait for it") from None
+        if (work / "replaced").is_dir() and not out.exists():  # an earlier build died between its two renames
+            os.rename(work / "replaced", out)
+        yield work
+        shutil.rmtree(work)
+
+
+def _refuse_what_is_no_data_set(out: Path, name: str, overwrite: bool) -> None:
+    """Before hours of work: what stands at `out` must be replaceable at all."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise RequestError(f"{out}: expected a folder or nothing, got a file or a link; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            there = json.loads((out / FILE_NAME).read_bytes())["dataset"]
+        except (OSError, ValueError, TypeError, KeyError):
+            raise RequestError(f"{out}: expected an empty folder or a data set, got other files; choose another --out") from None
+        if there != name and not overwrite:
+            raise RequestError(f"{out}: expected data set {name!r}, got {there!r}; choose another --out, or say --overwrite")
+
+
+def _lay_beside(data: Path, tars: Sequence[str], files: Mapping[str, str]) -> None:
+    """The manifest and the other text files, and nothing that an earlier, different build left."""
+    for path in data.iterdir():
+        if path.name not in tars:
+            path.unlink()
+    for name, content in files.items():
+        _write_whole(data / name, content.encode())
+
+
+def _publish(work: Path, out: Path, overwrite: bool) -> None:
+    data, replaced = work / "data", work / "replaced"
+    if out.is_dir() and any(out.iterdir()):
+        if _digests(out) == _digests(data):
+            return
+        if not overwrite:
+            raise RequestError(f"{out}: expected the same bytes, got a data set that differs; say --overwrite to replace it")
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(out, replaced)
+    os.rename(data, out)  # over an empty folder, too
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
