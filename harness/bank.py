@@ -68,7 +68,7 @@ class Receipt:
     node: str
     rows: int
     seconds: float
-    """Time in the encoder and its preparation, shared out among the readouts of the pass."""
+    """Time that the encoder took for the pass, which all its readouts share."""
     images: int
     """Items that the encoder saw for this part, before padding."""
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+import torch
 
 from harness.config import Resources
 from harness.device import Precision, device_type, has_gpu, resolve_precision
@@ -152,8 +153,6 @@ def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
 
 
 def _local_gpus() -> int:
-    import torch
-
     return torch.cuda.device_count()
 
 

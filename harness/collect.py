@@ -13,6 +13,9 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+import torch
+from safetensors.torch import save
+
 from harness.bank import BankSpec, BankStore, Receipt
 from harness.errors import BankError
 from harness.ledger import Lost, account
@@ -20,7 +23,7 @@ from harness.plan import Plan, StudyPlan
 from harness.probes import probe
 from harness.search import StudyState
 from harness.study import StudyRunner, Value
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
+from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, publish, write_table
 
 _PACKAGES = ("partwise", "torch", "torchvision", "timm", "ray", "webdataset", "accelerate", "optuna", "pyarrow", "numpy", "pillow")
 
@@ -217,11 +220,6 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
 
 def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
     """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without weights leave nothing."""
-    import torch
-    from safetensors.torch import save
-
-    from harness.tables import publish
-
     runner = StudyRunner(cache, torch.device("cpu"))
     for outcome in outcomes:
         if outcome.state is None or outcome.state.score is None or outcome.state.score.head is None:

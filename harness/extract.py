@@ -123,7 +123,7 @@ class Extractor:
                     attempts=attempts,
                     node=node,
                     rows=len(rows.keys),
-                    seconds=one.seconds / len(one.rows),
+                    seconds=one.seconds,
                     images=len(rows.keys),
                 ),
             )

@@ -71,6 +71,15 @@ class Progress:
         self.live.console.print(f"{text} …", highlight=False)
 
     @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """A phase of unknown length: on a terminal a line while it lasts, elsewhere nothing."""
+        task = self.live.add_task(text, total=None, unit="")
+        try:
+            yield
+        finally:
+            self.live.remove_task(task)
+
+    @contextmanager
     def task(self, name: str, *, total: int, unit: str) -> Iterator[Bar]:
         """A phase with `total` units of work."""
         task = self.live.add_task(name, total=total, unit=unit)

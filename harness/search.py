@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.search import Searcher
 
 from harness.device import Compute
 from harness.errors import RunError
-from harness.probes import probe
+from harness.probes import grid, probe
 from harness.propose import HeadScore, choose, propose
 from harness.study import BankRef, Round, Score, Study, StudyRunner
 from harness.tables import publish
@@ -54,7 +55,8 @@ class StudyState:
         index = len(self.rounds)
         if index < self.planned_rounds:
             if not probe(study.probe).has_learning_rate:
-                return {"round": index, "proposals": [(readout, None) for readout in study.readouts]}
+                values = grid(study.probe, study.protocol)
+                return {"round": index, "proposals": [(readout, value) for readout in study.readouts for value in values]}
             proposals = propose(
                 study=study.name,
                 seed=study.seed,
@@ -116,11 +118,13 @@ class Proposer(Searcher):  # type: ignore[misc]
         for index, state in enumerate(self._states):
             if index in self._running.values() or index in self.errors:
                 continue
+            left = state.steps_left
             step = state.next_config()
             if step is not None:
                 self._running[trial_id] = index
                 return {"study": index, "step": step}
-            self._on_step(state)
+            if left:  # nothing to score: every head failed
+                self._on_step(state)
         return None if self._running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -136,6 +140,10 @@ class Proposer(Searcher):  # type: ignore[misc]
         else:
             state.score = Score.from_json(result["payload"])
         self._on_step(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher beside its own state, which is never restored: nothing worth keeping, and a display cannot be pickled."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Tune asks for this from time to time; what a run resumes from is its own journal."""
@@ -158,7 +166,7 @@ class Journal:
         """Bring `state` up to what was journalled; rounds whose heads are gone from the cache do not count, unless the study was scored."""
         folder = self.folder(state.study)
         score = _read(folder / "score.json")
-        rounds = []
+        rounds: list[Round] = []
         while (text := _read(folder / f"round-{len(rounds)}.json")) is not None:
             if score is None and not has_heads(state.study, len(rounds)):
                 break
@@ -205,6 +213,8 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
     """Bring every study to its end, in one Tuner; index of a study to why it could not be. KeyboardInterrupt passes through."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own makes an interrupted search look like a finished one
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its table of trials ignores verbose=0
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = Journal(settings.out)
 
     def step(state: StudyState) -> None:

@@ -20,9 +20,7 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from harness.core import Box, Keypoint, Sample
@@ -184,12 +182,15 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of a JPEG, PNG or WebP; grey and palette images become RGB, alpha is dropped. Raises ShardError."""
+    """uint8 [H, W, 3] of a JPEG, PNG or WebP; grey, palette and CMYK images become RGB, alpha is dropped. Raises ShardError.
+
+    Pillow, as in the pipelines that the published numbers come from: neither an EXIF rotation nor a colour profile is applied.
+    """
     try:
-        chw = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ShardError("broken image") from error
-    return np.ascontiguousarray(chw.permute(1, 2, 0).numpy())
 
 
 def _mask(members: dict[str, bytes], name: str) -> np.ndarray | None:
@@ -198,7 +199,7 @@ def _mask(members: dict[str, bytes], name: str) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(members[name])) as image:
             return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ShardError(f"broken {name}") from error
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -27,7 +29,10 @@ from harness.errors import HarnessError, RequestError
 from harness.ledger import EventLog, Ledger, Lost
 from harness.plan import Plan, StudyPlan, bytes_of_banks, make_plan
 from harness.progress import Progress
-from harness.study import BankRef, Study
+from harness.report import terminal, write_report
+from harness.search import Journal, SearchSettings, StudyState, run_search
+from harness.study import BankRef, Study, StudyRunner
+from harness.tables import publish
 
 OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -35,10 +40,8 @@ OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sweep; the exit status."""
     console = Console(stderr=True)
-    parser = _parser()
-    options = parser.parse_args(arguments)
     try:
-        return _run(options, console)
+        return _run(_parser().parse_args(arguments), console)
     except RequestError as error:
         _complain(error)
         return WRONG
@@ -46,8 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return PARTIAL
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on from here: {options.out or ''}".rstrip(": "), file=sys.stderr)
+        print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as the rest of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; --help lists what there is")
 
 
 def _complain(error: HarnessError) -> None:
@@ -55,9 +65,7 @@ def _complain(error: HarnessError) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.sweep", description="Evaluate encoders on tasks, as a sweep file says.", allow_abbrev=False
-    )
+    parser = _Parser(prog="python -m harness.sweep", description="Evaluate encoders on tasks, as a sweep file says.", allow_abbrev=False)
     parser.add_argument("sweep", metavar="SWEEP.yaml")
     parser.add_argument("--out", metavar="DIR", help="where results go (default: runs/<name of the sweep>)")
     parser.add_argument("--cache", metavar="DIR", help="where feature banks live, a folder or URL (default: partwise in the user's cache folder)")
@@ -75,9 +83,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     out = Path(options.out or Path("runs") / sweep.name)
     cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
-        progress.say("reading the sweep, the manifests and the encoders' weights")
-        machine = cluster.machine()
-        plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
+        with progress.phase("reading the manifests and the encoders' weights"):
+            machine = cluster.machine()
+            plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
         if options.dry_run:
             _check_writable(out, cache, keep=False)
             _print_plan(plan, BankStore(cache))
@@ -87,10 +95,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             _discard(plan, out, BankStore(cache))
         _write_sweep(out, sweep, plan)
         results = run_plan(plan, out, cache, cluster, machine, progress)
-        progress.say("drawing the report")
-        page = _report(out, sweep)
-    from harness.report import terminal
-
+        with progress.phase("drawing the report"):
+            page = write_report(out, shards=sweep.shards)
     terminal(results, Console())
     print(f"results: {out / 'results.parquet'}\nreport:  {page}")
     return PARTIAL if any(row["status"] in ("incomplete", "failed") for row in results) else OK
@@ -137,8 +143,6 @@ def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluste
 
 
 def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
-    from harness.search import StudyState
-
     if study.undefined is not None:
         return Outcome(plan=study, state=None)
     refs = {
@@ -171,11 +175,6 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
 
 
 def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> None:
-    import torch
-
-    from harness.search import Journal, SearchSettings, StudyState, run_search
-    from harness.study import StudyRunner
-
     journal, runner = Journal(out), StudyRunner(cache, torch.device("cpu"))
     pending: list[Outcome] = []
     for outcome in outcomes:
@@ -187,13 +186,12 @@ def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster
         return
     cluster.start()
     states = [outcome.state for outcome in pending if outcome.state is not None]
-    done: dict[int, int] = {}
-    with progress.task("searching", total=sum(state.steps_left for state in states), unit="trials") as bar:
+    left = {id(state): state.steps_left for state in states}
+    with progress.task("searching", total=sum(left.values()), unit="trials") as bar:
 
         def on_step(state: StudyState) -> None:
-            left = state.steps_left
-            bar.advance(done.get(id(state), done.setdefault(id(state), left + 1)) - left)
-            done[id(state)] = left
+            bar.advance(left[id(state)] - state.steps_left)
+            left[id(state)] = state.steps_left
 
         settings = SearchSettings(out=out, cache=cache, concurrent=machine.trial_slots, cpus=machine.cpus, gpus=machine.gpus, threads=machine.threads)
         errors = run_search(states, settings, on_step)
@@ -202,8 +200,6 @@ def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster
 
 
 def _default_cache() -> Path:
-    import os
-
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "partwise"
 
 
@@ -235,8 +231,6 @@ def _discard(plan: Plan, out: Path, store: BankStore) -> None:
 
 def _write_sweep(out: Path, sweep: Sweep, plan: Plan) -> None:
     """The sweep as it runs: every default filled in, every path absolute."""
-    from harness.tables import publish
-
     plain = sweep.model_dump(mode="json")
     for entry, spec in zip(plain["encoders"], plan.encoders.values(), strict=True):
         if isinstance(entry, dict) and spec.checkpoint is not None:
@@ -257,12 +251,6 @@ def _print_plan(plan: Plan, store: BankStore) -> None:
     print(f"{len(plan.shard_work)} shards, {len(missing)} of them to encode: {samples} images to decode, {views} image × encoder × view passes")
     print(f"feature banks to write: about {bytes_of_banks(plan, missing) / 2**20:.0f} MiB (for views of one item an image)")
     print(f"device {plan.device_type}, precision {plan.precision}")
-
-
-def _report(out: Path, sweep: Sweep) -> Path:
-    from harness.report import write_report
-
-    return write_report(out, shards=sweep.shards)
 
 
 if __name__ == "__main__":

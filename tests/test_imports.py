@@ -1,0 +1,60 @@
+"""The direction of the imports: each room knows only rooms below it, and few know Ray."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVELS = (
+    {"core", "errors"},
+    {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts", "tables", "preprocess", "device", "splits", "progress"},
+    {"stream", "bank", "tasks", "propose"},
+    {"extract", "study"},
+    {"plan", "ledger", "encode", "search", "report", "cluster"},
+    {"collect"},
+    {"sweep"},
+)
+MAY_IMPORT_RAY = {"encode", "ledger", "search", "sweep", "cluster"}
+WITHIN = {("bank", "stream"), ("cluster", "encode")}
+"""Imports between rooms of one level."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "harness").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def level(name: str) -> int:
+    return next(index for index, rooms in enumerate(LEVELS) if name in rooms)
+
+
+FILES = sorted(path for path in (ROOT / "harness").rglob("*.py") if path.parent != ROOT / "harness" or path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_what_is_below_it(path: Path) -> None:
+    here = room(path)
+    for name in imports(path):
+        steps = name.split(".")
+        assert steps[0] != "shards", f"{path} imports {name}: a data set is known by its manifest"
+        if steps[0] == "ray":
+            assert here in MAY_IMPORT_RAY, f"{path} imports {name}"
+        if steps[0] != "harness" or len(steps) < 2 or steps[1] == here:
+            continue
+        assert level(steps[1]) < level(here) or (here, steps[1]) in WITHIN, f"{path} imports {name}"
+
+
+def test_every_room_has_a_level() -> None:
+    assert {room(path) for path in FILES} == set().union(*LEVELS)

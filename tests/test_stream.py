@@ -1,0 +1,193 @@
+"""Every way in which a shard can be wrong is counted once, by name, and the account always adds up."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from harness.core import Sample
+from harness.errors import ShardError
+from harness.manifest import Shard
+from harness.stream import ShardAudit, in_order, read_samples
+
+Records = list[list[tuple[str, bytes]]]
+COUNT = 6
+ANNOTATIONS = ("label", "keypoints", "object")
+
+
+def records() -> Records:
+    rng = np.random.default_rng(0)
+    return [tiny.members(rng, f"test-{index:05d}", index % 3) for index in range(COUNT)]
+
+
+def read(path: Path, entry: dict[str, object]) -> tuple[list[Sample], ShardAudit]:
+    shard = Shard.model_validate(entry)
+    audit = ShardAudit(shard=shard.file, expected=shard.samples)
+    samples = []
+    for key, sample in in_order(read_samples(str(path), shard, ANNOTATIONS, audit), threads=2):
+        if isinstance(sample, ShardError):
+            audit.fail(key, str(sample))
+        else:
+            audit.seen += 1
+            samples.append(sample)
+    audit.close()
+    return samples, audit
+
+
+def test_a_whole_shard_is_read_in_order(tmp_path: Path) -> None:
+    entry = tiny.write_tar(tmp_path / "a.tar", records())
+    samples, audit = read(tmp_path / "a.tar", entry)
+    assert [sample.key for sample in samples] == [f"test-{index:05d}" for index in range(COUNT)]
+    assert audit.complete
+    assert audit.sha256 == entry["sha256"]
+    first = samples[0]
+    assert first.label == 0
+    assert first.image.shape == (tiny.SIZE, tiny.SIZE, 3)
+    assert first.object_mask is not None
+    assert [keypoint.part for keypoint in first.keypoints] == list(tiny.PARTS)
+
+
+def truncate_within_a_member(data: bytes, offsets: list[int]) -> bytes:
+    return data[: offsets[9] + 600]
+
+
+def truncate_between_members(data: bytes, offsets: list[int]) -> bytes:
+    return data[: offsets[9]]  # three records of three members: what WebDataset reads without a word
+
+
+def truncate_between_a_records_members(data: bytes, offsets: list[int]) -> bytes:
+    return data[: offsets[10]]
+
+
+def empty(_: bytes, __: list[int]) -> bytes:
+    return b""
+
+
+def garbage(data: bytes, _: list[int]) -> bytes:
+    return b"\x07" * len(data)
+
+
+def no_proper_end(data: bytes, _: list[int]) -> bytes:
+    return data[:-1] + b"\x01"
+
+
+@pytest.mark.parametrize(
+    ("damage", "seen", "reasons"),
+    [
+        (truncate_within_a_member, 3, {"absent", "truncated", "sha256", "missing member"}),
+        (truncate_between_members, 3, {"absent", "truncated", "sha256"}),
+        (truncate_between_a_records_members, 3, {"absent", "truncated", "sha256", "missing member"}),
+        (empty, 0, {"absent", "truncated", "sha256"}),
+        (garbage, 0, {"absent", "truncated", "sha256"}),
+        (no_proper_end, 6, {"truncated", "sha256"}),
+    ],
+)
+def test_a_damaged_file_loses_only_what_is_not_there(
+    tmp_path: Path, damage: Callable[[bytes, list[int]], bytes], seen: int, reasons: set[str]
+) -> None:
+    path = tmp_path / "a.tar"
+    entry = tiny.write_tar(path, records())
+    with tarfile.open(path) as tar:
+        offsets = [member.offset for member in tar.getmembers()]
+    path.write_bytes(damage(path.read_bytes(), offsets))
+    samples, audit = read(path, entry)
+    assert len(samples) == audit.seen == seen
+    assert audit.seen + audit.failed == COUNT
+    assert {reason.split(":")[0] for reason in audit.reasons} <= reasons
+    assert {"sha256", "truncated"} <= set(audit.reasons)
+    assert not audit.complete
+
+
+def broken_image(made: Records) -> None:
+    name, data = made[2][0]
+    made[2][0] = (name, data[: len(data) // 2])
+
+
+def not_an_image(made: Records) -> None:
+    made[2][0] = (made[2][0][0], b"no image at all")
+
+
+def broken_json(made: Records) -> None:
+    made[2][1] = (made[2][1][0], b'{"label": 1')
+
+
+def json_of_another_shape(made: Records) -> None:
+    made[2][1] = (made[2][1][0], b'{"label": 1, "keypoints": [{"nose": 3}]}')
+
+
+def broken_mask(made: Records) -> None:
+    made[2][2] = (made[2][2][0], b"\x89PNG no")
+
+
+def missing_json(made: Records) -> None:
+    del made[2][1]
+
+
+def missing_image(made: Records) -> None:
+    del made[2][0]
+
+
+def duplicate_key(made: Records) -> None:
+    made.append(made[0])
+
+
+def duplicate_member(made: Records) -> None:
+    made[2].append(made[2][1])
+
+
+def not_adjacent(made: Records) -> None:
+    made[3].append(made[2].pop())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "seen", "duplicates", "reason", "named"),
+    [
+        (broken_image, 5, 0, "broken image", "test-00002"),
+        (not_an_image, 5, 0, "broken image", "test-00002"),
+        (broken_json, 5, 0, "broken json", "test-00002"),
+        (json_of_another_shape, 5, 0, "broken json", "test-00002"),
+        (broken_mask, 5, 0, "broken object.png", "test-00002"),
+        (missing_json, 5, 0, "missing member: json", "test-00002"),
+        (missing_image, 5, 0, "missing member: image", "test-00002"),
+        (duplicate_key, 6, 1, "duplicate key", "test-00000"),
+        (duplicate_member, 6, 1, "duplicate member", "test-00002.json"),
+        (not_adjacent, 5, 1, "members not adjacent", "test-00002"),
+    ],
+)
+def test_a_broken_record_costs_that_sample_and_is_named(
+    tmp_path: Path, spoil: Callable[[Records], None], seen: int, duplicates: int, reason: str, named: str
+) -> None:
+    made = records()
+    spoil(made)
+    entry = {**tiny.write_tar(tmp_path / "a.tar", made), "samples": COUNT}
+    samples, audit = read(tmp_path / "a.tar", entry)
+    assert len(samples) == len({sample.key for sample in samples}) == audit.seen == seen
+    assert audit.seen + audit.failed == COUNT
+    assert audit.duplicates == duplicates
+    assert named in audit.reasons[reason]
+    assert not audit.complete
+
+
+def test_samples_that_the_manifest_does_not_know_are_told(tmp_path: Path) -> None:
+    entry = {**tiny.write_tar(tmp_path / "a.tar", records()), "samples": 4}
+    _, audit = read(tmp_path / "a.tar", entry)
+    assert "unexpected" in audit.reasons
+
+
+def test_another_files_bytes_are_told(tmp_path: Path) -> None:
+    entry = {**tiny.write_tar(tmp_path / "a.tar", records()), "sha256": hashlib.sha256(b"").hexdigest()}
+    samples, audit = read(tmp_path / "a.tar", entry)
+    assert len(samples) == COUNT
+    assert set(audit.reasons) == {"sha256"}
+
+
+def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
+    entry = tiny.write_tar(tmp_path / "a.tar", records())
+    with pytest.raises(ShardError, match=r"b\.tar: cannot be read"):
+        read(tmp_path / "b.tar", entry)
