@@ -1,0 +1,106 @@
+"""Encoders by name. The folder is the registry: each module here whose name does not begin with `_` is one family.
+
+A family defines `FAMILY` (its name), `DESCRIPTION` (one line), `names()` (its registered names, each with one line), `claims(spec)` (whether the
+spec is its own) and `build(spec)`. A new family is one new file and no edit elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import pkgutil
+from typing import Protocol, cast
+
+from harness.core import Encoder, EncoderInfo
+from harness.encoders._digest import file_sha256
+from harness.encoders._spec import EncoderSpec
+from harness.errors import EncoderError, nearest
+
+__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load"]
+
+
+class Family(Protocol):
+    """What a module of this folder defines."""
+
+    FAMILY: str
+    DESCRIPTION: str
+
+    def names(self) -> dict[str, str]:
+        """Registered names, each with one line; empty for families that go by a prefix or by a file."""
+
+    def claims(self, spec: EncoderSpec) -> bool:
+        """Whether `build` takes this spec."""
+
+    def build(self, spec: EncoderSpec) -> Encoder:
+        """The encoder, on the CPU, frozen and in eval mode. Raises EncoderError."""
+
+
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """Every family, sorted by its module's name."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return tuple(cast(Family, importlib.import_module(f"{__name__}.{module}")) for module in modules)
+
+
+def known_names() -> dict[str, str]:
+    """Every registered name, with its one-line description."""
+    return {name: description for family in families() for name, description in family.names().items()}
+
+
+def family_of(spec: EncoderSpec) -> Family:
+    """The family that claims `spec`. Raises EncoderError, with the nearest name, where none does."""
+    for family in families():
+        if family.claims(spec):
+            return family
+    asked = spec.encoder or spec.architecture or ""
+    raise EncoderError(
+        f"unknown encoder {asked!r}: expected a registered name, timm:<model> or hf-hub:<id>{nearest(asked, known_names())}; "
+        "python -m harness.encoders lists them"
+    )
+
+
+def check_known(spec: EncoderSpec) -> None:
+    """Raise EncoderError where no family claims `spec`, or where it names a timm architecture that does not exist. Loads nothing."""
+    from harness.encoders._create import check_architecture
+
+    family_of(spec)
+    if spec.architecture is not None:
+        check_architecture(spec.architecture)
+    if spec.encoder is not None and spec.encoder.startswith("timm:"):
+        check_architecture(spec.encoder.removeprefix("timm:"))
+
+
+def load(spec: EncoderSpec) -> Encoder:
+    """The encoder of `spec`, on the CPU, frozen and in eval mode. Raises EncoderError where it is unknown or does not load."""
+    encoder = family_of(spec).build(spec)
+    encoder.module.eval().requires_grad_(False)
+    return encoder
+
+
+def describe(spec: EncoderSpec) -> EncoderInfo:
+    """What `load(spec).info` says. Loads the weights on the CPU once a process, spec and checkpoint, and lets go of them.
+
+    Raises EncoderError where the encoder is unknown or does not load.
+    """
+    digest = None
+    if spec.checkpoint is not None:
+        with contextlib.suppress(OSError):  # loading says what is wrong with the file
+            digest = file_sha256(spec.checkpoint)
+    return _describe(spec, digest)
+
+
+@functools.lru_cache(maxsize=256)
+def _describe(spec: EncoderSpec, checkpoint_sha256: str | None) -> EncoderInfo:
+    return load(spec).info
+
+
+def fingerprint(spec: EncoderSpec) -> str:
+    """A digest of all that an encoder brings to a feature's bytes: weights, architecture, preprocessing and the choices in its notes; not its label.
+
+    64 hexadecimal digits. Raises EncoderError where the encoder is unknown or does not load.
+    """
+    info = describe(spec)
+    identity = (info.weights_sha256, info.architecture, info.preprocessing, info.positions, info.notes)
+    return hashlib.sha256(repr(identity).encode()).hexdigest()

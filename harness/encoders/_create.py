@@ -1,0 +1,119 @@
+"""Networks of timm: made by name, with random weights at a seed, with the preprocessing that timm keeps for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from harness.core import Encoder, Preprocessing
+from harness.encoders._identity import Identity
+from harness.encoders._map import MapEncoder
+from harness.encoders._resize import one_line
+from harness.encoders._spec import Scalar
+from harness.encoders._vit import VitEncoder, is_vit
+from harness.errors import EncoderError, nearest
+
+Options = Iterable[tuple[str, Scalar]]
+
+
+def check_architecture(name: str) -> None:
+    """Raise EncoderError, with the nearest name, where timm has no such architecture or no such tag of it."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise EncoderError(f"unknown timm architecture {architecture!r}{nearest(architecture, timm.list_models())}; timm.list_models() lists them")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        known = ", ".join(tags) or "none"
+        raise EncoderError(f"unknown tag {tag!r} of timm architecture {architecture}: expected one of {known}{nearest(tag, tags)}")
+
+
+def create(
+    architecture: str, options: Options = (), *, seed: int = 0, device: Literal["cpu", "meta"] = "cpu", classes: int = 0, **keywords: Any
+) -> nn.Module:
+    """timm's network, its weights drawn at `seed` without a change to the global random state; without a classifier unless `classes` are given.
+
+    Raises EncoderError where the name is unknown or the options do not fit.
+    """
+    check_architecture(architecture)
+    given = dict(options)
+    if timm.models.model_entrypoint(architecture.partition(".")[0]).__module__.endswith(".eva"):
+        given.setdefault("dynamic_img_size", True)  # otherwise its rotary positions are those of one fixed grid
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(seed)
+            network: nn.Module = timm.create_model(architecture, num_classes=classes, **given, **keywords)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        asked = ", ".join(f"{key}={value}" for key, value in given.items()) or "no options"
+        raise EncoderError(f"timm architecture {architecture} with {asked}: {one_line(error)}; check the options") from error
+    return network.eval()
+
+
+def describe_architecture(architecture: str, options: Options) -> str:
+    """The architecture with its options: what decides the forward pass beside the weights."""
+    given = ", ".join(f"{key}={value}" for key, value in sorted(options))
+    return f"{architecture}({given})" if given else architecture
+
+
+def fair_residuals(network: nn.Module) -> int:
+    """Set residual branches that are built (nearly) silent to full strength, and say how many scales were set.
+
+    LayerScale starts at 1e-5 or so and the last batch norm of a residual block at 0: trained networks outgrow this, a random twin cannot, and its
+    features would hardly depend on the image.
+    """
+    changed = 0
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            *_, owner, last = ("", *name.split("."))
+            scale = last.startswith(("gamma", "layer_scale")) or owner.startswith("layer_scale")
+            silent_norm = last == "weight" and parameter.ndim == 1 and not parameter.any()
+            if scale or silent_norm:
+                parameter.fill_(1.0)
+                changed += 1
+    return changed
+
+
+def create_random(architecture: str, options: Options, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """A random twin of an architecture, and what to say of it."""
+    network = create(architecture, options, seed=seed)
+    changed = fair_residuals(network)
+    note = f"random weights, seed {seed}" + (f", {changed} residual scales set to 1" if changed else "")
+    return network, (note,)
+
+
+def timm_preprocessing(network: nn.Module) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The preprocessing that timm keeps for a network, and what of it could not be kept."""
+    config = resolve_model_data_config(network)
+    _, height, width = config["input_size"]
+    notes = []
+    interpolation = config["interpolation"]
+    if interpolation not in ("bicubic", "bilinear"):
+        notes.append(f"bicubic interpolation in place of timm's {interpolation}")
+        interpolation = "bicubic"
+    if config["crop_mode"] != "center":
+        notes.append(f"centre crop in place of timm's {config['crop_mode']}")
+    preprocessing = Preprocessing(
+        size=(height, width),
+        resize=math.floor(min(height, width) / config["crop_pct"]),
+        interpolation=interpolation,
+        mean=_triple(config["mean"]),
+        std=_triple(config["std"]),
+    )
+    return preprocessing, tuple(notes)
+
+
+def wrap(trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> Encoder:
+    """The encoder around a network: by tokens where it has them, else by its feature map."""
+    if is_vit(trunk):
+        return VitEncoder(trunk, identity, projector)
+    return MapEncoder(trunk, identity, projector)
+
+
+def _triple(values: Iterable[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return (float(first), float(second), float(third))

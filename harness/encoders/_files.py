@@ -1,0 +1,164 @@
+"""Weight files, read without running anything that is in them."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from harness.encoders._digest import file_sha256
+from harness.encoders._resize import one_line
+from harness.errors import EncoderError
+
+_DEPTH = 8  # nested dictionaries in a checkpoint; real ones have three or four
+_HARMLESS = (argparse.Namespace,)  # the training arguments that many authors save beside the weights: a bag of plain values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A weight file's tensors by their dotted path, e.g. `teacher.backbone.cls_token`, on the CPU, as stored."""
+
+    path: str
+    sha256: str
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Read a torch or safetensors file. Raises EncoderError, in one line, for whatever is not a file of plain tensors."""
+    try:
+        head = _head(path)
+        kind = _kind(path, head)
+        content = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise EncoderError(f"checkpoint {path}: cannot be read: {error.strerror or error}; check the path, relative to the sweep file") from error
+    tensors = _flatten(path, content)
+    if not tensors:
+        raise EncoderError(f"checkpoint {path}: expected tensors by name, found none; give the file that holds the weights")
+    for name, tensor in tensors.items():
+        _check_storage(path, name, tensor)
+    return Checkpoint(path=path, sha256=sha256, tensors=tensors)
+
+
+def _head(path: str) -> bytes:
+    file = Path(path)
+    if file.is_dir():
+        raise EncoderError(f"checkpoint {path}: expected a file, got a folder; name the weight file in it")
+    with file.open("rb") as stream:
+        return stream.read(64)
+
+
+def _kind(path: str, head: bytes) -> str:
+    """`safetensors`, `zip` (torch since 1.6) or `pickle` (torch before)."""
+    if not head:
+        raise EncoderError(f"checkpoint {path}: the file is empty; download or save it again")
+    if head.startswith(b"PK"):
+        return "zip"
+    if head.startswith(b"version https://git-lfs"):
+        raise EncoderError(f"checkpoint {path}: is a Git LFS pointer, not the weights; run git lfs pull")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise EncoderError(f"checkpoint {path}: is a web page, not weights; download the file itself")
+    if head.startswith(b"\x80"):
+        return "pickle"
+    if len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= Path(path).stat().st_size:
+        return "safetensors"
+    raise EncoderError(f"checkpoint {path}: expected a torch or safetensors file, got one that begins with {head[:8]!r}; convert it or name another")
+
+
+def _read_safetensors(path: str) -> Mapping[str, object]:
+    try:
+        return safetensors.torch.load_file(path)  # type: ignore[no-any-return]
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise EncoderError(f"checkpoint {path}: damaged safetensors file: {one_line(error)}; download or save it again") from error
+
+
+def _read_torch(path: str, kind: str) -> object:
+    if kind == "zip":
+        _check_zip(path)
+    try:
+        with torch.serialization.safe_globals(list(_HARMLESS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EncoderError(_unsafe(path, error)) from error
+    except (EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, ImportError) as error:
+        raise EncoderError(f"checkpoint {path}: damaged or not a torch file: {one_line(error)}; download or save it again") from error
+    except (MemoryError, RecursionError, OverflowError, struct.error) as error:
+        raise EncoderError(f"checkpoint {path}: claims more than can be read ({type(error).__name__}); do not trust this file") from error
+
+
+def _check_zip(path: str) -> None:
+    """Refuse archives that would unpack to more than their size: torch stores its entries uncompressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise EncoderError(f"checkpoint {path}: damaged or cut short: {one_line(error)}; download or save it again") from error
+    if any(entry.filename.endswith(".npy") for entry in entries):
+        raise EncoderError(f"checkpoint {path}: is a NumPy archive, expected a torch or safetensors file; convert it first")
+    if any("/code/" in entry.filename for entry in entries):
+        raise EncoderError(f"checkpoint {path}: is a TorchScript program, expected plain weights; save its state_dict()")
+    unpacked, size = sum(entry.file_size for entry in entries), Path(path).stat().st_size
+    if unpacked > size:
+        raise EncoderError(
+            f"checkpoint {path}: would unpack {unpacked} bytes from a file of {size}, which torch never writes; do not trust this file"
+        )
+
+
+def _unsafe(path: str, error: Exception) -> str:
+    """What a file that is more than weights would have run."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # only its names are wanted, and it fails on what it cannot parse
+        names = []
+    harmless = {f"{kind.__module__}.{kind.__qualname__}" for kind in _HARMLESS}
+    listed = sorted(set(names) - harmless)
+    if listed:
+        return (
+            f"checkpoint {path}: holds objects that need code to load ({', '.join(listed[:5])}), expected plain tensors; "
+            "load it where you trust it and save its state_dict()"
+        )
+    return f"checkpoint {path}: is not a file of plain tensors: {one_line(error)[:160]}; save the state_dict() alone"
+
+
+def _flatten(path: str, content: object) -> dict[str, torch.Tensor]:
+    if isinstance(content, torch.Tensor) or not isinstance(content, Mapping):
+        raise EncoderError(f"checkpoint {path}: expected a dictionary of tensors, got {type(content).__name__}; save the state_dict()")
+    tensors: dict[str, torch.Tensor] = {}
+    _collect(path, content, "", (), tensors)
+    return tensors
+
+
+def _collect(path: str, content: Mapping[object, object], prefix: str, above: tuple[int, ...], tensors: dict[str, torch.Tensor]) -> None:
+    if id(content) in above or len(above) >= _DEPTH:
+        raise EncoderError(f"checkpoint {path}: dictionaries nested without end under {prefix!r}; do not trust this file")
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            if name in tensors:
+                raise EncoderError(f"checkpoint {path}: the name {name!r} occurs twice; save the state_dict() alone")
+            tensors[name] = value
+        elif isinstance(value, Mapping):
+            _collect(path, value, f"{name}.", (*above, id(content)), tensors)
+
+
+def _check_storage(path: str, name: str, tensor: torch.Tensor) -> None:
+    """A tensor may claim a shape far beyond the bytes behind it (stride 0): reading it would fill the memory."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+        raise EncoderError(f"checkpoint {path}: {name} is not a plain dense tensor ({tensor.layout}, {tensor.dtype}); save dense float weights")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise EncoderError(
+            f"checkpoint {path}: {name} claims {list(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes; do not trust this file"
+        )

@@ -1,0 +1,194 @@
+"""A checkpoint's tensors into a network, with an account of every key and a refusal where anything is left unexplained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.core import LoadReport
+from harness.encoders._files import Checkpoint
+from harness.errors import EncoderError
+
+USUAL_WRAPPERS = frozenset(
+    (
+        "_orig_mod",
+        "backbone",
+        "base_encoder",
+        "encoder",
+        "encoder_q",
+        "ema",
+        "image_encoder",
+        "model",
+        "module",
+        "net",
+        "network",
+        "state_dict",
+        "student",
+        "teacher",
+        "trunk",
+        "visual",
+    )
+)
+_OPTIONAL = ("num_batches_tracked",)  # training counters
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """A checkpoint's tensors under one prefix, by the network's names, and what lies elsewhere in the file."""
+
+    checkpoint: Checkpoint
+    prefix: str
+    tensors: Mapping[str, torch.Tensor]
+    elsewhere: tuple[str, ...]
+    """Groups of keys outside the prefix, e.g. `optimizer.* (300)`."""
+
+
+def select(
+    checkpoint: Checkpoint, expected: Sequence[str], *, prefix: str | None, rename: Sequence[tuple[str, str]] = (), architecture: str
+) -> Selection:
+    """The tensors under `prefix`, or under the one prefix, made of the usual wrappers, that holds all of `expected`.
+
+    Raises EncoderError where the prefix leads nowhere, where several places of the file would fit, or where none does.
+    """
+    if prefix is None:
+        renamed = _rename(checkpoint, checkpoint.tensors, rename)
+        prefix = _detect(checkpoint, renamed, expected, architecture)
+        return Selection(checkpoint=checkpoint, prefix=prefix, tensors=_under(renamed, prefix), elsewhere=_elsewhere(renamed, prefix))
+    tensors = _under(checkpoint.tensors, prefix)
+    if not tensors:
+        starts = ", ".join(sorted({_start(name) for name in checkpoint.tensors})[:8])
+        raise EncoderError(f"checkpoint {checkpoint.path}: no key begins with the prefix {prefix!r}; keys begin with {starts}")
+    renamed = _rename(checkpoint, tensors, rename)
+    return Selection(checkpoint=checkpoint, prefix=prefix, tensors=renamed, elsewhere=_elsewhere(checkpoint.tensors, prefix))
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _start(name: str) -> str:
+    first, dot, _ = name.partition(".")
+    return f"{first}{dot}"
+
+
+def _elsewhere(tensors: Mapping[str, torch.Tensor], prefix: str) -> tuple[str, ...]:
+    groups = Counter(_start(name) for name in tensors if not name.startswith(prefix))
+    return tuple(f"{start}* ({count})" if start.endswith(".") else start for start, count in sorted(groups.items()))
+
+
+def _rename(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for old, replacement in rules:
+            new = new.replace(old, replacement)
+        if new in renamed:
+            raise EncoderError(f"checkpoint {checkpoint.path}: rename gives two tensors the name {new!r}; make the rules more specific")
+        renamed[new] = tensor
+    for old, _ in rules:
+        if not any(old in name for name in tensors):
+            raise EncoderError(f"checkpoint {checkpoint.path}: rename rule {old!r} matches no key; a key is e.g. {next(iter(tensors))}")
+    return renamed
+
+
+def _detect(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], expected: Sequence[str], architecture: str) -> str:
+    """The one prefix under which every expected key is found."""
+    wanted = {name for name in expected if not name.endswith(_OPTIONAL)}
+    found: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in wanted:
+                found["".join(f"{part}." for part in parts[:start])] += 1
+    complete = sorted(prefix for prefix, count in found.items() if count == len(wanted))
+    if len(complete) > 1:
+        listed = ", ".join(repr(prefix) for prefix in complete)
+        raise EncoderError(f"checkpoint {checkpoint.path}: {architecture} fits in {len(complete)} places; say which one: prefix: one of {listed}")
+    if complete:
+        unusual = [part for part in complete[0].split(".")[:-1] if part not in USUAL_WRAPPERS]
+        if unusual:
+            raise EncoderError(
+                f"checkpoint {checkpoint.path}: {architecture} fits under {complete[0]!r} only; if that is meant, give prefix: {complete[0]}"
+            )
+        return complete[0]
+    best = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default=None)
+    if best is None:
+        example = ", ".join(list(tensors)[:3])
+        raise EncoderError(
+            f"checkpoint {checkpoint.path}: holds no key of {architecture}: expected e.g. {sorted(wanted)[0]}, got e.g. {example}; "
+            "name the right architecture, or give prefix and rename"
+        )
+    missing = sorted(name for name in wanted if f"{best}{name}" not in tensors)
+    raise EncoderError(
+        f"checkpoint {checkpoint.path}: does not fit {architecture}: {len(missing)} of {len(wanted)} keys missing under {best!r} ({_some(missing)}); "
+        "name the right architecture, or give prefix and rename"
+    )
+
+
+def load_into(
+    network: nn.Module,
+    selection: Selection,
+    *,
+    what: str,
+    droppable: Sequence[str] = (),
+    resized: Sequence[str] = (),
+) -> LoadReport:
+    """Copy the selected tensors into `network`, strictly, and account for every key. `droppable` are beginnings of keys that may be left out.
+
+    Raises EncoderError, with the keys and the remedy, for anything missing or unexpected, of another shape, not floating point or not finite.
+    """
+    path, tensors = selection.checkpoint.path, selection.tensors
+    state = network.state_dict()
+    missing = sorted(name for name in state if name not in tensors and not name.endswith(_OPTIONAL))
+    extra = sorted(name for name in tensors if name not in state)
+    dropped = [name for name in extra if name.startswith(tuple(droppable))]
+    unexpected = [name for name in extra if name not in set(dropped)]
+    if missing or unexpected:
+        found = []
+        if missing:
+            found.append(f"{len(missing)} missing ({_some(missing)})")
+        if unexpected:
+            found.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+        remedy = "name the right architecture" + ("; what is to be left out on purpose goes under drop" if unexpected else " or rename keys")
+        raise EncoderError(f"checkpoint {path}: does not fit {what}: keys {', '.join(found)}; {remedy}")
+    used = {name: tensor for name, tensor in tensors.items() if name in state}
+    _check_shapes(path, what, used, state)
+    _check_values(path, used, state)
+    network.load_state_dict({**{name: state[name] for name in state if name not in used}, **used}, strict=True)
+    return LoadReport(
+        file=selection.checkpoint.file,
+        sha256=selection.checkpoint.sha256,
+        matched=len(used),
+        missing=tuple(name for name in state if name not in used),
+        resized=tuple(resized),
+        dropped=(*(f"{selection.prefix}{name}" for name in dropped), *selection.elsewhere),
+    )
+
+
+def _check_shapes(path: str, what: str, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    wrong = [name for name in sorted(tensors) if tensors[name].shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise EncoderError(
+            f"checkpoint {path}: does not fit {what}: {name} is {list(tensors[name].shape)}, expected {list(state[name].shape)}{others}; "
+            "name the right architecture"
+        )
+
+
+def _check_values(path: str, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise EncoderError(f"checkpoint {path}: {name} holds {tensor.dtype}, expected {state[name].dtype}; save unquantised weights")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise EncoderError(
+                f"checkpoint {path}: {name} holds NaN or infinite values; the training diverged or the file is damaged, use another one"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")

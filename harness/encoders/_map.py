@@ -1,0 +1,146 @@
+"""Convolutional and hierarchical networks of timm as encoders: the final feature map as patches, stages as blocks, no cls but where they have one.
+
+Shape legend: B batch, h w the map's height and width, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import NormMlpClassifierHead
+from torch import nn
+
+from harness.core import EncoderInfo, PositionKind, Tokens
+from harness.encoders._checks import check_blocks, check_images
+from harness.encoders._identity import Identity, Network
+from harness.encoders._resize import SizedCopies, one_line
+from harness.errors import EncoderError
+
+
+class MapEncoder:
+    """An encoder around a timm network that gives a feature map."""
+
+    def __init__(self, trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> None:
+        self._network = Network(trunk, projector).eval().requires_grad_(False)
+        self._identity = identity
+        self._copies = SizedCopies(identity.name, _native_size(trunk, identity.preprocessing.size))
+        self._stride = (1, 1)
+        self._info = self._describe()
+
+    @property
+    def info(self) -> EncoderInfo:
+        return self._info
+
+    @property
+    def module(self) -> nn.Module:
+        return self._network
+
+    def encode(
+        self,
+        images: torch.Tensor,
+        *,
+        blocks: Sequence[int] = (),
+        projection: bool = False,
+        keep: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Tokens:
+        """Tokens of `images`, float [B, 3, H, W], already normalised. See harness.core.Encoder; `keep` and `positions` are refused."""
+        name = self._identity.name
+        check_images(name, images)
+        check_blocks(name, blocks, len(self._info.block_dims))
+        if keep is not None or positions is not None:
+            raise EncoderError(
+                f"encoder {name}: cannot drop or misplace tokens: expected a ViT with absolute position embeddings, "
+                f"got the feature map of a {type(self._network.trunk).__name__}; use such a ViT"
+            )
+        if projection and self._network.projector is None:
+            raise EncoderError(f"encoder {name}: has no pretraining head; leave projection out or load a checkpoint that has one")
+        with torch.inference_mode():
+            cls, final, stages = self._run(images, tuple(blocks))
+            nested = {block: Tokens(cls=None, patches=stage) for block, stage in stages.items()}
+            return Tokens(cls=cls, patches=final, blocks=nested, projection=self._project(final) if projection else None)
+
+    def _run(self, images: torch.Tensor, blocks: tuple[int, ...] | None) -> tuple[torch.Tensor | None, torch.Tensor, dict[int, torch.Tensor]]:
+        """The cls token [B, D] where there is one, the final map [B, h, w, D] and the chosen stages' (all of them for None)."""
+        size = (images.shape[2], images.shape[3])
+        trunk: Any = self._copies.at(self._network.trunk, size)
+        wanted = None if blocks is None else sorted(set(blocks))
+        try:
+            if wanted == [] or not hasattr(trunk, "forward_intermediates"):
+                final, stages = trunk.forward_features(images), []
+            else:
+                final, stages = trunk.forward_intermediates(images, indices=wanted, output_fmt="NCHW")
+            if wanted is None and stages:
+                self._stride = (size[0] // stages[-1].shape[2], size[1] // stages[-1].shape[3])
+            cls, final = self._as_map(trunk, final, size)
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise EncoderError(f"encoder {self._identity.name}: {type(trunk).__name__} failed on {list(images.shape)}: {one_line(error)}") from error
+        maps = [stage.permute(0, 2, 3, 1) for stage in stages]
+        return cls, final, dict(zip(range(len(maps)) if wanted is None else wanted, maps, strict=False))
+
+    def _as_map(self, trunk: Any, final: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """cls and [B, h, w, D] from what the network ends with: a map in either layout, or a sequence of (cls and) patch tokens."""
+        if final.ndim == 4:
+            return None, final if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else _head_norm(trunk)(final).permute(0, 2, 3, 1)
+        grid = (size[0] // self._stride[0], size[1] // self._stride[1])
+        first = final.shape[1] - grid[0] * grid[1] if final.ndim == 3 else -1
+        has_cls = first == 1 and isinstance(getattr(trunk, "cls_token", None), torch.Tensor)
+        if first != int(has_cls):
+            raise EncoderError(
+                f"encoder {self._identity.name}: {type(trunk).__name__} ends with {list(final.shape)}, expected a map or patch tokens; use another"
+            )
+        return (final[:, 0] if has_cls else None), final[:, first:].reshape(final.shape[0], *grid, -1)
+
+    def _project(self, final_BhwD: torch.Tensor) -> torch.Tensor:
+        assert self._network.projector is not None
+        return self._network.projector(final_BhwD.mean(dim=(1, 2)))  # type: ignore[no-any-return]
+
+    def _describe(self) -> EncoderInfo:
+        identity, trunk = self._identity, self._network.trunk
+        with torch.inference_mode():
+            cls, final, stages = self._run(torch.zeros(1, 3, *identity.preprocessing.size), None)
+            projection = self._project(final) if self._network.projector is not None else None
+        notes = list(identity.notes)
+        if not isinstance(_head_norm(trunk), nn.Identity):
+            notes.append("final norm applied at every position of the map (timm applies it after mean pooling)")
+        return EncoderInfo(
+            name=identity.name,
+            family=identity.family,
+            architecture=identity.architecture,
+            source=identity.source,
+            weights_sha256=self._network.digest(),
+            params=self._network.count(),
+            embed_dim=final.shape[3],
+            block_dims=tuple(stage.shape[3] for stage in stages.values()),
+            grid=(final.shape[1], final.shape[2]),
+            has_cls=cls is not None,
+            registers=0,
+            projection_dim=None if projection is None else projection.shape[1],
+            positions=_position_kind(trunk),
+            preprocessing=identity.preprocessing,
+            random=identity.random,
+            load_report=identity.load_report,
+            notes=tuple(notes),
+        )
+
+
+def _head_norm(trunk: Any) -> nn.Module:
+    """The norm that ConvNeXt-like networks keep in their classifier head."""
+    head = getattr(trunk, "head", None)
+    return head.norm if isinstance(head, NormMlpClassifierHead) else nn.Identity()
+
+
+def _native_size(trunk: Any, fallback: tuple[int, int]) -> tuple[int, int]:
+    """The size that the network was built for; networks that do not care have none."""
+    embed = getattr(trunk, "patch_embed", None)
+    size = getattr(embed, "img_size", None) or getattr(trunk, "img_size", None)
+    return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) else fallback
+
+
+def _position_kind(trunk: nn.Module) -> PositionKind:
+    names = list(trunk.state_dict())
+    if any("rel_pos" in name or "relative_position" in name or "rpb" in name or "cpb_mlp" in name for name in names):
+        return "relative"
+    return "absolute" if any(name.endswith(("pos_embed", "absolute_pos_embed")) for name in names) else "none"

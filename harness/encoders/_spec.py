@@ -1,0 +1,286 @@
+"""What a sweep file says of an encoder, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from harness.core import Preprocessing
+from harness.errors import EncoderError, nearest
+
+Scalar = str | int | float | bool | None
+
+KEYS = ("name", "encoder", "architecture", "checkpoint", "prefix", "rename", "drop", "options", "random", "seed", "preprocessing")
+OPTIONS = (
+    "attn_type",
+    "class_token",
+    "depth",
+    "embed_dim",
+    "fc_norm",
+    "final_norm",
+    "global_pool",
+    "img_size",
+    "init_values",
+    "mlp_ratio",
+    "no_embed_class",
+    "num_heads",
+    "patch_size",
+    "pos_embed",
+    "pre_norm",
+    "qk_norm",
+    "qkv_bias",
+    "reg_tokens",
+    "scale_mlp",
+    "swiglu_mlp",
+    "use_abs_pos_emb",
+    "use_fc_norm",
+    "use_rel_pos_bias",
+    "use_rot_pos_emb",
+    "use_shared_rel_pos_bias",
+    "window_size",
+)
+"""Architecture options that may be given to timm's constructors: none of them reads a file or runs code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOverride:
+    """Fields of an encoder's own preprocessing that the sweep file replaces; None keeps the encoder's."""
+
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def apply(self, own: Preprocessing) -> Preprocessing:
+        """`own` with the given fields in place. A new size without a new resize keeps the crop's share of the resized image.
+
+        Raises EncoderError where the crop would be larger than the resized image.
+        """
+        given = {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None}
+        if self.size is not None and self.resize is None:
+            given["resize"] = max(min(self.size), round(own.resize * min(self.size) / min(own.size)))
+        merged = dataclasses.replace(own, **given)
+        if merged.resize < min(merged.size):
+            raise EncoderError(
+                f"preprocessing: expected resize of at least the crop's shorter side {min(merged.size)}, got {merged.resize}; raise resize"
+            )
+        return merged
+
+    def names(self) -> tuple[str, ...]:
+        """The overridden fields."""
+        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One encoder of a sweep: hashable, picklable, with absolute paths."""
+
+    name: str
+    """Unique label in the results."""
+    encoder: str | None = None
+    """A registered name, `timm:<model>` or `hf-hub:<id>`; None where an architecture is given instead."""
+    architecture: str | None = None
+    """A timm architecture."""
+    checkpoint: str | None = None
+    prefix: str | None = None
+    """Where in the checkpoint the encoder's keys begin; None finds out."""
+    rename: tuple[tuple[str, str], ...] = ()
+    """Plain text replaced in the checkpoint's keys, in order, after the prefix is taken off."""
+    drop: tuple[str, ...] = ()
+    """Beginnings of keys (after prefix and rename) that are left out on purpose."""
+    options: tuple[tuple[str, Scalar], ...] = ()
+    """Architecture options, such as num_heads."""
+    random: bool = False
+    seed: int = 0
+    preprocessing: PreprocessingOverride = PreprocessingOverride()
+
+    @classmethod
+    def parse(cls, value: object, *, base: Path | str = ".") -> EncoderSpec:
+        """The spec of a sweep file's entry: a name, or a mapping with the keys of `KEYS`. Relative paths are relative to `base`.
+
+        Raises EncoderError, with the nearest match, for an unknown key, name or architecture, for a value of a wrong type and for keys that
+        contradict each other. Reads no checkpoint.
+        """
+        from harness.encoders import check_known  # the registry imports this module
+
+        spec = _from_name(value) if isinstance(value, str) else _from_mapping(value, Path(base))
+        check_known(spec)
+        return spec
+
+
+def _from_name(value: str) -> EncoderSpec:
+    if not value.strip():
+        raise EncoderError(
+            "an encoder's name is empty: expected a name such as timm:vit_small_patch16_224.dino; python -m harness.encoders lists them"
+        )
+    return EncoderSpec(name=value, encoder=value)
+
+
+def _from_mapping(value: object, base: Path) -> EncoderSpec:
+    if not isinstance(value, Mapping):
+        raise EncoderError(f"an encoder is a name or a mapping, got {type(value).__name__} {value!r}; write e.g. timm:vit_small_patch16_224.dino")
+    for key in value:
+        if key not in KEYS:
+            raise EncoderError(f"encoder {_label(value)}: unknown key {key!r}; known keys: {', '.join(KEYS)}{nearest(str(key), KEYS)}")
+    label = _label(value)
+    reader = _Reader(value, f"encoder {label}")
+    encoder, architecture, checkpoint = reader.text("encoder"), reader.text("architecture"), reader.text("checkpoint")
+    random = reader.boolean("random")
+    _check_combination(label, encoder, architecture, checkpoint, random, "seed" in value)
+    return EncoderSpec(
+        name=label,
+        encoder=encoder,
+        architecture=architecture,
+        checkpoint=str((base / Path(checkpoint).expanduser()).resolve()) if checkpoint is not None else None,
+        prefix=reader.text("prefix", empty=True),
+        rename=reader.rename(),
+        drop=reader.texts("drop"),
+        options=reader.options(),
+        random=random,
+        seed=reader.integer("seed", 0, 2**63 - 1) or 0,
+        preprocessing=_parse_preprocessing(value.get("preprocessing"), f"encoder {label}: preprocessing"),
+    )
+
+
+def _label(value: Mapping[Any, Any]) -> str:
+    """The entry's name, else what it is made of."""
+    if "name" in value:
+        name = value["name"]
+        if not isinstance(name, str) or not name.strip():
+            raise EncoderError(f"an encoder's name must be text, got {name!r}; give it a name such as mine")
+        return name
+    made_of = value.get("encoder") or value.get("architecture")
+    if not isinstance(made_of, str):
+        raise EncoderError(
+            "an encoder has neither name, encoder nor architecture; give it e.g. {name: mine, encoder: timm:vit_small_patch16_224.dino}"
+        )
+    return f"{made_of} random" if value.get("random") is True else made_of
+
+
+def _check_combination(label: str, encoder: str | None, architecture: str | None, checkpoint: str | None, random: bool, seeded: bool) -> None:
+    if encoder is None and architecture is None:
+        raise EncoderError(f"encoder {label}: expected `encoder` or `architecture`, got neither; python -m harness.encoders lists what there is")
+    if encoder is None and checkpoint is None and not random:
+        raise EncoderError(
+            f"encoder {label}: architecture {architecture} has no weights: give checkpoint: FILE or random: true, or encoder: timm:{architecture}"
+        )
+    if seeded and not random:
+        raise EncoderError(f"encoder {label}: seed is for random weights only; give random: true or leave seed out")
+    if random and checkpoint is not None and encoder is None:
+        raise EncoderError(f"encoder {label}: both checkpoint and random: true; keep one of them")
+
+
+def _parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
+    if value is None:
+        return PreprocessingOverride()
+    fields = tuple(field.name for field in dataclasses.fields(PreprocessingOverride))
+    if not isinstance(value, Mapping):
+        raise EncoderError(f"{what}: expected a mapping of {', '.join(fields)}, got {value!r}")
+    for key in value:
+        if key not in fields:
+            raise EncoderError(f"{what}: unknown key {key!r}; known keys: {', '.join(fields)}{nearest(str(key), fields)}")
+    reader = _Reader(value, what)
+    return PreprocessingOverride(
+        size=reader.size(),
+        resize=reader.integer("resize", 1, 8192),
+        interpolation=cast(Literal["bicubic", "bilinear"] | None, reader.one_of("interpolation", ("bicubic", "bilinear"))),
+        mean=reader.triple("mean", lambda number: math.isfinite(number), "three finite numbers"),
+        std=reader.triple("std", lambda number: math.isfinite(number) and number > 0, "three positive numbers"),
+    )
+
+
+class _Reader:
+    """Typed reading of a mapping's values; what is absent is None."""
+
+    def __init__(self, mapping: Mapping[Any, Any], what: str) -> None:
+        self._mapping = mapping
+        self._what = what
+
+    def _fail(self, key: str, expected: str) -> EncoderError:
+        return EncoderError(f"{self._what}: {key} must be {expected}, got {self._mapping[key]!r}")
+
+    def text(self, key: str, *, empty: bool = False) -> str | None:
+        value = self._mapping.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or (not value.strip() and not empty) or "\0" in value:
+            raise self._fail(key, "text")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._mapping.get(key)
+        if value is None:
+            return ()
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple) or not all(isinstance(item, str) and item for item in listed):
+            raise self._fail(key, "a list of texts")
+        return tuple(listed)
+
+    def boolean(self, key: str) -> bool:
+        value = self._mapping.get(key, False)
+        if not isinstance(value, bool):
+            raise self._fail(key, "true or false")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int | None:
+        value = self._mapping.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._fail(key, f"a whole number from {low} to {high}")
+        return value
+
+    def one_of(self, key: str, known: Iterable[str]) -> str | None:
+        value = self.text(key)
+        known = tuple(known)
+        if value is not None and value not in known:
+            raise EncoderError(f"{self._what}: {key} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
+        return value
+
+    def size(self) -> tuple[int, int] | None:
+        value = self._mapping.get("size")
+        if value is None:
+            return None
+        pair = [value, value] if isinstance(value, int) else value
+        valid = isinstance(pair, list | tuple) and len(pair) == 2
+        if not valid or any(isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= 8192 for side in pair):
+            raise self._fail("size", "a side, or [height, width], in pixels from 1 to 8192")
+        return (pair[0], pair[1])
+
+    def triple(self, key: str, valid: Callable[[float], bool], expected: str) -> tuple[float, float, float] | None:
+        value = self._mapping.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_number(number) and valid(number) for number in value):
+            raise self._fail(key, expected)
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+    def rename(self) -> tuple[tuple[str, str], ...]:
+        value = self._mapping.get("rename")
+        if value is None:
+            return ()
+        if not isinstance(value, Mapping) or not all(isinstance(old, str) and old and isinstance(new, str) for old, new in value.items()):
+            raise self._fail("rename", "a mapping of old to new text")
+        return tuple(value.items())
+
+    def options(self) -> tuple[tuple[str, Scalar], ...]:
+        value = self._mapping.get("options")
+        if value is None:
+            return ()
+        if not isinstance(value, Mapping):
+            raise self._fail("options", f"a mapping of {', '.join(OPTIONS)}")
+        for key, scalar in value.items():
+            if key not in OPTIONS:
+                raise EncoderError(f"{self._what}: unknown option {key!r}; known options: {', '.join(OPTIONS)}{nearest(str(key), OPTIONS)}")
+            if scalar is not None and not isinstance(scalar, str | bool) and not (_is_number(scalar) and math.isfinite(scalar)):
+                raise EncoderError(f"{self._what}: option {key} must be a number, text, true, false or null, got {scalar!r}")
+        return tuple(sorted(value.items()))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,95 @@
+"""Your own checkpoint in a timm architecture: a torch or safetensors file, in whatever wrapper it was saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from harness.core import Encoder, Preprocessing
+from harness.encoders._create import create, describe_architecture, timm_preprocessing, wrap
+from harness.encoders._files import read_checkpoint
+from harness.encoders._identity import Identity
+from harness.encoders._load import load_into, select
+from harness.encoders._spec import EncoderSpec
+from harness.errors import EncoderError
+
+FAMILY = "own checkpoint"
+DESCRIPTION = "your own weights: {architecture: a timm name, checkpoint: a file}, with prefix, rename, drop and options where needed"
+
+
+def names() -> dict[str, str]:
+    """None: it goes by file."""
+    return {}
+
+
+def claims(spec: EncoderSpec) -> bool:
+    """A file with a timm architecture, named as `architecture` or as `timm:<model>`."""
+    return spec.checkpoint is not None and not spec.random and (spec.encoder is None or spec.encoder.startswith("timm:"))
+
+
+def build(spec: EncoderSpec) -> Encoder:
+    """The architecture with the file's weights. Raises EncoderError unless every key is accounted for."""
+    assert spec.checkpoint is not None
+    architecture = spec.architecture if spec.encoder is None else spec.encoder.removeprefix("timm:")
+    assert architecture is not None
+    options = dict(spec.options)
+    checkpoint = read_checkpoint(spec.checkpoint)
+    outline = create(architecture, options.items(), device="meta")
+    what = describe_architecture(architecture, options.items())
+    selection = select(checkpoint, list(outline.state_dict()), prefix=spec.prefix, rename=spec.rename, architecture=what)
+    _refuse_silent_misfit(spec, checkpoint.tensors, outline)
+    native = None if "img_size" in options else native_size(outline, selection.tensors)
+    if native is not None:
+        options["img_size"] = native
+    network = create(architecture, options.items())
+    own = timm_preprocessing(network)
+    preprocessing, notes = (own[0] if native is None else _at_size(own[0], native)), own[1]
+    preprocessing = spec.preprocessing.apply(preprocessing)
+    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    declared = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
+    resized = ["pos_embed"] if native not in (None, *preprocessing.size) and "pos_embed" in selection.tensors else []
+    report = load_into(network, selection, what=what, droppable=[*declared, *spec.drop], resized=resized)
+    where = f" under {selection.prefix!r}" if selection.prefix else ""
+    identity = Identity(
+        name=spec.name,
+        family=FAMILY,
+        architecture=describe_architecture(architecture, spec.options),
+        source=f"own checkpoint {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
+        preprocessing=preprocessing,
+        load_report=report,
+        notes=notes,
+    )
+    return wrap(network, identity)
+
+
+def native_size(outline: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """The square image size that the file's position embeddings were trained at, where it is not the architecture's own; else None."""
+    expected, given = getattr(outline, "pos_embed", None), tensors.get("pos_embed")
+    embed = getattr(outline, "patch_embed", None)
+    if not isinstance(expected, torch.Tensor) or given is None or embed is None or given.ndim != 3 or given.shape == expected.shape:
+        return None
+    patches = given.shape[1] - (expected.shape[1] - int(embed.num_patches))
+    side = math.isqrt(max(patches, 0))
+    return side * int(embed.patch_size[0]) if side > 0 and side * side == patches else None
+
+
+def _at_size(own: Preprocessing, side: int) -> Preprocessing:
+    return dataclasses.replace(own, size=(side, side), resize=round(own.resize * side / min(own.size)))
+
+
+def _refuse_silent_misfit(spec: EncoderSpec, tensors: Mapping[str, torch.Tensor], outline: nn.Module) -> None:
+    """MoCo v3's and CAE's small ViT have 12 heads of 32: their weights fit a 6-head network in shape, and compute something else in it."""
+    if "num_heads" in dict(spec.options) or getattr(outline, "embed_dim", None) != 384:
+        return
+    official = {"moco_v3": r"(^|\.)(base_encoder|momentum_encoder)\.", "cae": r"(^|\.)regressor_and_decoder\.|(^|\.)alignment_encoder\."}
+    for family, pattern in official.items():
+        if any(re.search(pattern, name) for name in tensors):
+            raise EncoderError(
+                f"checkpoint {spec.checkpoint}: looks like one of {family}, whose small ViT has 12 attention heads where {spec.architecture} has 6: "
+                f"its weights would fit and compute something else; use encoder: {family}, or give options: {{num_heads: 12}} or 6"
+            )

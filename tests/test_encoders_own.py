@@ -1,0 +1,168 @@
+"""Your own checkpoints: found in their wrappers, loaded whole, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from harness.core import Encoder
+from harness.encoders import EncoderSpec, describe, load
+from harness.errors import EncoderError
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained() -> torch.nn.Module:
+    torch.manual_seed(11)
+    network: torch.nn.Module = timm.create_model("test_vit", num_classes=7)
+    return network.eval()
+
+
+@pytest.fixture
+def state(trained: torch.nn.Module) -> State:
+    return dict(trained.state_dict())
+
+
+def mine(file: Path, **keys: Any) -> Encoder:
+    return load(EncoderSpec.parse({"name": "mine", "architecture": "test_vit", "checkpoint": str(file), **keys}))
+
+
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def images() -> torch.Tensor:
+    return torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state},
+        lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "epoch": 3},
+        lambda state: {"teacher": under("backbone.", state)},
+        lambda state: {"student": under("module.backbone.", state)},
+        lambda state: {"state_dict": under("module.base_encoder.", state)},
+        lambda state: under("encoder.", state),
+        lambda state: under("module.", state),
+        lambda state: under("_orig_mod.", state),
+    ],
+)
+def test_usual_wrappers_are_found(tmp_path: Path, trained: torch.nn.Module, state: State, wrap: Any) -> None:
+    torch.save(wrap(state), tmp_path / "a.pth")
+    encoder = mine(tmp_path / "a.pth")
+    with torch.inference_mode():
+        expected = trained.forward_features(images())  # type: ignore[operator]
+    torch.testing.assert_close(encoder.encode(images()).cls, expected[:, 0])
+    report = encoder.info.load_report
+    assert report is not None
+    assert report.matched == len(state) - 2
+    assert report.missing == report.unexpected == report.resized == ()
+    assert {name.rpartition(".")[2] for name in report.dropped if "head" in name} == {"weight", "bias"}
+
+
+def test_same_weights_have_the_same_digest_in_any_file(tmp_path: Path, state: State) -> None:
+    torch.save({"teacher": under("backbone.", state)}, tmp_path / "a.pth")
+    save_file(state, tmp_path / "b.safetensors")
+    torch.save(state, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
+    infos = [
+        describe(EncoderSpec.parse({"architecture": "test_vit", "checkpoint": str(tmp_path / name)})) for name in ("a.pth", "b.safetensors", "c.pth")
+    ]
+    assert len({info.weights_sha256 for info in infos}) == 1
+    assert len({info.load_report.sha256 for info in infos if info.load_report}) == 3
+
+
+def test_a_file_is_described_anew_when_it_changes(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "a.pth")
+    spec = EncoderSpec.parse({"architecture": "test_vit", "checkpoint": str(tmp_path / "a.pth")})
+    first = describe(spec)
+    state["cls_token"] = state["cls_token"] + 1
+    torch.save({"model": state}, tmp_path / "a.pth")
+    assert describe(spec).weights_sha256 != first.weights_sha256
+
+
+def test_teacher_and_student_must_be_told_apart(tmp_path: Path, state: State) -> None:
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"teacher": under("backbone.", state), "student": under("module.backbone.", other)}, tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"fits in 2 places; say which one: prefix: one of 'student\.module\.backbone\.', 'teacher\.backbone\.'"):
+        mine(tmp_path / "a.pth")
+    teacher = mine(tmp_path / "a.pth", prefix="teacher.backbone.")
+    assert torch.equal(teacher.module.trunk.cls_token, state["cls_token"])  # type: ignore[union-attr, arg-type]
+    assert teacher.info.load_report is not None
+    assert f"student.* ({len(state)})" in teacher.info.load_report.dropped
+    assert "'teacher.backbone.'" in teacher.info.source
+
+
+def test_an_unusual_wrapper_must_be_named(tmp_path: Path, state: State) -> None:
+    torch.save(under("decoder.", state), tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"fits under 'decoder\.' only; if that is meant, give prefix: decoder\.$"):
+        mine(tmp_path / "a.pth")
+    mine(tmp_path / "a.pth", prefix="decoder.")
+
+
+def test_rename_and_drop(tmp_path: Path, state: State) -> None:
+    renamed = {name.replace("blocks.", "layers.").replace("norm.", "ln."): tensor for name, tensor in state.items()}
+    torch.save({**renamed, "mask_token": torch.zeros(1, 1, 64)}, tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"keys missing"):
+        mine(tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"1 unexpected \(mask_token\).*what is to be left out on purpose goes under drop"):
+        mine(tmp_path / "a.pth", rename={"layers.": "blocks.", "ln.": "norm."})
+    encoder = mine(tmp_path / "a.pth", rename={"layers.": "blocks.", "ln.": "norm."}, drop=["mask_token"])
+    assert encoder.info.load_report is not None
+    assert "mask_token" in encoder.info.load_report.dropped
+    with pytest.raises(EncoderError, match="rename rule 'layer_s' matches no key"):
+        mine(tmp_path / "a.pth", rename={"layer_s": "blocks"})
+    with pytest.raises(EncoderError, match="gives two tensors the name"):
+        mine(tmp_path / "a.pth", rename={"bias": "weight"})
+
+
+def test_positions_trained_at_another_size_set_the_encoders_size(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = timm.create_model("test_vit", img_size=96, num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    encoder = mine(tmp_path / "a.pth")
+    assert encoder.info.preprocessing.size == (96, 96)
+    assert encoder.info.grid == (6, 6)
+    small = images()[:, :, :96, :96]
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.encode(small).cls, network.forward_features(small)[:, 0])
+    resized = mine(tmp_path / "a.pth", preprocessing={"size": 160})
+    assert resized.info.grid == (10, 10)
+    assert resized.info.load_report is not None
+    assert resized.info.load_report.resized == ("pos_embed",)
+    assert any("positions resized from 6x6 to 10x10" in note for note in resized.info.notes)
+
+
+def test_half_precision_files_are_read_as_float32(tmp_path: Path, state: State) -> None:
+    torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "a.pth")
+    encoder = mine(tmp_path / "a.pth")
+    assert {parameter.dtype for parameter in encoder.module.parameters()} == {torch.float32}
+
+
+def test_convolutional_checkpoints_too(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    network = timm.create_model("test_resnet").eval()
+    torch.save({"state_dict": under("module.encoder_q.", network.state_dict())}, tmp_path / "a.pth")
+    spec = EncoderSpec.parse({"architecture": "test_resnet", "checkpoint": str(tmp_path / "a.pth")})
+    with torch.inference_mode():
+        expected = network.forward_features(images())
+    torch.testing.assert_close(load(spec).encode(images()).patches, expected.permute(0, 2, 3, 1))
+
+
+def test_twelve_heads_in_a_six_head_network_are_refused(tmp_path: Path) -> None:
+    """MoCo v3's ViT-S has 12 heads: its shapes fit timm's 6-head ViT-S, which computes something else with them."""
+    network = timm.create_model("vit_small_patch16_224", depth=1, num_heads=12, num_classes=0, img_size=32)
+    torch.save({"state_dict": under("module.base_encoder.", network.state_dict())}, tmp_path / "a.pth")
+    entry = {"architecture": "vit_small_patch16_224", "checkpoint": str(tmp_path / "a.pth"), "options": {"depth": 1}}
+    with pytest.raises(EncoderError, match="12 attention heads where vit_small_patch16_224 has 6"):
+        load(EncoderSpec.parse(entry))
+    small = images()[:, :, :32, :32]
+    encoder = load(EncoderSpec.parse({**entry, "options": {"depth": 1, "num_heads": 12}}))
+    assert encoder.info.architecture == "vit_small_patch16_224(depth=1, num_heads=12)"
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.encode(small).cls, network.eval().forward_features(small)[:, 0])
