@@ -150,7 +150,7 @@ def main(describe: Callable[[Path], DataSet[T]], description: str, argv: Sequenc
 
     Returns the exit status: 0 published, or the same bytes were there already; 2 bad input, said in one line, nothing published; 130 on Ctrl-C.
     """
-    parser = _Parser(description=description)
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as its makers publish it, unpacked")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to publish; its name need not exist yet")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: one a core)")
@@ -180,7 +180,10 @@ def build(data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool 
     back as what it should hold; RunError where a worker died. Nothing is published then, and finished shards are kept for the next try.
     """
     out = Path(os.path.abspath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{out}: expected a place where a folder can be made, got {error.strerror}; choose another --out") from None
     with _building(out) as work:
         _refuse_what_is_no_data_set(out, data_set.name, overwrite)
         jobs = list(_jobs(data_set))
@@ -291,8 +294,11 @@ def _results(futures: Sequence[Future[_Receipt]]) -> list[_Receipt]:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # spawned, because the progress display has a thread and forking a process with threads can lock up
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
+    # not plain forks: the progress display has a thread, and forking a process with threads can lock up. A server that has imported this module once
+    # forks workers that share its memory and are there at once
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
     try:
         yield pool
     finally:
@@ -451,10 +457,10 @@ def _verify_sample(name: str, parts: Mapping[str, bytes], rules: _Rules) -> None
     _verify_about(name, about, size, rules)
     for kind in _MASKS:
         mask = parts.get(f"{kind}.png")
-        if (mask is not None) != (kind in rules.annotations):
-            raise ShardError(
-                f"{name}: expected {'a' if mask is None else 'no'} {kind} mask, as its data set says, got {'none' if mask is None else 'one'}"
-            )
+        if mask is None and kind in rules.annotations:
+            raise ShardError(f"{name}: expected {kind} mask, as its data set says, got none")
+        if mask is not None and kind not in rules.annotations:
+            raise ShardError(f"{name}: expected no {kind} mask, as its data set says, got one")
         if mask is not None:
             _verify_mask(f"{name}.{kind}.png", mask, size, rules.mask_values.get(kind))
 

@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.core import Box, Keypoint
+from harness.errors import HarnessError, RequestError, RunError, ShardError
+from harness.manifest import load_manifest
+from shards import recipe
+from shards.recipe import DataSet, Record
+
+SIZE = 16
+
+
+def picture(seed: int, format: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+def sample(number: int) -> Record:
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[4:12, 4:12] = 1
+    return Record(
+        key=f"s{number:03d}",
+        image=picture(number),
+        extension="png",
+        label=number % 2,
+        boxes=(Box(x=4, y=4, width=8, height=8, label=number % 2),),
+        keypoints=(Keypoint(part="head", x=5.5, y=6.0),),
+        object_mask=mask,
+        part_mask=mask.astype(np.uint16) * 300,
+        about={"number": number},
+    )
+
+
+def data_set(make: Callable[[int], Record] = sample, count: int = 10, **changes: Any) -> DataSet[int]:
+    toy: DataSet[int] = DataSet(
+        name="toy",
+        version="1",
+        license="CC0-1.0",
+        source="made for a test",
+        classes=("even", "odd"),
+        annotations=("label", "boxes", "keypoints", "object", "part"),
+        parts=("head", "tail"),
+        part_of={"head": None, "tail": "odd"},
+        mask_classes={"object": ("background", "figure")},
+        splits={"train": tuple(range(count)), "test": (100, 101, 102)},
+        official={"test": "val"},
+        make=make,
+        content="toy 1",
+        samples_per_shard=4,
+        files={"LICENSE.md": "CC0\n"},
+    )
+    return replace(toy, **changes)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def left_behind(out: Path) -> list[str]:
+    return [path.name for path in out.parent.iterdir() if path != out]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_published_with_a_manifest_that_tells_its_bytes(tmp_path: Path) -> None:
+    manifest = recipe.build(data_set(), tmp_path / "toy")
+    assert load_manifest(str(tmp_path), "toy") == manifest
+    assert sorted(tree(tmp_path / "toy")) == [
+        "LICENSE.md",
+        "manifest.json",
+        "test-00000.tar",
+        "train-00000.tar",
+        "train-00001.tar",
+        "train-00002.tar",
+    ]
+    assert manifest.split("test").official == "val"
+    assert [shard.samples for shard in manifest.split("train").shards] == [3, 3, 4]
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            content = (tmp_path / "toy" / shard.file).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.bytes, shard.sha256)
+    assert left_behind(tmp_path / "toy") == []
+
+
+def test_members_carry_nothing_of_this_machine_and_hold_what_the_record_said(tmp_path: Path) -> None:
+    recipe.build(data_set(), tmp_path / "toy")
+    with tarfile.open(tmp_path / "toy" / "train-00000.tar") as tar:
+        infos = tar.getmembers()
+        content = {info.name: tar.extractfile(info).read() for info in infos}  # type: ignore[union-attr]
+    assert [info.name for info in infos[:4]] == ["s000.png", "s000.json", "s000.object.png", "s000.part.png"]
+    assert {(info.mtime, info.uid, info.gid, info.mode, info.uname, info.gname) for info in infos} == {(0, 0, 0, 0o644, "", "")}
+    assert content["s000.png"] == picture(0)
+    assert json.loads(content["s000.json"]) == {
+        "label": 0,
+        "number": 0,
+        "boxes": [{"x": 4, "y": 4, "width": 8, "height": 8, "label": 0}],
+        "keypoints": [{"part": "head", "x": 5.5, "y": 6.0, "visible": True}],
+    }
+    for kind, values in (("object", {0, 1}), ("part", {0, 300})):
+        mask = np.asarray(Image.open(io.BytesIO(content[f"s000.{kind}.png"])))
+        assert set(np.unique(mask)) == values
+        assert mask[4, 4] == max(values)
+        assert mask[3, 4] == 0
+
+
+def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    for workers in (1, 3):
+        recipe.build(data_set(), tmp_path / str(workers) / "toy", workers=workers)
+    assert tree(tmp_path / "1") == tree(tmp_path / "3")
+
+
+@pytest.mark.parametrize(("extension", "format"), [("jpg", "JPEG"), ("webp", "WEBP")])
+def test_images_are_stored_as_they_are_given(tmp_path: Path, extension: Any, format: str) -> None:
+    def make(number: int) -> Record:
+        return replace(sample(number), image=picture(number, format), extension=extension)
+
+    recipe.build(data_set(make), tmp_path / "toy")
+    with tarfile.open(tmp_path / "toy" / "test-00000.tar") as tar:
+        assert tar.extractfile(f"s100.{extension}").read() == picture(100, format)  # type: ignore[union-attr]
+
+
+def test_an_empty_split_has_no_shards(tmp_path: Path) -> None:
+    manifest = recipe.build(data_set(splits={"train": (), "test": (1,)}), tmp_path / "toy")
+    assert manifest.split("train").samples == 0
+    assert manifest.split("train").shards == ()
+
+
+# --- what is caught before it is published ----------------------------------------------------------------------------
+
+
+def changed(number: int, at: int, **changes: Any) -> Record:
+    """The sample, with something wrong with the one numbered `at`."""
+    return replace(sample(number), **changes) if number == at else sample(number)
+
+
+def failing(number: int) -> Record:
+    if number == 5:
+        raise OSError("no such picture")
+    return sample(number)
+
+
+WRONG: dict[str, tuple[Callable[[int], Record], str]] = {
+    "truncated image": (partial(changed, at=5, image=picture(5)[:200]), "train-00001.tar: s005: expected a readable PNG"),
+    "empty image": (partial(changed, at=5, image=b""), "s005: expected a readable PNG"),
+    "image of another format": (partial(changed, at=5, image=picture(5, "JPEG")), "s005: expected a readable PNG"),
+    "duplicate key beside it": (partial(changed, at=5, key="s004"), "got 's004' twice"),
+    "duplicate key, same shard": (partial(changed, at=5, key="s003"), "got 's003' twice"),
+    "duplicate key, other shard": (partial(changed, at=5, key="s000"), "got 's000' twice"),
+    "duplicate key, other split": (partial(changed, at=5, key="s100"), "got 's100' twice"),
+    "key with a dot": (partial(changed, at=5, key="a.b"), "got 'a.b'"),
+    "key with a slash": (partial(changed, at=5, key="../b"), "got '../b'"),
+    "unknown extension": (partial(changed, at=5, extension="gif"), "got 'gif'"),
+    "label out of range": (partial(changed, at=5, label=2), "expected a label from 0 to 1, got 2"),
+    "no label": (partial(changed, at=5, label=None), "expected a label from 0 to 1, got None"),
+    "unknown part": (partial(changed, at=5, keypoints=(Keypoint(part="wing", x=1, y=1),)), "got 'wing'"),
+    "keypoint outside": (partial(changed, at=5, keypoints=(Keypoint(part="head", x=17, y=1),)), "got (17, 1)"),
+    "no object mask": (partial(changed, at=5, object_mask=None), "expected object mask, as its data set says, got none"),
+    "mask of another size": (partial(changed, at=5, part_mask=np.zeros((4, 4), np.uint8)), "expected the image's size 16×16, got 4×4"),
+    "mask value out of range": (partial(changed, at=5, object_mask=np.full((16, 16), 2, np.uint8)), "expected values below 2, got 2"),
+    "mask of floats": (partial(changed, at=5, object_mask=np.zeros((16, 16))), "got float64"),
+    "unreadable source": (failing, "expected a record of 5, got OSError: no such picture"),
+}
+
+
+@pytest.mark.parametrize(("make", "told"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_sample_is_named_and_nothing_is_published(tmp_path: Path, make: Callable[[int], Record], told: str) -> None:
+    with pytest.raises((RequestError, ShardError)) as caught:
+        recipe.build(data_set(make), tmp_path / "toy")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_worker_tells_the_same_error(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="s005: expected a readable PNG"):
+        recipe.build(data_set(partial(changed, at=5, image=b"")), tmp_path / "toy", workers=2)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_what_the_data_set_does_not_declare_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="expected no keypoints"):
+        recipe.build(data_set(annotations=("label", "boxes", "object", "part")), tmp_path / "toy")
+    with pytest.raises(ShardError, match="expected no part mask"):
+        recipe.build(data_set(annotations=("label", "boxes", "keypoints", "object")), tmp_path / "toy")
+
+
+@pytest.mark.parametrize("changes", [{"name": "a/b"}, {"license": ""}, {"classes": ("even", "even")}, {"part_of": {"wing": None}}])
+def test_a_manifest_that_nobody_could_read_is_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="correct the recipe"):
+        recipe.build(data_set(**changes), tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
+def finished_but(tmp_path: Path, spoil: Callable[[Path], None]) -> Path:
+    """A build that failed at its last shard, so that the others wait beside the place; then one of those is spoilt."""
+    with pytest.raises(ShardError):
+        recipe.build(data_set(partial(changed, at=101, image=b"")), tmp_path / "toy")
+    kept = tmp_path / ".toy.building" / "data" / "train-00000.tar"
+    spoil(kept)
+    return kept
+
+
+def cut_last_sample(tar: Path) -> None:
+    """As a cut at a member's boundary leaves it: no exception in a tar reader, and samples gone."""
+    with tarfile.open(tar) as source:
+        boundary = source.getmember("s002.png").offset
+    os.truncate(tar, boundary)
+
+
+def test_a_spoilt_shard_of_an_earlier_try_is_made_again(tmp_path: Path) -> None:
+    for spoil in (cut_last_sample, Path.unlink, lambda tar: tar.write_bytes(b"")):
+        finished_but(tmp_path, spoil)
+        recipe.build(data_set(), tmp_path / "toy")
+        recipe.build(data_set(), tmp_path / "other" / "toy")
+        assert tree(tmp_path / "toy") == tree(tmp_path / "other" / "toy")
+        for folder in ("toy", "other/toy"):
+            for path in (tmp_path / folder).iterdir():
+                path.unlink()
+
+
+def test_a_shard_that_does_not_hold_what_was_written_is_caught(tmp_path: Path) -> None:
+    recipe.build(data_set(), tmp_path / "toy")
+    rules = next(recipe._jobs(data_set())).rules
+    tar = tmp_path / "toy" / "train-00000.tar"
+    recipe.verify_shard(tar, ["s000", "s001", "s002"], rules)
+    with pytest.raises(ShardError, match="expected 4 samples"):
+        recipe.verify_shard(tar, ["s000", "s001", "s002", "s003"], rules)
+    with pytest.raises(ShardError, match="expected 3 samples with the keys"):
+        recipe.verify_shard(tar, ["s000", "s002", "s001"], rules)
+    cut_last_sample(tar)
+    with pytest.raises(ShardError, match="expected zeros at its end"):
+        recipe.verify_shard(tar, ["s000", "s001"], rules)
+
+
+# --- going on, and replacing ------------------------------------------------------------------------------------------
+
+
+def counted(number: int, log: Path, fail: int = -1) -> Record:
+    with log.open("a") as file:
+        file.write(f"{number}\n")
+    if number == fail:
+        raise RequestError("stopped here")
+    return sample(number)
+
+
+def test_finished_shards_are_kept_and_others_made(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(RequestError, match="stopped here"):
+        recipe.build(data_set(partial(counted, log=log, fail=7)), tmp_path / "toy")
+    assert log.read_text().split() == [str(number) for number in range(8)]
+    log.unlink()
+    recipe.build(data_set(partial(counted, log=log)), tmp_path / "toy")
+    assert log.read_text().split() == [str(number) for number in (6, 7, 8, 9, 100, 101, 102)]
+
+
+def test_nothing_is_kept_of_a_build_of_other_content(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(RequestError, match="stopped here"):
+        recipe.build(data_set(partial(counted, log=log, fail=102)), tmp_path / "toy")
+    log.unlink()
+    recipe.build(data_set(partial(counted, log=log), content="toy 2"), tmp_path / "toy")
+    assert len(log.read_text().split()) == 13
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_recipe import counted, data_set
+from shards import recipe
+
+def make(number):
+    if number == 8:
+        os.kill({victim}, signal.SIGKILL)
+    return counted(number, Path({log!r}))
+
+if __name__ == "__main__":
+    recipe.build(data_set(make), Path({out!r}), workers={workers})
+"""
+
+
+def run_killed(tmp_path: Path, victim: str, workers: int) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "build.py"
+    out, log = tmp_path / "toy", tmp_path / "log"
+    script.write_text(KILLED.format(tests=str(Path(__file__).parent), victim=victim, log=str(log), out=str(out), workers=workers))
+    root = str(Path(__file__).parents[1])
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=120)
+
+
+def test_a_build_killed_in_the_middle_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    killed = run_killed(tmp_path, "os.getpid()", workers=1)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "toy").exists()
+    log = tmp_path / "log"
+    assert log.read_text().split() == [str(number) for number in range(8)]
+    log.unlink()
+    recipe.build(data_set(partial(counted, log=log)), tmp_path / "toy")
+    assert log.read_text().split()[:4] == ["6", "7", "8", "9"]
+    recipe.build(data_set(), tmp_path / "other" / "toy")
+    assert tree(tmp_path / "toy") == tree(tmp_path / "other" / "toy")
+    assert sorted(left_behind(tmp_path / "toy")) == ["build.py", "log", "other"]
+
+
+def test_a_worker_that_is_killed_is_told(tmp_path: Path) -> None:
+    killed = run_killed(tmp_path, "os.getpid()", workers=2)
+    assert killed.returncode == 1
+    assert f"{RunError.__name__}: a worker process died" in killed.stderr
+    assert not (tmp_path / "toy").exists()
+
+
+def test_workers_do_not_outlive_a_build_that_is_killed(tmp_path: Path) -> None:
+    # the call returns only when nobody holds the build's stderr any more: neither the build nor any worker of it
+    killed = run_killed(tmp_path, "multiprocessing.parent_process().pid", workers=2)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "toy").exists()
+    recipe.build(data_set(), tmp_path / "toy")
+    recipe.build(data_set(), tmp_path / "other" / "toy")
+    assert tree(tmp_path / "toy") == tree(tmp_path / "other" / "toy")
+
+
+def test_two_builds_of_one_place_do_not_mix(tmp_path: Path) -> None:
+    def meanwhile(number: int) -> Record:
+        recipe.build(data_set(), tmp_path / "toy")
+        return sample(number)
+
+    with pytest.raises(RequestError, match="expected no other build"):
+        recipe.build(data_set(meanwhile), tmp_path / "toy")
+
+
+def test_the_same_data_set_again_changes_nothing(tmp_path: Path) -> None:
+    recipe.build(data_set(), tmp_path / "toy")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "toy").iterdir()}
+    recipe.build(data_set(), tmp_path / "toy")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "toy").iterdir()} == before
+    assert left_behind(tmp_path / "toy") == []
+
+
+def test_another_version_replaces_only_when_asked(tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    recipe.build(data_set(), out)
+    before = tree(out)
+    with pytest.raises(RequestError, match="say --overwrite"):
+        recipe.build(data_set(version="2"), out)
+    assert tree(out) == before
+    recipe.build(data_set(version="2", count=5), out, overwrite=True)
+    assert load_manifest(str(tmp_path), "toy").version == "2"
+    assert sorted(tree(out)) == ["LICENSE.md", "manifest.json", "test-00000.tar", "train-00000.tar", "train-00001.tar"]
+    assert left_behind(out) == []
+
+
+def test_a_failed_replacement_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    recipe.build(data_set(), out)
+    before = tree(out)
+    with pytest.raises(ShardError):
+        recipe.build(data_set(partial(changed, at=5, image=b"")), out, overwrite=True)
+    assert tree(out) == before
+
+
+def test_a_replacement_that_died_between_its_renames_is_put_back(tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    recipe.build(data_set(), out)
+    before = tree(out)
+    work = tmp_path / ".toy.building"
+    work.mkdir()
+    out.rename(work / "replaced")
+    with pytest.raises(ShardError):
+        recipe.build(data_set(partial(changed, at=5, image=b"")), out)
+    assert tree(out) == before
+
+
+def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    out.mkdir()
+    (out / "letter.txt").write_text("dear")
+    for make in (sample, failing):
+        with pytest.raises(RequestError, match="an empty folder or a data set"):
+            recipe.build(data_set(make), out, overwrite=True)
+    assert tree(out) == {"letter.txt": b"dear"}
+    file = tmp_path / "file"
+    file.write_text("dear")
+    with pytest.raises(RequestError, match="a file or a link"):
+        recipe.build(data_set(), file, overwrite=True)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+def test_the_command_builds_and_says_so(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+
+    def describe(folder: Path) -> DataSet[int]:
+        seen.append(folder)
+        return data_set()
+
+    status = recipe.main(describe, "Builds a toy.", ["--source", str(source), "--out", str(tmp_path / "toy"), "--workers", "1"])
+    assert status == 0
+    assert seen == [source]
+    assert capsys.readouterr().out == f"{tmp_path / 'toy'}: toy 1, train 10, test 3\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--source"),
+        (["--source", "SOURCE"], "--out"),
+        (["--source", "SOURCE", "--out", "OUT", "--workers", "many"], "invalid int value: 'many'"),
+        (["--source", "SOURCE", "--out", "OUT", "--workers", "0"], "expected at least 1, got 0"),
+        (["--source", "SOURCE", "--out", "OUT", "--worker", "2"], "--worker"),
+        (["--source", "NOWHERE", "--out", "OUT"], "expected a folder"),
+        (["--source", "SOURCE", "--out", "SOURCE/file/out"], "a place where a folder can be made"),
+        (["--source", "SOURCE", "--out", "SOURCE"], "an empty folder or a data set"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    (source / "file").write_text("")
+    places = {"SOURCE": str(source), "OUT": str(tmp_path / "toy"), "NOWHERE": str(tmp_path / "nowhere")}
+    given = [places.get(word, word.replace("SOURCE", str(source))) for word in arguments]
+    try:
+        status = recipe.main(lambda _: data_set(), "Builds a toy.", given)
+    except SystemExit as stopped:
+        status = int(str(stopped.code))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 2
+    assert told in lines[-1]
+    assert len([line for line in lines if "building" not in line]) == 1
+    assert not (tmp_path / "toy").exists()
+
+
+def test_errors_of_a_recipe_are_one_line_and_status_2(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def describe(folder: Path) -> DataSet[int]:
+        raise HarnessError("expected a picture,\ngot none")
+
+    assert recipe.main(describe, "Builds a toy.", ["--source", str(source), "--out", str(tmp_path / "toy")]) == 2
+    assert capsys.readouterr().err == "HarnessError: expected a picture, got none\n"
