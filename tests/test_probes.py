@@ -15,7 +15,7 @@ from harness.probes.features import Normaliser
 from harness.probes.schedule import cosine, polynomial
 
 CPU = torch.device("cpu")
-POOLED = ["linear", "knn"]
+POOLED = ["linear", "knn", "logistic"]
 QUICK = {"epochs": 1}
 
 
@@ -38,7 +38,7 @@ def heads_of(name: str) -> list[float | None]:
 
 
 def test_every_probe_has_defaults_that_it_accepts() -> None:
-    assert {"linear", "knn", "retrieval", "dense"} <= set(probes())
+    assert {"linear", "knn", "retrieval", "dense", "logistic", "attentive"} <= set(probes())
     for name, each in probes().items():
         assert each.name == name
         if not each.needs_train:

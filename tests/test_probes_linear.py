@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from harness.core import Rows
 from harness.errors import ProbeError
-from harness.probes.linear import PROBE, LinearStack
+from harness.probes.linear import PROBE
+from harness.probes.softmax import SoftmaxStack
 
 CPU = torch.device("cpu")
 
@@ -24,9 +25,9 @@ def blobs(n: int = 150, classes: int = 5, width: int = 24, spread: float = 0.6, 
     return Rows(keys=[f"k{i}" for i in range(n)], groups=[f"k{i}" for i in range(n)], targets=targets, features=features.astype(np.float32))
 
 
-def fit(rows: Rows, lrs: list[float], *, classes: int = 5, seed: int = 0, **protocol: Any) -> LinearStack:
+def fit(rows: Rows, lrs: list[float], *, classes: int = 5, seed: int = 0, **protocol: Any) -> SoftmaxStack:
     fitted = PROBE.fit(rows, lrs, classes=classes, protocol=protocol, seed=seed, device=CPU)
-    assert isinstance(fitted, LinearStack)
+    assert isinstance(fitted, SoftmaxStack)
     return fitted
 
 

@@ -13,13 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from harness.core import Predictions, Probe, Rows
-from harness.errors import ProbeError
+from harness.core import Probe, Rows
 from harness.probes.features import (
-    CHUNK_ROWS,
     FeatureNorm,
     Normaliser,
     batch_order,
@@ -30,8 +27,10 @@ from harness.probes.features import (
 )
 from harness.probes.fields import Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
+from harness.probes.softmax import SoftmaxStack, restored
 
 NAME = "linear"
+KNOB = "learning rate"
 
 
 class LinearFields(Fields):
@@ -72,47 +71,6 @@ class Head:
         self.bias_C1.add_(self._velocity_C1, alpha=-lr)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LinearStack:
-    """K fitted heads."""
-
-    lrs: tuple[float, ...]
-    weights: tuple[torch.Tensor, ...]
-    """K of float32 [C, D]."""
-    biases: tuple[torch.Tensor, ...]
-    """K of float32 [C]."""
-    normaliser: Normaliser
-
-    def probabilities(self, rows: Rows, head: int) -> torch.Tensor:
-        """float32 [N, C], on the CPU. Raises ProbeError where `rows` do not fit, or the head's training diverged."""
-        weight, bias = self.weights[head], self.biases[head]
-        features = checked_features(NAME, rows, width=weight.shape[1])
-        chunks = []
-        for start in range(0, len(rows), CHUNK_ROWS):
-            batch = self.normaliser(features[start : start + CHUNK_ROWS].to(weight.device))
-            chunks.append(torch.addmm(bias, batch, weight.T).softmax(dim=1).cpu())
-        found = torch.cat(chunks)
-        if not (bool(weight.isfinite().all()) and bool(bias.isfinite().all()) and bool(found.isfinite().all())):
-            raise ProbeError(f"{NAME} probe: expected finite outputs, got NaN or infinity at learning rate {self.lrs[head]:g}; search below it")
-        return found
-
-    def predict(self, rows: Rows, head: int) -> Predictions:
-        """The most probable class of each row (the lowest of equals) and its probability. Raises ProbeError as `probabilities` does."""
-        scores, predictions = self.probabilities(rows, head).max(dim=1)
-        return Predictions(
-            keys=rows.keys,
-            groups=rows.groups,
-            targets=np.asarray(rows.targets, dtype=np.int64),
-            predictions=predictions.numpy(),
-            scores=scores.double().numpy(),
-        )
-
-    def state(self, head: int) -> dict[str, torch.Tensor]:
-        """weight [C, D], bias [C], lr [], and the training rows' mean and std [D] where features are standardised."""
-        tensors = {"weight": self.weights[head].cpu(), "bias": self.biases[head].cpu(), "lr": torch.tensor(self.lrs[head], dtype=torch.float64)}
-        return tensors | self.normaliser.state()
-
-
 @dataclass(frozen=True)
 class LinearProbe:
     """Softmax regression by SGD with momentum and a cosine to 0, without warm-up; `lrs` are the actual rates at the protocol's batch size."""
@@ -123,7 +81,7 @@ class LinearProbe:
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> LinearStack:
+    ) -> SoftmaxStack:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = LinearFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
         features, targets = checked_features(NAME, rows), checked_targets(NAME, rows, classes)
@@ -140,20 +98,21 @@ class LinearProbe:
                 for head, lr in zip(heads, rates, strict=True):
                     head.step(batch, onehot, lr * cosine(step, steps))
                 step += 1
-        return LinearStack(lrs=rates, weights=tuple(h.weight_CD for h in heads), biases=tuple(h.bias_C1[:, 0] for h in heads), normaliser=normaliser)
+        return SoftmaxStack(
+            probe=NAME,
+            knob=KNOB,
+            values=rates,
+            weights=tuple(head.weight_CD for head in heads),
+            biases=tuple(head.bias_C1[:, 0] for head in heads),
+            normaliser=normaliser,
+        )
 
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> LinearStack:
+    ) -> SoftmaxStack:
         """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
         fields = LinearFields.read(NAME, protocol)
-        if len(state["weight"]) != classes:
-            raise ProbeError(
-                f"{NAME} probe: expected weights of {classes} classes, got {len(state['weight'])}; restore it for the task it was fitted to"
-            )
-        normaliser = Normaliser.restore(fields.feature_norm, state, device)
-        weight, bias = state["weight"].to(device), state["bias"].to(device)
-        return LinearStack(lrs=(float(state["lr"]),), weights=(weight,), biases=(bias,), normaliser=normaliser)
+        return restored(state, probe=NAME, knob=KNOB, norm=fields.feature_norm, classes=classes, device=device)
 
 
 PROBE: Probe = LinearProbe()

@@ -1,0 +1,151 @@
+"""The logistic-regression probe: L-BFGS to convergence over a grid of inverse regularisations C.
+
+The objective is scikit-learn's: C times the summed cross entropy plus half the squared weights, the biases free. A head is fitted from zero,
+whatever the others are, so that the grid may be cut or widened without changing a value.
+
+Shape legend: N rows, D features, C classes, K heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pydantic
+import torch
+
+from harness.core import Probe, Rows
+from harness.errors import ProbeError
+from harness.probes.features import FeatureNorm, Normaliser, checked_features, checked_targets, needed, on_device
+from harness.probes.fields import Count, Fields, Positive
+from harness.probes.softmax import SoftmaxStack, restored
+
+NAME = "logistic"
+KNOB = "C"
+CHUNK = 2**16
+"""Rows in one product."""
+
+
+def _as_tuple(value: object) -> object:
+    """A list, as YAML gives it, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Grid = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1), pydantic.BeforeValidator(_as_tuple)]
+
+
+class LogisticFields(Fields):
+    """Defaults of our own choice; a grid evenly spaced in log C, as is usual."""
+
+    c_grid: Grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+    max_iterations: Count = 1000
+    tolerance: Positive = 1e-5
+    """Largest element of the gradient of the mean loss at which a fit has converged."""
+    feature_norm: FeatureNorm = "standardize"
+
+
+DEFAULTS: dict[str, Any] = LogisticFields().model_dump()
+
+
+class Objective:
+    """Mean cross entropy plus |W|² / (2 C N) over parameters [C (D + 1)], with its gradient, in chunks of rows.
+
+    In float64 on a CPU; elsewhere in float32, where float64 may be 64 times slower.
+    """
+
+    def __init__(self, features: torch.Tensor, targets: torch.Tensor, normaliser: Normaliser, classes: int, device: torch.device) -> None:
+        self._features, self._targets, self._normaliser, self._classes = features, targets, normaliser, classes
+        self._device, self.dtype = device, torch.float64 if device.type == "cpu" else torch.float32
+        self.size = classes * (features.shape[1] + 1)
+
+    def split(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [C, D] and bias [C], over the parameters' memory."""
+        table = parameters.view(self._classes, -1)
+        return table[:, :-1], table[:, -1]
+
+    def __call__(self, parameters: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value [] and the gradient [C (D + 1)]; `penalty` is 1 / (C N)."""
+        weight, bias = self.split(parameters)
+        gradient = torch.zeros_like(parameters)
+        weight_gradient, bias_gradient = self.split(gradient)
+        loss = torch.zeros((), dtype=self.dtype, device=self._device)
+        rows = len(self._features)
+        for start in range(0, rows, CHUNK):
+            batch = self._normaliser(self._features[start : start + CHUNK].to(self._device)).to(self.dtype)
+            target = self._targets[start : start + CHUNK, None]
+            log_probability = torch.addmm(bias, batch, weight.T).log_softmax(dim=1)
+            loss -= log_probability.gather(1, target).sum() / rows
+            residual = log_probability.exp_()
+            residual.scatter_add_(1, target, torch.full_like(target, -1, dtype=self.dtype))
+            weight_gradient.addmm_(residual.T, batch, alpha=1 / rows)
+            bias_gradient.add_(residual.sum(dim=0), alpha=1 / rows)
+        weight_gradient.add_(weight, alpha=penalty)
+        return loss + 0.5 * penalty * weight.square().sum(), gradient
+
+
+def minimise(objective: Objective, penalty: float, fields: LogisticFields, device: torch.device) -> torch.Tensor:
+    """The parameters [C (D + 1)] at which L-BFGS from zero ends."""
+    parameters = torch.zeros(objective.size, dtype=objective.dtype, device=device)
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=fields.max_iterations,
+        max_eval=2 * fields.max_iterations,
+        tolerance_grad=fields.tolerance,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> float:
+        loss, parameters.grad = objective(parameters, penalty)
+        return float(loss)
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return parameters
+
+
+@dataclass(frozen=True)
+class LogisticProbe:
+    """Regularised softmax regression. The heads' `lrs` are values of C: those of `grid`, among which the selection split decides."""
+
+    name: str = NAME
+    has_learning_rate: bool = False
+    needs_train: bool = True
+
+    def grid(self, protocol: Mapping[str, Any]) -> tuple[float, ...]:
+        """The protocol's values of C. Raises ProbeError on fields that cannot be."""
+        return LogisticFields.read(NAME, protocol).c_grid
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> SoftmaxStack:
+        """One head a value of C; the seed moves nothing. A fit ends at `max_iterations`, converged or not.
+
+        Raises ProbeError on rows, values or fields that cannot be.
+        """
+        fields, rows = LogisticFields.read(NAME, protocol), needed(NAME, train)
+        values = tuple(value for value in lrs if value is not None and 0 < value < float("inf"))
+        if not values or len(values) != len(lrs):
+            raise ProbeError(f"{NAME} probe: expected positive values of C, got {list(lrs)}; give those of its grid, {fields.c_grid}")
+        features, targets = checked_features(NAME, rows), checked_targets(NAME, rows, classes).to(device)
+        normaliser = Normaliser.fit(fields.feature_norm, features, device)
+        objective = Objective(on_device(features, device), targets, normaliser, classes, device)
+        fitted = [objective.split(minimise(objective, 1 / (value * len(rows)), fields, device)) for value in values]
+        return SoftmaxStack(
+            probe=NAME,
+            knob=KNOB,
+            values=values,
+            weights=tuple(weight.float().contiguous() for weight, _ in fitted),
+            biases=tuple(bias.float().contiguous() for _, bias in fitted),
+            normaliser=normaliser,
+        )
+
+    def restore(
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> SoftmaxStack:
+        """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
+        fields = LogisticFields.read(NAME, protocol)
+        return restored(state, probe=NAME, knob=KNOB, norm=fields.feature_norm, classes=classes, device=device)
+
+
+PROBE: Probe = LogisticProbe()
