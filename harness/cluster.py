@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ class Cluster:
         """Start the local Ray, or join the cluster; once. Raises RequestError where no cluster answers."""
         if ray.is_initialized():
             return
+        if self._address is not None:
+            _refuse_silence(self._address)
         self._progress.say("starting Ray" if self._address is None else f"joining the Ray cluster at {self._address}")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # an actor without GPUs must not see them all
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -154,6 +157,17 @@ def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
 
 def _local_gpus() -> int:
     return torch.cuda.device_count()
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises RequestError where nothing listens at `host:port`; Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RequestError(f"--address {address}: expected a running Ray cluster, got: {error}; start one with ray up cluster.yaml") from None
 
 
 def _make_token_writable() -> None:

@@ -129,10 +129,11 @@ def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluste
         return {}
     crew = cluster.crew(machine, cache, plan.encoders, limit=len(missing))
     try:
-        with progress.task("encoding", total=sum(work.shard.samples * len(work.passes) for work in missing), unit="views") as bar:
+        views = sum(work.shard.samples * len(work.passes) for work in missing)
+        with EventLog(out / "events.jsonl") as log, progress.task("encoding", total=views, unit="views") as bar:
             ledger = Ledger(
                 crew=crew,
-                log=EventLog(out / "events.jsonl"),
+                log=log,
                 lease_timeout=plan.sweep.resources.lease_timeout,
                 on_done=lambda work: bar.advance(work.shard.samples * len(work.passes)),
             )

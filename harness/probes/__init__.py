@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 from harness.core import Probe
-from harness.errors import RequestError, nearest
+from harness.errors import ProbeError, RequestError, nearest
+from harness.probes.fields import Fields
 
 
 @cache
@@ -47,3 +48,14 @@ def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
     """
     own = getattr(probe(name), "grid", None)
     return (None,) if own is None else tuple(own(protocol))
+
+
+def check(name: str, protocol: Mapping[str, Any]) -> None:
+    """Raises RequestError where a protocol field of the probe of that name has a value that it cannot take."""
+    module = importlib.import_module(type(probe(name)).__module__)
+    for each in vars(module).values():
+        if isinstance(each, type) and issubclass(each, Fields) and each.__module__ == module.__name__:
+            try:
+                each.read(name, protocol)
+            except ProbeError as error:
+                raise RequestError(str(error)) from None

@@ -15,7 +15,7 @@ from typing import Any
 from harness.core import Level, Metric, Task, TaskProtocol, View
 from harness.errors import RequestError, nearest
 from harness.manifest import Manifest, load_manifest
-from harness.probes import probe
+from harness.probes import check, probe
 from harness.readouts import parse_readout
 
 Fields = Mapping[str, Any]
@@ -50,6 +50,7 @@ class Template:
                 fields[key] = _same_type(key, fields[key], value)
         for readout in fields["readouts"]:
             parse_readout(readout)
+        check(self.probe, fields)
         return Task(
             name=f"{manifest.dataset}/{self.name}",
             level=self.level,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from harness.core import View
+from harness.errors import RequestError, nearest
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
@@ -32,6 +33,16 @@ def patch(fields: Fields) -> View:
     )
 
 
+def selected(fields: Fields, manifest: Manifest) -> tuple[str, ...]:
+    """The parts that the protocol selects: the classes. Raises RequestError for one that the data set does not have."""
+    for part in fields["parts"]:
+        if part not in manifest.parts:
+            raise RequestError(
+                f"protocol.parts: {manifest.dataset} has no part {part!r}{nearest(part, manifest.parts)}; it has {', '.join(manifest.parts)}"
+            )
+    return tuple(fields["parts"])
+
+
 def templates(manifest: Manifest) -> list[Template]:
     """Part tasks where samples have keypoints."""
     if "keypoints" not in manifest.annotations:
@@ -46,7 +57,7 @@ def templates(manifest: Manifest) -> list[Template]:
             metrics=tuple(metric(one) for one in metrics),
             protocols={key: {**defaults(probe), "readouts": READOUTS, **parts, **fields} for key, fields in protocols.items()},
             view=patch,
-            classes=lambda fields: tuple(fields["parts"]),
+            classes=lambda fields: selected(fields, manifest),
         )
         for name, probe, metrics, protocols in (
             (

@@ -1,0 +1,99 @@
+"""Sweeps as real processes: started, watched, killed, run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from harness.tables import read_table
+
+ROOT = Path(__file__).parent.parent
+VOLATILE = {"seconds", "images_per_second", "created_at", "git_commit"}
+LIMIT = 180.0
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One sweep and its folders."""
+
+    sweep: Path
+    out: Path
+    cache: Path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "harness.sweep", str(self.sweep), "--out", str(self.out), "--cache", str(self.cache), *arguments]
+        log = (self.out.parent / f"{self.out.name}.log").open("a")
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env={**os.environ, "COLUMNS": "200"})
+
+    def finish(self, process: subprocess.Popen[str]) -> int:
+        return process.wait(LIMIT)
+
+    def run(self, *arguments: str) -> int:
+        return self.finish(self.start(*arguments))
+
+    @property
+    def log(self) -> str:
+        return (self.out.parent / f"{self.out.name}.log").read_text()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        path = self.out / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Published bank parts and the time of their publication."""
+        return {str(path.relative_to(self.cache)): path.stat().st_mtime_ns for path in self.cache.glob("*/*.arrow")}
+
+    @property
+    def rounds(self) -> dict[str, int]:
+        """Journalled rounds and scores and the time of their writing."""
+        return {path.name + path.parent.name: path.stat().st_mtime_ns for path in self.out.glob("tune/studies/*/*.json")}
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key not in VOLATILE} for row in read_table(self.out / f"{name}.parquet")]
+
+    def predictions(self) -> dict[str, list[dict[str, Any]]]:
+        folder = self.out / "predictions"
+        return {str(path.relative_to(folder)): read_table(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def wait_for(condition: Callable[[], T], process: subprocess.Popen[str], what: str) -> T:
+    """The first true value of `condition`; fails where the process ends or the time is over before it."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        assert process.poll() is None, f"the sweep ended with {process.returncode} before {what}"
+        time.sleep(0.01)
+    raise AssertionError(f"{what} never came")
+
+
+def encoding_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray workers below `process` that are within a call of EncoderActor.encode, as Ray titles them."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline()[:1] == ["ray::EncoderActor.encode"]:
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def same_values(first: Run, second: Run, names: Sequence[str] = ("results", "trials")) -> None:
+    """Values, intervals, choices, trials and predictions are identical, to the bit."""
+    for name in names:
+        assert first.table(name) == second.table(name)
+    assert first.predictions() == second.predictions()

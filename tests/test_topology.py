@@ -1,0 +1,99 @@
+"""Values depend neither on how many actors and trials there were nor on who was killed."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+from runs import Run, encoding_workers, same_values, wait_for
+
+TASKS = ["tiny/object-linear", "tiny/object-knn", "tiny/part-retrieval"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set, and an encoder slow enough to be killed while it encodes."""
+    root = tmp_path_factory.mktemp("topology")
+    tiny.build(root / "shards")
+    encoder = {"name": "vit", "architecture": "vit_tiny_patch16_224", "random": True, "preprocessing": {"size": 128}}
+    (root / "sweep.yaml").write_text(tiny.sweep_text(root / "shards", encoders=[encoder], tasks=TASKS))
+    return root
+
+
+def new_run(folder: Path, name: str) -> Run:
+    return Run(sweep=folder / "sweep.yaml", out=folder / name, cache=folder / f"{name}.cache")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Run:
+    """The undisturbed run with one actor and one trial at a time."""
+    run = new_run(folder, "alone")
+    assert run.run("--set", "resources.actors=1") == 0, run.log
+    return run
+
+
+def test_the_ledger_sums_to_the_manifest(alone: Run) -> None:
+    rows = alone.table("ledger")
+    sums: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        assert row["status"] == "ok"
+        assert (row["seen"], row["failed"], row["duplicates"], row["attempts"]) == (row["expected"], 0, 0, 1)
+        sums[row["bank_key"], row["split"]] += row["seen"]
+    counts = {"train": 36, "val": 18, "test": 24}
+    assert sums
+    assert all(total == counts[split] for (_, split), total in sums.items())
+
+
+def test_two_actors_give_the_values_of_one(alone: Run, folder: Path) -> None:
+    run = new_run(folder, "two")
+    assert run.run("--set", "resources.actors=2") == 0, run.log
+    assert len({event["actor"] for event in run.events if event["event"] == "lease"}) == 2
+    same_values(alone, run)
+
+
+def test_an_actor_killed_within_a_lease_changes_nothing(alone: Run, folder: Path) -> None:
+    run = new_run(folder, "killed")
+    process = run.start("--set", "resources.actors=2")
+    victim = wait_for(lambda: encoding_workers(process), process, "an actor encodes")[0]
+    victim.send_signal(signal.SIGKILL)
+    assert run.finish(process) == 0, run.log
+    lost = [event["shard"] for event in run.events if event["event"] == "lost"]
+    assert len(lost) == 1, "the victim held one lease"
+    # the part says which attempt published it: had the victim published before it died, its part would have stayed
+    dataset, split, shard = lost[0].split("/")
+    attempts = {row["attempts"] for row in run.table("ledger") if (row["dataset"], row["split"], row["shard"]) == (dataset, split, shard)}
+    assert attempts == {2}
+    same_values(alone, run)
+
+
+def test_the_same_command_again_does_nothing_again(alone: Run) -> None:
+    before = (alone.parts, alone.rounds, alone.table("results"), len(alone.events))
+    assert alone.run("--set", "resources.actors=1") == 0
+    assert before == (alone.parts, alone.rounds, alone.table("results"), len(alone.events))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("phase", ["encode", "search", "collect"])
+def test_a_driver_stopped_in_any_phase_goes_on_from_there(alone: Run, folder: Path, phase: str, signal_number: signal.Signals) -> None:
+    run = new_run(folder, f"{phase}-{signal_number.name}")
+    process = run.start("--set", "resources.actors=2")
+    reached = {"encode": lambda: run.parts, "search": lambda: run.rounds, "collect": lambda: (run.out / "results.parquet").exists()}[phase]
+    wait_for(reached, process, phase)
+    process.send_signal(signal_number)
+    status = run.finish(process)
+    assert status == (130 if signal_number == signal.SIGINT else -signal.SIGKILL), run.log
+    parts, rounds = run.parts, run.rounds
+    leased = len(run.events)
+    assert run.run("--set", "resources.actors=1") == 0, run.log
+    assert {name: run.parts[name] for name in parts} == parts, "no finished part is written again"
+    assert {name: run.rounds[name] for name in rounds} == rounds, "no finished round is run again"
+    whole = {path.split("/")[1] for path in parts}  # every bank of a shard is published by one lease
+    again = {event["shard"].rsplit("/", 1)[1].replace(".tar", ".arrow") for event in run.events[leased:] if event["event"] == "lease"}
+    if phase != "encode":
+        assert not again
+    assert all(sum(name.endswith(shard) for name in parts) < sum(name.endswith(shard) for name in run.parts) for shard in again & whole)
+    same_values(alone, run)
