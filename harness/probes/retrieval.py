@@ -126,13 +126,14 @@ class RetrievalStack:
         gallery, targets = Gallery(rows, self.fields.exclude, self.device), np.asarray(rows.targets, dtype=np.int64)
         queries = self._queries(targets)
         scores, nearest_class = np.full(len(rows), np.nan), np.full(len(rows), -1, dtype=np.int64)
-        for target in np.unique(targets[queries]):
-            # queries of one class share their relevant rows
-            relevant = as_tensor(np.flatnonzero((targets == target) & (target >= 0))).to(self.device)
-            for some, similarity in gallery.similarities(queries[targets[queries] == target]):
-                best, where = similarity.max(dim=1).values.cpu().numpy(), similarity.argmax(dim=1).cpu().numpy()
-                nearest_class[some] = np.where(best > -np.inf, targets[where], -1)
-                scores[some] = self._scores(similarity, relevant)
+        # queries of one class share their relevant rows, so they come one after the other
+        for some, similarity in gallery.similarities(queries[np.argsort(targets[queries], kind="stable")]):
+            best, where = similarity.max(dim=1).values.cpu().numpy(), similarity.argmax(dim=1).cpu().numpy()
+            nearest_class[some] = np.where(best > -np.inf, targets[where], -1)
+            for target in np.unique(targets[some]):
+                lines = np.flatnonzero(targets[some] == target)
+                relevant = as_tensor(np.flatnonzero((targets == target) & (target >= 0))).to(self.device)
+                scores[some[lines]] = self._scores(similarity[lines[0] : lines[-1] + 1], relevant)
         return Predictions(
             keys=[rows.keys[i] for i in queries],
             groups=[rows.groups[i] for i in queries],

@@ -1,0 +1,75 @@
+"""k-NN and retrieval on a bank of 200,000 rows x 384, in a process of its own that reports its peak memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIMIT_KIB = 2 * 1024**2
+
+SCRIPT = """
+import json, resource
+import numpy as np, torch
+from harness.core import Rows
+from harness.metrics.retrieval import average_precision
+from harness.probes import probe
+
+torch.set_num_threads(2)
+N, D, QUERIES, CLASSES = 202_000, 384, 2_000, 20
+rng = np.random.default_rng(0)
+targets = rng.integers(0, CLASSES, N)
+features = rng.standard_normal((N, D), dtype=np.float32)
+features += rng.standard_normal((CLASSES, D), dtype=np.float32)[targets] * np.float32(0.2)
+names = [str(i) for i in range(N)]
+groups = [str(i // 4) for i in range(N)]
+rows = Rows(keys=names, groups=groups, targets=targets, features=features)
+how = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
+
+retrieval = probe("retrieval").fit(None, [None], protocol={"max_queries": QUERIES}, **how).predict(rows, 0)
+
+def part(chosen):
+    return Rows(keys=names[chosen], groups=groups[chosen], targets=targets[chosen], features=features[chosen])
+
+knn = probe("knn").fit(part(slice(QUERIES, N)), [None], protocol={}, **how).predict(part(slice(QUERIES)), 0)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+norms = np.linalg.norm(features, axis=1)
+
+def cosine(query):
+    return features @ features[query] / norms / norms[query]
+
+def precision(query):
+    kept = np.arange(N) // 4 != query // 4
+    return average_precision(cosine(query)[kept], (targets == targets[query])[kept])
+
+def vote(query):
+    near = cosine(query)[QUERIES:]
+    nearest = np.argsort(-near)[:20]
+    votes = np.bincount(targets[QUERIES:][nearest], weights=np.exp(near[nearest].astype(np.float64) / 0.07), minlength=CLASSES)
+    return votes.max() / votes.sum()
+
+print(json.dumps({
+    "peak_kib": peak,
+    "queries": len(retrieval),
+    "scores": retrieval.scores[:5].tolist(),
+    "precisions": [precision(int(key)) for key in retrieval.keys[:5]],
+    "shares": knn.scores[:5].tolist(),
+    "votes": [vote(query) for query in range(5)],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_200_000_rows_are_searched_within_2_gib() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["peak_kib"] < LIMIT_KIB
+    assert found["queries"] == 2000
+    assert found["scores"] == pytest.approx(found["precisions"], abs=1e-5)
+    assert found["shares"] == pytest.approx(found["votes"], abs=1e-4)
