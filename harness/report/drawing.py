@@ -1,0 +1,72 @@
+"""What all figures share: a canvas without global state, type, and PNG bytes that are the same for the same figure."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+INK, MUTED, RULE = "#1f2328", "#656d76", "#d8dee4"
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": "#8c959f",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "text.parse_math": False,  # a name may hold dollar signs
+    "figure.facecolor": "white",
+    "hatch.linewidth": 0.6,
+}
+_DPI = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of the report, or why there is none."""
+
+    name: str
+    """File name below figures/, without its ending."""
+    png: bytes | None = None
+    alt: str = ""
+    notes: tuple[str, ...] = ()
+    """What is not in it, and why."""
+    absent: str | None = None
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[Any]:
+    """A matplotlib Figure of `width` × `height` inches under the report's type; to be drawn and written inside the block."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(width, height), dpi=_DPI)
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def png(figure: Any) -> bytes:
+    """The figure as PNG. Glyphs that the font lacks become boxes, without a warning for each."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

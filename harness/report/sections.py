@@ -1,0 +1,336 @@
+"""The page's sections as plain text in rows and cells, everything formatted but nothing escaped: that is the template's."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
+from harness.report.paired import Comparisons
+from harness.report.palette import Look, Style
+from harness.report.units import FRACTION, interval, is_defined, number, unit
+
+SHORT_DIGEST = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Name:
+    """An encoder as the page shows it."""
+
+    text: str
+    style: Style
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One score."""
+
+    text: str = ""
+    between: str = ""
+    status: str = ""
+    """Empty where there is no row."""
+    reason: str = ""
+    best: bool = False
+    level_with_best: bool = False
+    bar: tuple[float, float, float] | None = None
+    """Start, width and place of the value on a track from 0 to 100."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The top of one of the headline's columns."""
+
+    title: str
+    qualifier: str
+    metric: str
+    items: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The table of main metrics."""
+
+    levels: Sequence[tuple[str, int]]
+    """Level and how many columns it has."""
+    heads: Sequence[Head]
+    rows: Sequence[tuple[Name, Sequence[Cell]]]
+    not_ok: Sequence[tuple[str, str, str, str]]
+    """Encoder, task, status, reason."""
+    counts: Sequence[tuple[str, int]]
+    """Status to number of records."""
+
+
+def headline(board: Board, look: Look, compared: Sequence[Comparisons]) -> Headline:
+    named = titles(board.columns)
+    by_column = {one.column: one for one in compared}
+    return Headline(
+        levels=[(level, count) for level in _levels(board) if (count := sum(column.level == level for column in board.columns))],
+        heads=[_head(board, column, named) for column in board.columns],
+        rows=[
+            (name(encoder, look), [_cell(board, encoder, column, by_column.get(column)) for column in board.columns]) for encoder in board.encoders
+        ],
+        not_ok=[(row["encoder"], " · ".join(word for word in named[column] if word), status(row), reason(row)) for column, row in board.not_ok()],
+        counts=Counter(status(row) for row in board.cells.values()).most_common(),
+    )
+
+
+def name(encoder: str, look: Look) -> Name:
+    return Name(text=encoder, style=look.styles[encoder])
+
+
+def _levels(board: Board) -> list[str]:
+    return [*LEVELS, *dict.fromkeys(column.level for column in board.columns if column.level not in LEVELS)]
+
+
+def _metric(metric: str | None) -> str:
+    return f"{metric} (%)" if unit(metric) == FRACTION else metric or ""
+
+
+def _head(board: Board, column: Column, named: Mapping[Column, tuple[str, str]]) -> Head:
+    return Head(title=named[column][0], qualifier=named[column][1], metric=_metric(column.metric), items=_items(board, column))
+
+
+def _items(board: Board, column: Column) -> str:
+    counts = {row["n"] for encoder in board.encoders if (row := board.cells.get((encoder, column))) and row["n"] and is_defined(row["value"])}
+    return f"{min(counts):,} items" if len(counts) == 1 else f"{min(counts):,}–{max(counts):,} items" if counts else ""
+
+
+def _cell(board: Board, encoder: str, column: Column, compared: Comparisons | None) -> Cell:
+    row = board.cells.get((encoder, column))
+    if row is None:
+        return Cell()
+    state, value = status(row), row["value"]
+    best = board.best(column)
+    if not is_defined(value):
+        return Cell(text=state, status=state, reason=reason(row))
+    level = compared is not None and compared.encoders[:1] == tuple(best) and encoder in compared.level_with_best()
+    return Cell(
+        text=number(value, column.metric),
+        between=interval(row["ci_low"], row["ci_high"], column.metric) or "no interval",
+        status=state,
+        reason="" if state == "ok" else reason(row),
+        best=encoder in best,
+        level_with_best=level,
+        bar=_bar(row) if unit(column.metric) == FRACTION else None,
+    )
+
+
+def _bar(row: Row) -> tuple[float, float, float]:
+    value = 100 * row["value"]
+    low, high = (100 * row[bound] if is_defined(row[bound]) else value for bound in ("ci_low", "ci_high"))
+    return low, high - low, value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTable:
+    """Paired differences, a line for each pair of encoders and a column for each task."""
+
+    heads: Sequence[Head]
+    rows: Sequence[tuple[Name, Name, Sequence[Cell]]]
+    """First encoder, second encoder, first less second by column; `best` marks an interval that leaves zero out."""
+    notes: Sequence[str]
+
+
+def paired_table(board: Board, look: Look, compared: Sequence[Comparisons]) -> PairedTable:
+    """Pairs in the order of the encoders; a pair that was not compared on a task has an empty cell there."""
+    named = titles(board.columns)
+    pairs = [(first, second) for i, first in enumerate(board.encoders) for second in board.encoders[i + 1 :]]
+    rows = [(name(first, look), name(second, look), [_difference(one, first, second) for one in compared]) for first, second in pairs]
+    return PairedTable(
+        heads=[_head(board, one.column, named) for one in compared],
+        rows=[row for row in rows if any(cell.text for cell in row[2])],
+        notes=[f"{' · '.join(word for word in named[one.column] if word)}: {note}" for one in compared for note in one.notes],
+    )
+
+
+def _difference(compared: Comparisons, first: str, second: str) -> Cell:
+    found = compared.of(first, second)
+    if found is None:
+        return Cell()
+    metric, estimate = compared.column.metric, found.estimate
+    return Cell(
+        text=number(estimate.value, metric, signed=True),
+        between=interval(estimate.low, estimate.high, metric, signed=True) or estimate.reason or "no interval",
+        status="ok",
+        best=found.is_clear,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSum:
+    """What became of the samples of every data set and split."""
+
+    rows: Sequence[Sequence[str]]
+    """Data set, split, shards, samples, banks, expected, seen, failed, duplicates."""
+    total: Sequence[str]
+    adds_up: bool
+    """Whether seen + failed = expected, over everything."""
+    odd: Sequence[Sequence[str]]
+    """Data set, split, shard, status, banks, reason, what it befell."""
+
+
+def ledger_sum(ledger: Sequence[Row]) -> LedgerSum:
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in ledger:
+        grouped.setdefault((row["dataset"], row["split"]), []).append(row)
+    return LedgerSum(
+        rows=[[*key, *_counts(rows)] for key, rows in grouped.items()],
+        total=_counts(ledger)[3:],
+        adds_up=sum(row["seen"] + row["failed"] - row["expected"] for row in ledger) == 0,
+        odd=_odd(ledger),
+    )
+
+
+def _counts(rows: Sequence[Row]) -> list[str]:
+    shards = {row["shard"]: row["expected"] for row in rows}
+    sums = [sum(row[what] for row in rows) for what in ("expected", "seen", "failed", "duplicates")]
+    return [f"{count:,}" for count in (len(shards), sum(shards.values()), len({row["bank_key"] for row in rows}), *sums)]
+
+
+def _odd(ledger: Iterable[Row]) -> list[list[str]]:
+    """Shards that are not ok, each reason of each once, with the number of banks that met it."""
+    met: Counter[tuple[str, ...]] = Counter()
+    for row in ledger:
+        if row["status"] == "ok":
+            continue
+        for why, befell in (parsed(row["reasons"]) or {"no reason was recorded": []}).items():
+            what = ", ".join(map(str, befell)) if isinstance(befell, list) else str(befell)
+            met[row["dataset"], row["split"], row["shard"], row["status"], why, what] += 1
+    return [[*key[:4], str(banks), *key[4:]] for key, banks in met.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyLine:
+    """What the search of one study chose."""
+
+    name: Name
+    task: str
+    readout: str
+    lr: str
+    edge: str
+    """`lowest tried` or `highest tried`, where the chosen rate is at an end of the readout's rates."""
+    tried: str
+    failed: str
+    selected_on: str
+    selection_value: str
+    seconds: str
+    images_per_second: str
+
+
+def study_lines(board: Board, look: Look, trials: Sequence[Row]) -> list[StudyLine]:
+    named = titles(board.columns)
+    heads: dict[tuple[str, str, str | None], list[Row]] = {}
+    for trial in trials:
+        heads.setdefault((trial["encoder"], trial["task"], trial["protocol"]), []).append(trial)
+    lines = []
+    for column in board.columns:
+        for encoder in board.encoders:
+            row = board.cells.get((encoder, column))
+            if row is not None:
+                task = " · ".join(word for word in named[column] if word)
+                lines.append(_study_line(row, heads.get((encoder, column.task, column.protocol), []), name(encoder, look), task))
+    return lines
+
+
+def _study_line(row: Row, heads: Sequence[Row], encoder: Name, task: str) -> StudyLine:
+    lr = parsed(row["hyperparameters"]).get("lr")
+    akin = sorted({head["lr"] for head in heads if head["readout"] == row["readout"] and head["lr"] is not None})
+    at_end = {akin[0]: "lowest tried", akin[-1]: "highest tried"} if len(akin) > 1 else {}
+    chosen = [head for head in heads if head["readout"] == row["readout"] and head["lr"] == lr and is_defined(head["val_value"])]
+    failed = sum(not is_defined(head["val_value"]) for head in heads)
+    return StudyLine(
+        name=encoder,
+        task=task,
+        readout=row["readout"] or "–",
+        lr=f"{lr:.3g}" if lr is not None else "–",
+        edge=at_end.get(lr, ""),
+        tried=str(row["num_trials"] if row["num_trials"] is not None else "–"),
+        failed=str(failed) if failed else "",
+        selected_on=row["selected_on"] or "–",
+        selection_value=number(chosen[0]["val_value"], chosen[0]["metric"]) if chosen else "–",
+        seconds=f"{row['seconds']:.1f}" if is_defined(row["seconds"]) else "–",
+        images_per_second=f"{row['images_per_second']:.0f}" if is_defined(row["images_per_second"]) else "–",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the numbers come from."""
+
+    facts: Sequence[tuple[str, str]]
+    encoders: Sequence[tuple[Name, str, str]]
+    """Name, millions of parameters, SHA-256 of the weights."""
+    protocols: Sequence[tuple[str, str, str, str, Sequence[tuple[str, str]]]]
+    """Task, protocol, view, probe, fields."""
+    banks: Sequence[tuple[str, str, str]]
+    """Encoder, task, keys."""
+    versions: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+
+def provenance(results: Sequence[Row], look: Look) -> Provenance:
+    encoders = {row["encoder"]: row for row in results}
+    protocols = {(row["task"], row["protocol"], row["protocol_fields"], row["view"], row["probe"]): None for row in results}
+    banks = {(row["encoder"], row["task"], ", ".join(row["bank_keys"] or ())): None for row in results}
+    versions = {(package, str(number)) for row in results for package, number in parsed(row["versions"]).items()}
+    dates = _distinct(results, "created_at")
+    return Provenance(
+        facts=[
+            ("run", ", ".join(_distinct(results, "run_id"))),
+            ("scored", f"{dates[0]} to {dates[-1]}" if len(dates) > 1 else ", ".join(dates)),
+            ("device", ", ".join(_distinct(results, "device"))),
+            ("precision", ", ".join(_distinct(results, "precision"))),
+            ("data sets", ", ".join(f"{one[0]} {one[1]}" for one in sorted({(row["dataset"], str(row["dataset_version"])) for row in results}))),
+            ("search seed", ", ".join(_distinct(results, "seed"))),
+            ("git commit", ", ".join(_distinct(results, "git_commit")) or "not run from a checkout"),
+        ],
+        encoders=[
+            (name(encoder, look), f"{row['params_m']:.1f}" if is_defined(row["params_m"]) else "–", row["weights_sha256"] or "–")
+            for encoder, row in encoders.items()
+        ],
+        protocols=[(task, str(protocol), str(view), str(probe), _fields(fields)) for task, protocol, fields, view, probe in protocols],
+        banks=list(banks),
+        versions=sorted(versions),
+    )
+
+
+def _fields(document: str | None) -> list[tuple[str, str]]:
+    return [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in sorted(parsed(document).items())]
+
+
+def _distinct(results: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    return sorted({str(row[column]) for row in results if row[column] is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One row of the results, for the table of all metrics."""
+
+    name: Name
+    words: Sequence[str]
+    """Task, protocol, metric, value, interval, items, failed samples, readout."""
+    status: str
+    reason: str
+
+
+def records(results: Sequence[Row], look: Look) -> list[Record]:
+    return [
+        Record(
+            name=name(row["encoder"], look),
+            words=[
+                row["task"],
+                row["protocol"] or "–",
+                _metric(row["metric"]) or "–",
+                number(row["value"], row["metric"]),
+                interval(row["ci_low"], row["ci_high"], row["metric"]),
+                f"{row['n']:,}" if row["n"] is not None else "–",
+                f"{row['n_failed']:,}" if row["n_failed"] is not None else "–",
+                row["readout"] or "–",
+            ],
+            status=status(row),
+            reason="" if status(row) == "ok" else reason(row),
+        )
+        for row in results
+    ]

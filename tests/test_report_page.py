@@ -1,0 +1,265 @@
+"""The page and the figures: self-contained, escaped, honest about what is missing, and drawn for runs of every shape."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_example import Example, Row, name_of
+
+from harness.report import write_report
+from harness.report.board import make_board
+from harness.report.curves import learning_rates, studies
+from harness.report.palette import look
+from harness.report.run import read_run
+from harness.report.scatter import object_part, pairs
+
+FIGURES = ("object_part.png", "learning_rates.png", "gallery.png")
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """A page's elements and text; fails where tags do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def images(self) -> list[bytes]:
+        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
+
+
+def report(example: Example, out: Path) -> Page:
+    return Page(write_report(example.write(out), shards=str(example.shards)).read_text(encoding="utf-8"))
+
+
+def set_row(rows: Sequence[Row], encoder: str, task: str, **changes: Any) -> None:
+    for row in rows:
+        if row["encoder"] == encoder and row["task"] == task:
+            row |= changes
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    """Two encoders, their random twins, seven tasks."""
+    root = tmp_path_factory.mktemp("page")
+    return root / "out", report(Example(shards=root / "shards"), root / "out")
+
+
+def test_figures_are_pictures_and_the_page_holds_the_same_bytes(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    files = [(out / "figures" / name).read_bytes() for name in FIGURES]
+    assert set(page.images()) == set(files)
+    for data in files:
+        with Image.open(io.BytesIO(data)) as image:
+            seen = np.asarray(image.convert("RGB"))
+        assert min(seen.shape[:2]) > 400
+        assert len(np.unique(seen[::5, ::5].reshape(-1, 3), axis=0)) > 50
+        assert 0.02 < np.mean((seen != 255).any(axis=-1)) < 0.98
+
+
+def test_the_page_needs_nothing_else(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert all((attributes["href"] or "").startswith("#") for tag, attributes in page.tags if tag == "a")
+    html = (out / "report.html").read_text()
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "@import" not in html
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {(attributes["href"] or "")[1:] for tag, attributes in page.tags if tag == "a"} <= ids
+
+
+def test_every_record_is_on_the_page_in_percent_with_its_interval(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    results = read_run(out).results
+    assert len(results) == 60
+    for row in results:
+        assert f"{100 * row['value']:.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]" in page.text
+        assert f"{row['value']:.4f}" not in page.text
+
+
+def test_provenance_is_on_the_page(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    row = read_run(out).results[0]
+    for what in ("run_id", "weights_sha256", "device", "precision", "git_commit", "created_at", "view"):
+        assert row[what] in page.text
+    assert row["bank_keys"][2] in page.text
+    assert "torch 2.15.0" in page.text
+    assert "part-retrieval @ strict" in page.text
+    assert "seen + failed = expected" in page.text
+    assert "tiny test 2 24 3 72 72 0 0" in page.text  # 2 shards with 24 samples, in 3 banks
+
+
+def test_the_same_run_gives_the_same_report(whole: tuple[Path, Page]) -> None:
+    out, _ = whole
+    before = (out / "report.html").read_bytes()
+    assert write_report(out, shards=str(out.parent / "shards")).read_bytes() == before
+
+
+def test_names_and_reasons_are_text_and_nothing_else(tmp_path: Path) -> None:
+    names = ("<script>alert(1)</script>", '"onload="x', "_hidden", "$\\frac{1}{2}$ 100%", "{{ 7 * 7 }}")
+    evil = "<img src=x onerror=alert(1)> </td>"
+
+    def edit(rows: list[Row]) -> None:
+        set_row(rows, names[0], "tiny/object-knn", status="failed", value=None, ci_low=None, ci_high=None, error=evil)
+
+    def spoil(rows: list[Row]) -> None:
+        rows[0] |= {"status": "incomplete", "reasons": '{"<b>broken</b>": ["a&b<i>"]}', "seen": rows[0]["seen"] - 1, "failed": 1}
+
+    example = Example(
+        shards=tmp_path / "shards", encoders=names, tasks=("object-knn", "part-knn", "part-retrieval", "part-linear"), edit=edit, ledger_edit=spoil
+    )
+    page = report(example, tmp_path / "out")
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [attributes for _, attributes in page.tags if {"onload", "onerror"} & attributes.keys()]
+    for text in (*names, evil.strip(), "<b>broken</b>", "a&b<i>"):
+        assert " ".join(text.split()) in page.text
+    assert len(page.images()) == 3
+
+
+def test_what_is_not_ok_is_shown_with_its_reason_and_never_as_zero(tmp_path: Path) -> None:
+    def edit(rows: list[Row]) -> None:
+        gone = {"value": None, "ci_low": None, "ci_high": None}
+        set_row(rows, "alpha", "tiny/object-knn", status="incomplete", value=0.99, error="test-000.tar: truncated")
+        set_row(rows, "alpha", "tiny/part-knn", status="undefined", error="the encoder has no cls token", **gone)
+        set_row(rows, "beta", "tiny/part-knn", status="failed", error="the search did not come to its end", **gone)
+
+    def spoil(rows: list[Row]) -> None:
+        for row in rows[-2:]:
+            row |= {"status": "incomplete", "reasons": '{"broken image": ["test-00017"]}', "seen": row["seen"] - 1, "failed": 1}
+
+    example = Example(shards=tmp_path / "shards", encoders=("alpha", "beta", "gamma"), tasks=("object-knn", "part-knn"), edit=edit, ledger_edit=spoil)
+    page = report(example, tmp_path / "out")
+    for words in (
+        "alpha · object-knn: incomplete , test-000.tar: truncated",
+        "alpha · part-knn: undefined , the encoder has no cls token",
+        "beta · part-knn: failed , the search did not come to its end",
+        "3 of 6 records are not ok",
+        "99.0*",
+        "alpha is absent: part-knn undefined",
+        "beta is absent: part-knn failed",
+        "broken image",
+        "test-00017",
+    ):
+        assert words in page.text
+    html = (tmp_path / "out/report.html").read_text()
+    assert not re.search(r">[^<\d.]*0\.0[^\d]", html[: html.index('id="search"')])
+    marked = [attributes.get("class") or "" for tag, attributes in page.tags if tag == "td" and "best" in (attributes.get("class") or "").split()]
+    assert len(marked) == 1  # gamma or beta on object-knn: on part-knn gamma is alone, and alpha's 99.0 is incomplete
+
+
+def test_one_encoder(tmp_path: Path) -> None:
+    page = report(
+        Example(shards=tmp_path / "shards", encoders=("alpha",), tasks=("object-linear", "part-linear", "part-retrieval")), tmp_path / "out"
+    )
+    assert len(page.images()) == 3
+    assert "No task has two records that may be ranked together" in page.text
+    assert "Random twins" not in page.text
+
+
+def test_without_part_tasks_and_without_learning_rates(tmp_path: Path) -> None:
+    example = Example(shards=tmp_path / "shards", encoders=("alpha", "beta"), tasks=("object-knn",))
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    for name in FIGURES:
+        (out / "figures" / name).write_bytes(b"of an older run")
+    page = report(example, out)
+    assert page.images() == []
+    assert list((out / "figures").iterdir()) == []
+    for words in ("this run has no part task", "no task of this run searches a learning rate", "no retrieval task of this run"):
+        assert words in page.text
+
+
+def test_twelve_encoders_over_two_data_sets_worth_of_columns(tmp_path: Path) -> None:
+    names = tuple(f"timm:vit_small_patch16_224.number_{i}" for i in range(12))
+    page = report(Example(shards=tmp_path / "shards", encoders=names, tasks=("object-linear", "part-retrieval", "part-linear")), tmp_path / "out")
+    assert len(page.images()) == 3
+    assert all(name in page.text for name in names)
+
+
+def test_shards_that_are_gone_cost_the_gallery_only(tmp_path: Path) -> None:
+    example = Example(shards=tmp_path / "shards", encoders=("alpha", "beta"), tasks=("object-retrieval", "part-retrieval"))
+    page = Page(write_report(example.write(tmp_path / "out"), shards=str(tmp_path / "gone")).read_text())
+    assert "its images could not be read again" in page.text
+    assert len(page.images()) == 1
+
+
+def test_a_run_without_records(tmp_path: Path) -> None:
+    page = report(Example(shards=tmp_path / "shards", encoders=("alpha",), tasks=("object-knn",), edit=lambda rows: rows.clear()), tmp_path / "out")
+    assert "The run has no records" in page.text
+
+
+def test_tasks_are_paired_by_what_they_ask(whole: tuple[Path, Page]) -> None:
+    found = pairs(make_board(read_run(whole[0]).results))
+    assert [(o.task, p.task) for o, p in found] == [(f"tiny/object-{kind}", f"tiny/part-{kind}") for kind in ("retrieval", "linear", "knn")]
+
+
+def test_where_no_two_tasks_ask_the_same_the_first_of_each_level_are_paired(tmp_path: Path) -> None:
+    out = Example(shards=tmp_path / "shards", encoders=("alpha",), tasks=("object-knn", "part-retrieval")).write(tmp_path / "out")
+    found = pairs(make_board(read_run(out).results))
+    assert [(o.task, p.task) for o, p in found] == [("tiny/object-knn", "tiny/part-retrieval")]
+
+
+def test_an_encoder_without_a_value_is_not_in_the_scatter(tmp_path: Path) -> None:
+    def edit(rows: list[Row]) -> None:
+        for task in ("tiny/object-knn", "tiny/part-knn"):
+            set_row(rows, "alpha", task, status="undefined", value=None, ci_low=None, ci_high=None, error="no cls")
+
+    encoders = ("alpha", "beta")
+    out = Example(shards=tmp_path / "shards", encoders=encoders, tasks=("object-knn", "part-knn"), edit=edit).write(tmp_path / "out")
+    board = make_board(read_run(out).results)
+    drawing = object_part(board, look(encoders, {}))
+    assert drawing.png is not None
+    assert drawing.notes == ("alpha is absent: object-knn undefined", "alpha is absent: part-knn undefined")
+    with Image.open(io.BytesIO(drawing.png)) as image:
+        panel = np.asarray(image.convert("RGB"))[: int(image.height * 0.86)]  # without the legend
+    colours = [look(encoders, {}).styles[name].colour for name in encoders]
+    inked = [int((panel == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).sum()) for colour in colours]
+    assert inked[0] == 0
+    assert inked[1] > 100
+
+
+def test_studies_mark_the_chosen_head_and_those_without_a_score(whole: tuple[Path, Page]) -> None:
+    run = read_run(whole[0])
+    found = studies(run.results, run.trials)
+    assert len(found) == 4 * 3  # encoders × tasks with learning rates
+    for study in found:
+        chosen = [head for head in study.heads if study.is_chosen(head)]
+        assert len(chosen) == 1
+        assert chosen[0]["val_value"] == max(head["val_value"] for head in study.heads if head["val_value"] is not None)
+        assert len(study.failed) == 1
+    drawing = learning_rates(found, [name_of(entry) for entry in Example(shards=Path()).encoders], look([study.encoder for study in found], {}))
+    assert "12 of 320 heads, in 12 of 12 studies, have no score" in drawing.notes[0]

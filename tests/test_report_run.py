@@ -1,0 +1,97 @@
+"""Reading a run's folder, and drawing its report from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from report_example import Example
+
+from harness.collect import file_name as written_as
+from harness.errors import RequestError
+from harness.report.__main__ import main
+from harness.report.palette import look
+from harness.report.run import file_name, random_twins, read_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    return Example(shards=root / "shards", encoders=("alpha", "hub:some/net"), tasks=("object-knn",)).write(root / "out")
+
+
+@pytest.mark.parametrize("name", ["alpha", "timm:vit_small.dino", "hf-hub:a/b", "../../etc", "<script>", "a b", "ünï", "a@b=c+d"])
+def test_tables_are_looked_for_where_they_were_written(name: str) -> None:
+    assert file_name(name) == written_as(name)
+
+
+def test_predictions_of_an_encoder_whose_name_is_no_file_name_are_found(run: Path) -> None:
+    found = read_run(run).predictions("hub:some/net", "tiny/object-knn", "dino")
+    assert found is not None
+    assert len(found) == 24
+    assert read_run(run).predictions("hub:some/net", "tiny/object-knn", "another") is not None
+    assert len(read_run(run).predictions("hub:some/net", "tiny/object-knn", "another") or ()) == 0
+    assert read_run(run).predictions("nobody", "tiny/object-knn", "dino") is None
+
+
+def test_a_random_twin_is_known_by_what_both_are_made_of() -> None:
+    encoders = [
+        "net",
+        {"encoder": "net", "random": True},
+        {"name": "mae", "architecture": "vit", "checkpoint": "a.pth"},
+        {"name": "dino", "architecture": "vit", "checkpoint": "b.pth"},
+        {"name": "vit untrained", "architecture": "vit", "random": True},
+    ]
+    assert random_twins({"encoders": encoders}) == {"net random": "net", "vit untrained": None}
+    assert random_twins({}) == {}
+
+
+def test_every_encoder_has_a_look_of_its_own_and_twins_resemble_each_other() -> None:
+    names = [f"net{i}" for i in range(12)]
+    found = look([*names, "net3 random"], {"net3 random": "net3"})
+    assert len({style.colour for style in found.styles.values()}) == 13
+    twin, trained = found.styles["net3 random"], found.styles["net3"]
+    assert (twin.marker, twin.random, twin.line, twin.face) == (trained.marker, True, "--", "#ffffff")
+
+
+def test_a_folder_without_results_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("RequestError: ")
+    assert "results.parquet" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("table", ["results", "trials", "ledger"])
+def test_a_table_of_another_schema_is_refused(run: Path, tmp_path: Path, table: str) -> None:
+    for name in ("results", "trials", "ledger"):
+        (tmp_path / f"{name}.parquet").write_bytes((run / f"{name}.parquet").read_bytes())
+    found = pq.read_table(tmp_path / f"{table}.parquet")
+    pq.write_table(found.replace_schema_metadata({"schema_version": "999"}), tmp_path / f"{table}.parquet")
+    with pytest.raises(RequestError, match=f"{table}.parquet: expected a table of schema 1, got 999"):
+        read_run(tmp_path)
+
+
+def test_a_damaged_table_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.parquet").write_bytes((run / "results.parquet").read_bytes()[:-9])
+    with pytest.raises(RequestError, match="expected a Parquet table"):
+        read_run(tmp_path)
+
+
+def test_results_alone_are_enough(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.parquet").write_bytes((run / "results.parquet").read_bytes())
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").exists()
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "its predictions were not kept" in page
+    assert "The run&#39;s ledger is empty" in page or "The run's ledger is empty" in page
+
+
+def test_relative_shards_in_the_sweep_are_relative_to_its_file(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.parquet").write_bytes((run / "results.parquet").read_bytes())
+    (tmp_path / "sweep.yaml").write_text("shards: ../data\n")
+    assert read_run(tmp_path).shards == str((tmp_path / "../data").resolve())
+    (tmp_path / "sweep.yaml").write_text("shards: s3://bucket/data\n")
+    assert read_run(tmp_path).shards == "s3://bucket/data"
