@@ -37,7 +37,7 @@ def templates(manifest: Manifest) -> list[Template]:
                 )
             )
     if "object" in manifest.mask_classes:
-        fields = {**defaults("dense"), "readouts": ("tokens", "tokens@-3"), "mask": "object"}
+        fields = {**defaults("dense"), "readouts": ("tokens",), "mask": "object"}
         found.append(
             Template(
                 name="object-segmentation",
