@@ -138,6 +138,7 @@ def test_a_difference_keeps_its_sign_however_small() -> None:
     assert number(0.0001, "AP", signed=True) == "+0.01"
     assert number(-0.0002, "AP", signed=True) == "−0.02"
     assert number(-0.034, "AP", signed=True) == "−3.4"
+    assert number(0.0, "AP", signed=True) == "0.0"
     assert interval(-0.1, 0.2, "AP", signed=True) == "[−10.0, +20.0]"
     assert interval(None, 0.2, "AP") == ""
 

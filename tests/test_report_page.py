@@ -16,8 +16,9 @@ from PIL import Image
 from report_example import Example, Row, name_of
 
 from harness.report import write_report
-from harness.report.board import make_board
+from harness.report.board import Column, make_board
 from harness.report.curves import learning_rates, studies
+from harness.report.paired import compare
 from harness.report.palette import look
 from harness.report.run import read_run
 from harness.report.scatter import object_part, pairs
@@ -105,7 +106,7 @@ def test_the_page_needs_nothing_else(whole: tuple[Path, Page]) -> None:
 def test_every_record_is_on_the_page_in_percent_with_its_interval(whole: tuple[Path, Page]) -> None:
     out, page = whole
     results = read_run(out).results
-    assert len(results) == 60
+    assert len({(row["encoder"], row["task"]) for row in results}) == 28
     for row in results:
         assert f"{100 * row['value']:.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]" in page.text
         assert f"{row['value']:.4f}" not in page.text
@@ -262,4 +263,34 @@ def test_studies_mark_the_chosen_head_and_those_without_a_score(whole: tuple[Pat
         assert chosen[0]["val_value"] == max(head["val_value"] for head in study.heads if head["val_value"] is not None)
         assert len(study.failed) == 1
     drawing = learning_rates(found, [name_of(entry) for entry in Example(shards=Path()).encoders], look([study.encoder for study in found], {}))
-    assert "12 of 320 heads, in 12 of 12 studies, have no score" in drawing.notes[0]
+    assert f"12 of {sum(len(study.heads) for study in found)} heads, in 12 of 12 studies, have no score" in drawing.notes[0]
+
+
+def test_few_encoders_are_compared_in_pairs_and_many_with_the_best(tmp_path: Path) -> None:
+    shards, names = tmp_path / "shards", tuple(f"net{i}" for i in range(6))
+    few = report(Example(shards=shards, encoders=names[:3], tasks=("object-knn",)), tmp_path / "few")
+    assert few.text.count(" less net") == 3
+    encoders = (*names, {"encoder": "net1", "random": True})
+    many = report(Example(shards=shards, encoders=encoders, tasks=("object-knn",)), tmp_path / "many")
+    assert many.text.count("less the best of each") == len(encoders)
+    assert many.text.count("less net1 random") == 1
+    (best,) = [row["encoder"] for row in make_board(read_run(tmp_path / "many").results).ranked(_only_column(tmp_path / "many"))][:1]
+    assert f"{best} less the best of each best" in many.text
+
+
+def _only_column(out: Path) -> Column:
+    (column,) = make_board(read_run(out).results).columns
+    return column
+
+
+def test_values_that_may_equal_the_best_are_marked(tmp_path: Path) -> None:
+    example = Example(shards=tmp_path / "shards", encoders=("alpha", "beta", "net random"), tasks=("object-knn",))
+    page = report(example, tmp_path / "out")
+    run = read_run(tmp_path / "out")
+    board = make_board(run.results)
+    (one,) = compare(run, board, {})
+    values = {row["encoder"]: row["value"] for row in board.ranked(_only_column(tmp_path / "out"))}
+    second = one.encoders[1]
+    assert one.level_with_best() == {second}
+    assert f"≈ {100 * values[second]:.1f}" in page.text
+    assert f"≈ {100 * values['net random']:.1f}" not in page.text

@@ -13,9 +13,9 @@ from harness.report.palette import WRONG, Look, Style, mix
 from harness.report.units import is_defined, plain, scale
 
 NAME = "learning_rates"
-_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
+_LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)))
 _MARKERS = "os^Dv<>p"
-_TINTS = (0.0, 0.3, 0.5, 0.6, 0.15, 0.4)
+_TINTS = (0.0, 0.35, 0.55, 0.0, 0.55, 0.35)
 
 TaskKey = tuple[str, str]
 """Task and protocol."""

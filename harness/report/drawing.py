@@ -34,7 +34,6 @@ _RC = {
     "figure.facecolor": "white",
     "hatch.linewidth": 0.6,
 }
-_DPI = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +50,14 @@ class Drawing:
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator[Any]:
+def canvas(width: float, height: float, dpi: int = 160) -> Iterator[Any]:
     """A matplotlib Figure of `width` × `height` inches under the report's type; to be drawn and written inside the block."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width, height), dpi=_DPI)
+        figure = Figure(figsize=(width, height), dpi=dpi)
         FigureCanvasAgg(figure)
         yield figure
 

@@ -22,6 +22,7 @@ _THUMB = 0.84
 _QUERY = 1.5
 _NAME = 2.9
 _INCH = 0.72  # of one cell
+_DPI = 125  # photographs are most of what a report weighs
 
 
 def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
@@ -32,7 +33,7 @@ def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
     lines = max(2, len(gallery.encoders))
     block = max(lines * _PITCH, _QUERY + 0.4) + 0.2
     width, height = _QUERY + _NAME + DEPTH * _PITCH, block * len(shown) + 0.35
-    with canvas(width * _INCH, height * _INCH) as figure:
+    with canvas(width * _INCH, height * _INCH, _DPI) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.axis("off")

@@ -16,7 +16,7 @@ from harness.metrics.bootstrap import Estimate, paired_interval
 from harness.report.board import Board, Column
 from harness.report.run import Run
 
-_ALL_PAIRS = 5
+ALL_PAIRS = 5
 """Up to so many encoders all pairs are compared; of more, each one with the best and with its random twin."""
 _ROUNDING = 1e-9
 
@@ -70,6 +70,10 @@ def compare(run: Run, board: Board, twins: Mapping[str, str | None]) -> list[Com
     return [_compare(run, board, column, twins) for column in board.columns if len(board.ranked(column)) > 1]
 
 
+def shows_all_pairs(board: Board) -> bool:
+    return len(board.encoders) <= ALL_PAIRS
+
+
 def _compare(run: Run, board: Board, column: Column, twins: Mapping[str, str | None]) -> Comparisons:
     ranked = board.ranked(column)
     tables: dict[str, Predictions] = {}
@@ -83,7 +87,7 @@ def _compare(run: Run, board: Board, column: Column, twins: Mapping[str, str | N
     values = {row["encoder"]: row["value"] for row in ranked}
     encoders = tuple(row["encoder"] for row in ranked if row["encoder"] in tables)
     differences = []
-    for ahead, behind in _chosen_pairs(encoders, twins):
+    for ahead, behind in _chosen_pairs(encoders, twins, everyone=shows_all_pairs(board)):
         try:
             estimate = _difference(column.metric, tables[ahead], tables[behind])
         except ProbeError as error:
@@ -96,10 +100,10 @@ def _compare(run: Run, board: Board, column: Column, twins: Mapping[str, str | N
     return Comparisons(column=column, encoders=encoders, differences=tuple(differences), notes=tuple(notes))
 
 
-def _chosen_pairs(encoders: Sequence[str], twins: Mapping[str, str | None]) -> list[tuple[str, str]]:
+def _chosen_pairs(encoders: Sequence[str], twins: Mapping[str, str | None], *, everyone: bool) -> list[tuple[str, str]]:
     """(higher, lower) pairs of `encoders`, which come the highest first."""
     pairs = [(ahead, behind) for i, ahead in enumerate(encoders) for behind in encoders[i + 1 :]]
-    if len(encoders) <= _ALL_PAIRS:
+    if everyone:
         return pairs
     return [pair for pair in pairs if pair[0] == encoders[0] or twins.get(pair[0]) == pair[1] or twins.get(pair[1]) == pair[0]]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
-from harness.report.paired import Comparisons
+from harness.report.paired import Comparisons, shows_all_pairs
 from harness.report.palette import Look, Style
 from harness.report.units import FRACTION, interval, is_defined, number, unit
 
@@ -106,7 +106,9 @@ def _cell(board: Board, encoder: str, column: Column, compared: Comparisons | No
     best = board.best(column)
     if not is_defined(value):
         return Cell(text=state, status=state, reason=reason(row))
-    level = compared is not None and compared.encoders[:1] == tuple(best) and encoder in compared.level_with_best()
+    level = (
+        compared is not None and encoder not in best and any(one in best for one in compared.encoders[:1]) and encoder in compared.level_with_best()
+    )
     return Cell(
         text=number(value, column.metric),
         between=interval(row["ci_low"], row["ci_high"], column.metric) or "no interval",
@@ -129,21 +131,36 @@ class PairedTable:
     """Paired differences, a line for each pair of encoders and a column for each task."""
 
     heads: Sequence[Head]
-    rows: Sequence[tuple[Name, Name, Sequence[Cell]]]
-    """First encoder, second encoder, first less second by column; `best` marks an interval that leaves zero out."""
+    rows: Sequence[tuple[Name, Name | None, Sequence[Cell]]]
+    """First encoder, second encoder (None: the best of each column), first less second by column; `best` marks an interval that leaves zero out."""
     notes: Sequence[str]
 
 
 def paired_table(board: Board, look: Look, compared: Sequence[Comparisons]) -> PairedTable:
-    """Pairs in the order of the encoders; a pair that was not compared on a task has an empty cell there."""
+    """All pairs of few encoders; of many, each against the best of each column, then trained encoders against their random twins.
+
+    A pair that was not compared in a column has an empty cell there.
+    """
     named = titles(board.columns)
-    pairs = [(first, second) for i, first in enumerate(board.encoders) for second in board.encoders[i + 1 :]]
-    rows = [(name(first, look), name(second, look), [_difference(one, first, second) for one in compared]) for first, second in pairs]
+    rows: list[tuple[Name, Name | None, Sequence[Cell]]] = []
+    if shows_all_pairs(board):
+        pairs = [(first, second) for i, first in enumerate(board.encoders) for second in board.encoders[i + 1 :]]
+    else:
+        pairs = [(trained, random) for random, trained in look.twins.items() if trained in board.encoders]
+        rows = [(name(encoder, look), None, [_against_best(one, encoder) for one in compared]) for encoder in board.encoders]
+    for first, second in pairs:
+        rows.append((name(first, look), name(second, look), [_difference(one, first, second) for one in compared]))
     return PairedTable(
         heads=[_head(board, one.column, named) for one in compared],
         rows=[row for row in rows if any(cell.text for cell in row[2])],
         notes=[f"{' · '.join(word for word in named[one.column] if word)}: {note}" for one in compared for note in one.notes],
     )
+
+
+def _against_best(compared: Comparisons, encoder: str) -> Cell:
+    if compared.encoders[:1] == (encoder,):
+        return Cell(text="best", status="ok")
+    return _difference(compared, encoder, compared.encoders[0]) if compared.encoders else Cell()
 
 
 def _difference(compared: Comparisons, first: str, second: str) -> Cell:

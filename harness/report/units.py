@@ -34,7 +34,7 @@ def number(value: float | None, metric: str | None, *, signed: bool = False) -> 
     """A value as text: percent with one decimal for fractions, three significant digits otherwise, a dash where undefined."""
     if not is_defined(value):
         return NONE
-    sign = "+" if signed else ""
+    sign = "+" if signed and value else ""
     if unit(metric) != FRACTION:
         return f"{value:{sign}.3g}".replace("-", "−")
     percent = round(100 * value, 1) + 0.0
