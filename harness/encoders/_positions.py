@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -32,3 +33,44 @@ def resize_positions(positions_1ND: torch.Tensor, native: tuple[int, int], grid:
     else:
         resized = F.interpolate(image_1Dhw, size=grid, mode="bicubic", align_corners=False, antialias=method == "antialias")
     return resized.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).to(positions_1ND.dtype)
+
+
+def resize_bias_table(table_MK: torch.Tensor, native: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """BEiT's table of relative position biases, float [M, K] for K heads, brought from the `native` grid to another, as its authors do it.
+
+    The table's distances are stretched in a geometric sequence, so that near ones keep their resolution, and interpolated by a cubic spline; the last
+    three rows (cls to patches, patches to cls, cls to itself) stay. timm has the same sequence with linear interpolation.
+    Source: run_class_finetuning.py of github.com/microsoft/unilm, beit/, which knows square grids only; here each axis has its own sequence.
+    """
+    from scipy.interpolate import RectBivariateSpline
+
+    if native == grid:
+        return table_MK
+    source = [2 * side - 1 for side in native]
+    target = [2 * side - 1 for side in grid]
+    rows, columns = (_geometric_distances(old, new) for old, new in zip(source, target, strict=True))
+    to_rows, to_columns = (np.arange(-(side // 2), side // 2 + 1, dtype=np.float64) for side in target)
+    biases = table_MK[:-3].double().cpu().numpy()
+    resized = []
+    for head in range(biases.shape[1]):
+        spline = RectBivariateSpline(rows, columns, biases[:, head].reshape(source), kx=min(3, source[0] - 1), ky=min(3, source[1] - 1), s=0)
+        resized.append(torch.from_numpy(spline(to_rows, to_columns).reshape(-1)))
+    return torch.cat([torch.stack(resized, dim=1).to(table_MK), table_MK[-3:]])
+
+
+def _geometric_distances(source: int, target: int) -> list[float]:
+    """`source` positions around 0 whose gaps grow by a factor q found by bisection, so that they reach about half of `target`."""
+    half = source // 2
+    low, high = 1.01, 1.5
+    factor = low
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        if (1 - factor**half) / (1 - factor) > target // 2:
+            high = factor
+        else:
+            low = factor
+    distances, reach = [], 1.0
+    for step in range(half):
+        distances.append(reach)
+        reach += factor ** (step + 1)
+    return [-distance for distance in reversed(distances)] + [0.0] + distances

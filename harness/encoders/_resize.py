@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 
 import torch
+from timm.models.beit import Beit
 
+from harness.encoders._positions import resize_bias_table
 from harness.errors import EncoderError
 
 _KEPT = 4  # resized copies an encoder remembers
 
 
 class SizedCopies:
-    """Copies of a network, each resized to one input size by timm's own `set_input_size`; the network itself is never changed."""
+    """Copies of a network, each resized to one input size by timm's `set_input_size` (BEiT's biases as its authors do); it stays as it is."""
 
     def __init__(self, name: str, native: tuple[int, int]) -> None:
         self._name = name
@@ -32,12 +34,23 @@ class SizedCopies:
                 with torch.inference_mode(False):
                     resized = copy.deepcopy(network)
                     resized.set_input_size(img_size=size)  # type: ignore[operator]
+                    if isinstance(network, Beit) and isinstance(resized, Beit):
+                        _resize_biases(network, resized)
             except Exception as error:  # timm's architectures refuse sizes by assertion, ValueError or RuntimeError
                 raise EncoderError(f"encoder {self._name}: cannot take images of {size[0]}x{size[1]} pixels: {one_line(error)}") from error
             if len(self._copies) >= _KEPT:
                 self._copies.pop(next(iter(self._copies)))
             self._copies[key] = resized.eval().requires_grad_(False)
         return self._copies[key]
+
+
+def _resize_biases(network: Beit, resized: Beit) -> None:
+    """Replace timm's linearly resized tables by BEiT's own."""
+    native, grid = network.patch_embed.grid_size, resized.patch_embed.grid_size
+    tables = dict(network.named_parameters())
+    for name, parameter in resized.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            parameter.data = resize_bias_table(tables[name].data, native, grid)
 
 
 def one_line(error: BaseException) -> str:

@@ -26,6 +26,8 @@ from harness.errors import EncoderError
 _STEPPED = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 """Classes whose forward pass is walked step by step here: exact types, since subclasses may embed or attend in their own way."""
 
+_RELATIVE = {Beit: "geometric sequence and cubic spline (as BEiT)"}
+
 
 def is_vit(network: nn.Module) -> bool:
     """Whether `network` gives a sequence of tokens that this module understands."""
@@ -221,7 +223,7 @@ class VitEncoder:
         if norm_note is not None:
             notes.append(norm_note)
         if grid != self._native_grid:
-            how = DESCRIPTION[identity.position_resize] if self._positions == "absolute" else "as timm does for this architecture"
+            how = DESCRIPTION[identity.position_resize] if self._positions == "absolute" else _RELATIVE.get(type(trunk), "as timm does")
             notes.append(f"positions resized from {self._native_grid[0]}x{self._native_grid[1]} to {grid[0]}x{grid[1]}: {how}")
         return EncoderInfo(
             name=identity.name,

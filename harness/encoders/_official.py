@@ -1,0 +1,276 @@
+"""Checkpoints as their authors save them: where the encoder and its pretraining head lie in the file, what shape they have, what may be left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from harness.core import Encoder, LoadReport, Preprocessing
+from harness.encoders._create import fair_residuals, wrap
+from harness.encoders._files import Checkpoint, read_checkpoint
+from harness.encoders._heads import Tensors, WeightNormed
+from harness.encoders._identity import Identity
+from harness.encoders._load import Selection, load_into, select
+from harness.encoders._positions import PositionResize
+from harness.encoders._resize import one_line
+from harness.encoders._spec import EncoderSpec
+from harness.errors import EncoderError
+
+IMAGENET = Preprocessing(size=(224, 224), resize=256)
+"""Shorter side 256, bicubic, centre crop 224, ImageNet's mean and standard deviation: what most of these authors evaluate with."""
+
+_POSITIONS = ("pos_embed", "relative_position_bias_table")
+
+
+class Shape(Protocol):
+    """What decides a forward pass beside the weights."""
+
+    @property
+    def size(self) -> int:
+        """Image side that it was trained at, in pixels."""
+
+    def describe(self) -> str: ...
+
+    def create(self) -> nn.Module: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a file an encoder may lie: beginnings of its keys and of its pretraining head's."""
+
+    trunk: str
+    head: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A registered name of a format: which places of a file it means, and which shape it must have (None: whichever the file has)."""
+
+    description: str
+    places: tuple[Place, ...]
+    what: str
+    """What lies there, for the record: e.g. `the teacher`."""
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One authors' way of saving checkpoints."""
+
+    family: str
+    paper: str
+    entries: Mapping[str, Entry]
+    read_shape: Callable[[str, Tensors, int | None], Shape]
+    """From path, tensors and the given number of heads."""
+    droppable: tuple[str, ...]
+    """Beginnings of keys beside the encoder's that its authors save and it does not need."""
+    make_head: Callable[[Tensors], nn.Module] | None = None
+    head_droppable: tuple[str, ...] = ()
+    convert: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
+    """The authors' names into the network's."""
+    convert_head: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
+    preprocessing: Preprocessing = IMAGENET
+    position_resize: PositionResize = "bicubic"
+    notes: tuple[str, ...] = ()
+
+
+def bind(fmt: Format) -> tuple[Callable[[], dict[str, str]], Callable[[EncoderSpec], bool], Callable[[EncoderSpec], Encoder]]:
+    """The three functions that a family's module defines: `names, claims, build = bind(FORMAT)`."""
+
+    def names() -> dict[str, str]:
+        return {name: entry.description for name, entry in fmt.entries.items()}
+
+    def claims(spec: EncoderSpec) -> bool:
+        return spec.encoder in fmt.entries
+
+    def build(spec: EncoderSpec) -> Encoder:
+        return _build(fmt, spec)
+
+    return names, claims, build
+
+
+def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
+    """The encoder of a checkpoint in the authors' format, with its pretraining head where the file has one, or its random twin.
+
+    Raises EncoderError unless every key is accounted for and the shape is known.
+    """
+    entry = fmt.entries[spec.encoder or ""]
+    heads = _given_heads(spec)
+    if spec.checkpoint is None:
+        if not spec.random:
+            raise EncoderError(f"encoder {spec.name}: {spec.encoder} needs checkpoint: FILE, as its authors publish it, or random: true")
+        if entry.shape is None:
+            sized = ", ".join(name for name, other in fmt.entries.items() if other.shape is not None)
+            raise EncoderError(f"encoder {spec.name}: a random twin of {spec.encoder} has no size: give checkpoint: FILE, or one of {sized}")
+        return _random(fmt, spec, entry.shape, None)
+    checkpoint = read_checkpoint(spec.checkpoint)
+    place = _find(fmt, entry, checkpoint, spec)
+    trunk_tensors, head_tensors = _parts(fmt, checkpoint, place, spec)
+    shape = fmt.read_shape(checkpoint.path, trunk_tensors, heads)
+    _check_shape(fmt, spec, entry, shape)
+    head = _make_head(fmt, checkpoint, head_tensors)
+    if spec.random:
+        return _random(fmt, spec, shape, head)
+    trunk = _create(shape, 0)
+    preprocessing = spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size))
+    report = _load(fmt, spec, checkpoint, place, (trunk, trunk_tensors), (head, head_tensors))
+    if preprocessing.size != (shape.size, shape.size):
+        report = dataclasses.replace(report, resized=tuple(name for name in trunk.state_dict() if name.endswith(_POSITIONS)))
+    where = f", under {place.trunk!r}" if place.trunk else ""
+    identity = Identity(
+        name=spec.name,
+        family=fmt.family,
+        architecture=shape.describe(),
+        source=f"{fmt.paper}: {entry.what} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
+        preprocessing=preprocessing,
+        position_resize=fmt.position_resize,
+        load_report=report,
+        notes=fmt.notes,
+    )
+    return wrap(trunk, identity, head)
+
+
+def _make_head(fmt: Format, checkpoint: Checkpoint, tensors: Tensors) -> nn.Module | None:
+    if not tensors or fmt.make_head is None:
+        return None
+    try:
+        return fmt.make_head(tensors)
+    except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+        example = ", ".join(list(tensors)[:3])
+        raise EncoderError(
+            f"checkpoint {checkpoint.path}: its pretraining head is not {fmt.family}'s: {one_line(error)} among keys such as {example}; "
+            "drop: [head.] leaves it out"
+        ) from error
+
+
+def _given_heads(spec: EncoderSpec) -> int | None:
+    """The one option that a file cannot tell by itself."""
+    if spec.architecture is not None:
+        raise EncoderError(f"encoder {spec.name}: {spec.encoder} reads its architecture from the checkpoint; leave architecture out")
+    options = dict(spec.options)
+    heads = options.pop("num_heads", None)
+    if options:
+        raise EncoderError(f"encoder {spec.name}: {spec.encoder} takes the option num_heads only, got {', '.join(options)}; leave the others out")
+    if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int) or heads < 1):
+        raise EncoderError(f"encoder {spec.name}: option num_heads must be a whole number of at least 1, got {heads!r}")
+    return heads
+
+
+def _find(fmt: Format, entry: Entry, checkpoint: Checkpoint, spec: EncoderSpec) -> Place:
+    """The first of the entry's places that has an encoder in it."""
+    if spec.prefix is not None:
+        return Place(trunk=spec.prefix)
+    for place in entry.places:
+        if any(f"{place.trunk}{anchor}" in checkpoint.tensors for anchor in ("patch_embed.proj.weight", "conv1.weight")):
+            return place
+    tried = ", ".join(repr(place.trunk) for place in entry.places)
+    starts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in checkpoint.tensors})[:6])
+    raise EncoderError(
+        f"checkpoint {checkpoint.path}: is not one of {fmt.family} as its authors save them: expected {entry.what} under one of {tried}, "
+        f"but keys begin with {starts}; give prefix, or use another encoder"
+    )
+
+
+def _parts(fmt: Format, checkpoint: Checkpoint, place: Place, spec: EncoderSpec) -> tuple[Tensors, Tensors]:
+    """The trunk's tensors and the head's, by the network's names."""
+    selection = select(checkpoint, (), prefix=place.trunk, rename=spec.rename, architecture=fmt.family)
+    head: Tensors = {}
+    if place.head is not None and not (spec.drop and "head.".startswith(spec.drop)):
+        head = {name.removeprefix(place.head): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(place.head)}
+    trunk = selection.tensors
+    if head and place.head is not None and place.head.startswith(place.trunk):
+        inside = place.head.removeprefix(place.trunk)
+        trunk = {name: tensor for name, tensor in trunk.items() if not name.startswith(inside)}
+    return fmt.convert(trunk), fmt.convert_head(head)
+
+
+def _check_shape(fmt: Format, spec: EncoderSpec, entry: Entry, shape: Shape) -> None:
+    expected = entry.shape
+    if expected is None:
+        return
+    comparable = {key: value for key, value in vars(shape).items() if key not in ("size", "kind")}
+    wrong = [f"{key} {value}, expected {getattr(expected, key)}" for key, value in comparable.items() if value != getattr(expected, key)]
+    if wrong:
+        raise EncoderError(f"checkpoint {spec.checkpoint}: is no {spec.encoder}: {'; '.join(wrong)}; use encoder: {fmt.family} to take it as it is")
+
+
+def _load(
+    fmt: Format,
+    spec: EncoderSpec,
+    checkpoint: Checkpoint,
+    place: Place,
+    trunk: tuple[nn.Module, Tensors],
+    head: tuple[nn.Module | None, Tensors],
+) -> LoadReport:
+    """Both parts, strictly, and one account of the whole file."""
+    used = tuple(prefix for prefix in (place.trunk, place.head if head[0] is not None else None) if prefix is not None)
+    outside = _elsewhere(checkpoint, used)
+    selection = Selection(checkpoint=checkpoint, prefix=place.trunk, tensors=trunk[1], elsewhere=outside)
+    report = load_into(trunk[0], selection, what=f"{fmt.family} {spec.encoder}", droppable=(*fmt.droppable, *spec.drop))
+    if head[0] is None:
+        return report
+    assert place.head is not None
+    beside = Selection(checkpoint=checkpoint, prefix=place.head, tensors=head[1], elsewhere=())
+    remedy = f"{fmt.family}'s pretraining head (drop: [head.] leaves it out)"
+    second = load_into(head[0], beside, what=remedy, droppable=fmt.head_droppable)
+    return dataclasses.replace(
+        report, matched=report.matched + second.matched, missing=report.missing + second.missing, dropped=report.dropped + second.dropped
+    )
+
+
+def _elsewhere(checkpoint: Checkpoint, used: tuple[str, ...]) -> tuple[str, ...]:
+    groups = Counter(".".join(name.split(".")[:2]) for name in checkpoint.tensors if not name.startswith(used))
+    return tuple(f"{start}.* ({count})" if count > 1 else start for start, count in sorted(groups.items()))
+
+
+def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None) -> Encoder:
+    trunk = _create(shape, spec.seed)
+    changed = fair_residuals(trunk)
+    scales = f", {changed} residual scales set to 1" if changed else ""
+    identity = Identity(
+        name=spec.name,
+        family=fmt.family,
+        architecture=shape.describe(),
+        source="random weights, never trained",
+        preprocessing=spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size)),
+        position_resize=fmt.position_resize,
+        random=True,
+        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes),
+    )
+    return wrap(trunk, identity, _redraw(head, spec.seed))
+
+
+def _redraw(head: nn.Module | None, seed: int) -> nn.Module | None:
+    """The twin's head, drawn at the seed as torch draws linear layers."""
+    if head is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        for module in head.modules():
+            if isinstance(module, nn.Linear | nn.BatchNorm1d):
+                module.reset_parameters()
+            elif isinstance(module, WeightNormed):
+                nn.init.normal_(module.weight_v, std=0.02)
+    return head
+
+
+def _create(shape: Shape, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return shape.create().eval()
+
+
+def _at_size(base: Preprocessing, side: int) -> Preprocessing:
+    """The authors' evaluation at the side that the encoder was trained at, the crop's share of the image kept."""
+    return dataclasses.replace(base, size=(side, side), resize=round(base.resize * side / base.size[0]))
+
+
+def replace_interpolation(base: Preprocessing, interpolation: Literal["bicubic", "bilinear"]) -> Preprocessing:
+    """`base` with another interpolation."""
+    return dataclasses.replace(base, interpolation=interpolation)

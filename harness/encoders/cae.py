@@ -1,0 +1,36 @@
+"""CAE's checkpoints (Chen et al. 2022, arXiv 2202.03026; github.com/Atten4Vis/CAE and its first home, github.com/lxtGH/CAE): the encoder alone.
+
+It lies between BEiT and ViT: BEiT's blocks, without relative positions, with fixed absolute ones. Its ViT-S has 12 heads.
+"""
+
+from __future__ import annotations
+
+from harness.encoders._official import Entry, Format, Place, bind
+from harness.encoders._vit_shape import VitShape, read_shape
+
+FAMILY = "cae"
+DESCRIPTION = "CAE pretraining checkpoints: {encoder: cae, checkpoint: FILE}"
+
+_HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}
+_PLACES = (Place(trunk="model.encoder."), Place(trunk="module.encoder."), Place(trunk="state_dict.encoder."), Place(trunk="encoder."))
+
+
+def _sized(size: str, width: int, depth: int) -> Entry:
+    shape = VitShape(kind="cae", patch=16, width=width, depth=depth, heads=_HEADS[width], hidden=4 * width, layer_scale=True)
+    return Entry(description=f"CAE ViT-{size}/16, {_HEADS[width]} heads", places=_PLACES, what="the encoder", shape=shape)
+
+
+_FORMAT = Format(
+    family=FAMILY,
+    paper="CAE, self-supervised on ImageNet-1k (arXiv 2202.03026)",
+    entries={
+        "cae": Entry(description="any CAE pretraining checkpoint", places=_PLACES, what="the encoder"),
+        "cae_small": _sized("S", 384, 12),
+        "cae_base": _sized("B", 768, 12),
+        "cae_large": _sized("L", 1024, 24),
+    },
+    read_shape=lambda path, tensors, heads: read_shape(path, tensors, "cae", _HEADS, heads),
+    droppable=(),
+)
+
+names, claims, build = bind(_FORMAT)
