@@ -145,12 +145,15 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def main(describe: Callable[[Path], DataSet[T]], description: str, argv: Sequence[str] | None = None) -> int:
+def main(
+    describe: Callable[..., DataSet[T]], description: str, argv: Sequence[str] | None = None, options: argparse.ArgumentParser | None = None
+) -> int:
     """A recipe's command line: `--source DIR --out DIR [--workers N] [--overwrite]`. `describe` gets the source folder.
 
+    `options`, a parser made with add_help=False, holds what else the recipe takes; `describe` gets its values by keyword.
     Returns the exit status: 0 published, or the same bytes were there already; 2 bad input, said in one line, nothing published; 130 on Ctrl-C.
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = _Parser(description=description, allow_abbrev=False, parents=[options] if options else [])
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as its makers publish it, unpacked")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to publish; its name need not exist yet")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: one a core)")
@@ -161,7 +164,11 @@ def main(describe: Callable[[Path], DataSet[T]], description: str, argv: Sequenc
             raise RequestError(f"--workers: expected at least 1, got {given.workers}")
         if not given.source.is_dir():
             raise RequestError(f"--source: expected a folder, got {given.source}, which is none")
-        manifest = build(describe(given.source), given.out, workers=given.workers, overwrite=given.overwrite, console=Console(stderr=True))
+        console = Console(stderr=True)
+        own = {name: value for name, value in vars(given).items() if name not in ("source", "out", "workers", "overwrite")}
+        with console.status("reading the source"):
+            data_set = describe(given.source, **own)
+        manifest = build(data_set, given.out, workers=given.workers, overwrite=given.overwrite, console=console)
     except (HarnessError, OSError) as error:
         print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
         return 2
