@@ -1,0 +1,188 @@
+"""One decode an image, one forward a view, and rows that do not depend on their company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import harness.stream
+from harness.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.core import Encoder, View
+from harness.device import Compute
+from harness.encoders import EncoderSpec, load
+from harness.errors import BankError
+from harness.extract import BankJob, Extractor, Pass, ShardWork
+from harness.manifest import Shard, load_manifest
+from harness.preprocess import prepare
+from harness.stream import ShardAudit, read_samples
+from harness.views.keypoint_patch import KeypointPatch
+from harness.views.whole import Whole
+
+ENCODER = {"name": "vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}
+TWIN = {**ENCODER, "name": "twin", "seed": 1}
+ANNOTATIONS = ("label", "keypoints", "object")
+
+
+@pytest.fixture(scope="module")
+def encoders() -> dict[str, Encoder]:
+    return {entry["name"]: load(EncoderSpec.parse(entry)) for entry in (ENCODER, TWIN)}
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> tuple[Path, Shard]:
+    folder = tiny.build(tmp_path, splits={"test": 7})
+    return folder / "test-000.tar", load_manifest(str(tmp_path), "tiny").split("test").shards[0]
+
+
+def bank(readout: str, view: View, encoder: str = "vit", shard: Shard | None = None) -> BankSpec:
+    shards = ((shard.file, shard.sha256, shard.samples),) if shard else ()
+    return BankSpec(dataset="tiny", split="test", shards=shards, readout=readout, view=view.identity, identity=(("encoder", encoder),))
+
+
+def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]]) -> ShardWork:
+    return ShardWork(
+        dataset="tiny",
+        split="test",
+        url=str(path),
+        shard=shard,
+        annotations=ANNOTATIONS,
+        passes=tuple(
+            Pass(encoder=name, view=view, banks=tuple(BankJob(readout=readout, bank=bank(readout, view, name, shard)) for readout in readouts))
+            for name, view, readouts in passes
+        ),
+    )
+
+
+def extract(encoders: dict[str, Encoder], job: ShardWork, batch_size: int = 4, threads: int = 2) -> list[tuple[BankSpec, PartRows, Receipt]]:
+    extractor = Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=batch_size, decode_threads=threads)
+    return extractor.run(job, node="here", attempts=1)
+
+
+def test_rows_are_what_the_encoder_gives_for_each_image(encoders: dict[str, Encoder], shard: tuple[Path, Shard]) -> None:
+    path, entry = shard
+    parts = extract(encoders, work(path, entry, ("vit", Whole(), ("cls", "mean", "cls+mean", "mean@-1", "tokens"))))
+    audit = ShardAudit(shard=entry.file, expected=entry.samples)
+    samples = [decode() for _, decode in read_samples(str(path), entry, ANNOTATIONS, audit)]
+    encoder = encoders["vit"]
+    images = torch.stack([prepare(sample.image, encoder.info.preprocessing, "crop") for sample in samples])
+    with torch.inference_mode():
+        tokens = encoder.encode(images, blocks=(len(encoder.info.block_dims) - 1,))
+    last = tokens.blocks[len(encoder.info.block_dims) - 1].patches
+    assert tokens.cls is not None
+    expected = {
+        "cls": tokens.cls,
+        "mean": tokens.patches.mean((1, 2)),
+        "cls+mean": torch.cat([tokens.cls, tokens.patches.mean((1, 2))], 1),
+        "mean@-1": last.mean((1, 2)),
+        "tokens": tokens.patches,
+    }
+    for spec, rows, receipt in parts:
+        assert rows.keys == rows.groups == [sample.key for sample in samples]
+        assert rows.targets == [sample.label for sample in samples]
+        np.testing.assert_allclose(np.stack(rows.features), expected[spec.readout].numpy(), rtol=1e-4, atol=1e-5)
+        assert receipt.status == "ok"
+        assert bool(rows.masks) == (spec.readout == "tokens")
+
+
+def test_an_image_is_decoded_once_and_each_view_encoded_once(
+    encoders: dict[str, Encoder], shard: tuple[Path, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, forwards = [], []
+    real = harness.stream.decode_sample
+    monkeypatch.setattr(harness.stream, "decode_sample", lambda key, members: decoded.append(key) or real(key, members))
+    for name, encoder in encoders.items():
+        encode = encoder.encode
+        monkeypatch.setattr(encoder, "encode", lambda images, _name=name, _encode=encode, **more: forwards.append(_name) or _encode(images, **more))
+    patches = KeypointPatch(parts=tiny.PARTS)
+    passes = [(name, view, readouts) for name in encoders for view, readouts in ((Whole(), ("cls", "mean", "tokens")), (patches, ("mean",)))]
+    extract(encoders, work(*shard, *passes), batch_size=4)
+    assert len(decoded) == len(set(decoded)) == 7
+    assert sorted(forwards) == sorted(list(encoders) * (2 + 7)), "7 images and 28 patches in batches of 4"
+
+
+def test_rows_depend_neither_on_threads_nor_on_the_other_passes(encoders: dict[str, Encoder], shard: tuple[Path, Shard]) -> None:
+    alone = extract(encoders, work(*shard, ("vit", Whole(), ("mean",))), threads=1)[0][1]
+    crowded = extract(encoders, work(*shard, ("twin", Whole(), ("cls",)), ("vit", Whole(), ("cls", "mean"))), threads=4)[2][1]
+    np.testing.assert_array_equal(np.stack(alone.features), np.stack(crowded.features))
+
+
+def test_batch_sizes_agree_to_rounding(encoders: dict[str, Encoder], shard: tuple[Path, Shard]) -> None:
+    first, second = (np.stack(extract(encoders, work(*shard, ("vit", Whole(), ("mean",))), batch_size=size)[0][1].features) for size in (2, 16))
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bank_gives_back_what_was_written(encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path) -> None:
+    store = BankStore(str(tmp_path / "cache"))
+    for spec, rows, receipt in extract(encoders, work(*shard, ("vit", Whole(), ("mean", "tokens")))):
+        store.write_part(spec, rows, receipt)
+        read = store.rows(spec, mask="object" if spec.readout == "tokens" else None)
+        assert list(read.keys) == rows.keys
+        np.testing.assert_array_equal(read.features, np.stack(rows.features))
+        assert store.receipt(spec, shard[1].file) == receipt
+        if spec.readout == "tokens":
+            assert read.masks is not None
+            np.testing.assert_array_equal(read.masks, np.stack(rows.masks["object"]))
+            with pytest.raises(BankError, match="label maps"):
+                store.rows(spec, mask="part")
+
+
+def test_the_first_complete_part_stays_and_an_incomplete_one_is_replaced(tmp_path: Path) -> None:
+    store, spec = BankStore(str(tmp_path)), bank("mean", Whole())
+
+    def part(value: float, attempts: int, reasons: dict[str, list[str]]) -> None:
+        audit = ShardAudit(shard="a.tar", expected=1, seen=1, reasons=reasons)
+        receipt = Receipt.of(audit, bank_key=spec.key, attempts=attempts, node="", rows=1, seconds=0.0, images=1)
+        rows = PartRows(keys=["k"], groups=["k"], targets=[0], features=[np.full(3, value, np.float32)])
+        store.write_part(spec, rows, receipt)
+
+    part(1.0, 1, {"sha256": ["x"]})
+    part(2.0, 2, {})
+    part(3.0, 3, {})
+    receipt = store.receipt(spec, "a.tar")
+    assert receipt is not None
+    assert receipt.attempts == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100])
+def test_a_damaged_part_counts_as_absent_and_cannot_be_read(
+    encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path, damage: object
+) -> None:
+    store = BankStore(str(tmp_path / "cache"))
+    ((spec, rows, receipt),) = extract(encoders, work(*shard, ("vit", Whole(), ("mean",))))
+    store.write_part(spec, rows, receipt)
+    (path,) = (tmp_path / "cache").glob("*/*.arrow")
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    assert store.receipt(spec, shard[1].file) is None
+    with pytest.raises(BankError, match="run the sweep again"):
+        store.rows(spec)
+
+
+def test_a_store_on_any_file_system() -> None:
+    store, spec = BankStore("memory://cache"), bank("mean", Whole())
+    audit = ShardAudit(shard="a.tar", expected=1, seen=1)
+    rows = PartRows(keys=["k"], groups=["k"], targets=[0], features=[np.arange(3, dtype=np.float32)])
+    spec = BankSpec(**{**{name: getattr(spec, name) for name in spec.__dataclass_fields__}, "shards": (("a.tar", "", 1),)})
+    store.write_part(spec, rows, Receipt.of(audit, bank_key=spec.key, attempts=1, node="", rows=1, seconds=0.0, images=1))
+    np.testing.assert_array_equal(store.rows(spec).features, [[0, 1, 2]])
+    store.discard(spec.key)
+    assert store.receipt(spec, "a.tar") is None
+
+
+def test_everything_that_could_change_a_byte_changes_the_key() -> None:
+    base = bank("mean", Whole())
+    plain = {name: getattr(base, name) for name in base.__dataclass_fields__}
+    changes = [
+        {"dataset": "other"},
+        {"split": "train"},
+        {"readout": "cls"},
+        {"view": "other"},
+        {"shards": (("a.tar", "00", 3),)},
+        {"identity": (("encoder", "twin"),)},
+    ]
+    keys = {BankSpec(**{**plain, **change}).key for change in changes}
+    assert len(keys | {base.key}) == len(changes) + 1
+    assert base.key == BankSpec(**plain).key

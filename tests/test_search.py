@@ -1,0 +1,193 @@
+"""Proposals are a function of the history alone, selection of the scores alone, and the search of Ray Tune's Tuner."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+from ray.tune.search import Searcher
+
+from harness.propose import HeadScore, choose, first_rates, propose
+from harness.search import Journal, Proposer, StudyState
+from harness.study import Round, Score, Study
+
+READOUTS = ("cls", "mean")
+
+
+def head(lr: float | None, value: float | None, readout: str = "cls", number: int = 0, round_index: int = 0) -> HeadScore:
+    return HeadScore(round=round_index, head=number, lr=lr, readout=readout, value=value)
+
+
+def off(lr: float) -> float:
+    """How many powers of ten `lr` is from the best rate, 0.1."""
+    return abs(math.log10(lr) + 1)
+
+
+def history() -> list[HeadScore]:
+    rates = first_rates(1e-3, 10.0, 8)
+    return [head(lr, 1 - off(lr) / 4, readout, number) for number, (readout, lr) in enumerate((r, lr) for r in READOUTS for lr in rates)]
+
+
+def ask(scores: list[HeadScore], *, round_index: int = 1, seed: int = 0, study: str = "a") -> list[tuple[str, float]]:
+    return propose(study=study, seed=seed, round_index=round_index, history=scores, readouts=READOUTS, stack=8, bounds=(1e-3, 10.0))
+
+
+def test_the_first_round_cuts_the_log_range_evenly() -> None:
+    rates = first_rates(1e-3, 10.0, 4)
+    assert rates == pytest.approx([10**-2.5, 10**-1.5, 10**-0.5, 10**0.5])
+    assert ask([], round_index=0) == [(readout, rate) for readout in READOUTS for rate in first_rates(1e-3, 10.0, 8)]
+
+
+def test_one_allowed_rate_is_always_that_rate() -> None:
+    found = propose(study="a", seed=0, round_index=3, history=history(), readouts=("cls",), stack=2, bounds=(0.5, 0.5))
+    assert [rate for _, rate in found] == pytest.approx([0.5, 0.5])
+
+
+def test_proposals_repeat_and_depend_on_seed_study_round_and_history() -> None:
+    base = ask(history())
+    assert base == ask(history())
+    assert all(1e-3 <= rate <= 10 for _, rate in base)
+    assert len({rate for _, rate in base}) == len(base)
+    others = [ask(history(), seed=1), ask(history(), study="b"), ask(history(), round_index=2), ask([head(s.lr, 0.0, s.readout) for s in history()])]
+    assert all(base != other for other in others)
+
+
+def test_later_rounds_look_where_it_was_good() -> None:
+    proposed = sorted(off(rate) for seed in range(5) for _, rate in ask(history(), seed=seed))
+    even = sorted(off(rate) for rate in first_rates(1e-3, 10.0, len(proposed)))
+    middle = len(proposed) // 2
+    assert proposed[middle] < even[middle] / 1.5
+
+
+def test_failed_heads_are_no_obstacle() -> None:
+    failed = [head(score.lr, None, score.readout) for score in history()]
+    assert len(ask(failed)) == 16
+
+
+def test_the_best_value_is_chosen_and_failed_heads_never() -> None:
+    assert choose([head(0.1, 0.5), head(0.2, 0.7), head(0.3, None)], READOUTS) == head(0.2, 0.7)
+    assert choose([head(0.1, None)], READOUTS) is None
+    assert choose([], READOUTS) is None
+
+
+def test_of_tied_heads_the_middle_of_the_plateau_of_the_first_readout_is_chosen() -> None:
+    tied = [head(lr, 0.9, readout) for readout in ("mean", "cls") for lr in (1.0, 0.01, 0.1, 3.0)]
+    for order in range(5):
+        random.Random(order).shuffle(tied)
+        assert choose(tied, READOUTS) == head(0.1, 0.9, "cls")
+
+
+def study(name: str, trials: int = 2, probe: str = "linear") -> Study:
+    return Study(
+        name=name,
+        probe=probe,
+        metrics=("accuracy",),
+        classes=3,
+        protocol={},
+        readouts=("cls",),
+        train={},
+        val={},
+        holds_out=False,
+        trials=trials,
+        stack=2,
+        lr=(0.01, 1.0),
+        seed=0,
+        contents="",
+    )
+
+
+def finish(proposer: Proposer, trial: str, config: dict, value: float = 0.5) -> None:
+    step = config["step"]
+    if "chosen" in step:
+        outcome: Round | Score = Score(head=HeadScore(**step["chosen"]), values=(), n=1, seconds=0.0)
+    else:
+        heads = tuple(head(lr, value, readout, number, step["round"]) for number, (readout, lr) in enumerate(step["proposals"]))
+        outcome = Round(index=step["round"], heads=heads, seconds=0.0)
+    proposer.on_trial_complete(trial, {"payload": outcome.to_json()})
+
+
+def test_a_study_has_at_most_one_unfinished_trial_and_is_scored_once_at_its_end() -> None:
+    states = [StudyState(study=study(name), test={}) for name in "ab"]
+    steps = []
+    proposer = Proposer(states, lambda state: steps.append(state.study.name))
+    first, second = proposer.suggest("1"), proposer.suggest("2")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert {first["study"], second["study"]} == {0, 1}
+    assert proposer.suggest("3") is None, "both studies are busy"
+    finish(proposer, "2", second)
+    third = proposer.suggest("4")
+    assert isinstance(third, dict)
+    assert (third["study"], third["step"]["round"]) == (1, 1)
+    finish(proposer, "1", first)
+    finish(proposer, "4", third)
+    trial = 5
+    while isinstance(config := proposer.suggest(str(trial)), dict):
+        finish(proposer, str(trial), config)
+        trial += 1
+    assert config == Searcher.FINISHED
+    assert all(len(state.rounds) == 2 and state.score is not None for state in states)
+    assert len(steps) == 6, "two rounds and a score for each study"
+
+
+def test_what_is_proposed_does_not_depend_on_who_finishes_first() -> None:
+    def run(last_first: bool) -> list[list[HeadScore]]:
+        states = [StudyState(study=study(name, trials=3), test={}) for name in "abc"]
+        proposer = Proposer(states, lambda _: None)
+        running: list[tuple[str, dict]] = []
+        number = 0
+        while True:
+            config = proposer.suggest(str(number))
+            if isinstance(config, dict):
+                running.append((str(number), config))
+                number += 1
+            elif config == Searcher.FINISHED:
+                return [state.heads for state in states]
+            else:
+                finish(proposer, *running.pop(-1 if last_first else 0))
+
+    assert run(True) == run(False)
+
+
+def test_a_trial_that_is_lost_for_good_fails_its_study_alone() -> None:
+    proposer = Proposer([StudyState(study=study(name), test={}) for name in "ab"], lambda _: None)
+    lost = proposer.suggest("1")
+    assert isinstance(lost, dict)
+    proposer.on_trial_complete("1", None, error=True)
+    assert list(proposer.errors) == [lost["study"]]
+    following = proposer.suggest("2")
+    assert isinstance(following, dict)
+    assert following["study"] != lost["study"]
+
+
+def test_a_study_whose_heads_all_fail_ends_with_the_reason() -> None:
+    state = StudyState(study=study("a", trials=1), test={})
+    proposer = Proposer([state], lambda _: None)
+    config = proposer.suggest("1")
+    assert isinstance(config, dict)
+    heads = tuple(HeadScore(round=0, head=0, lr=lr, readout=readout, value=None, error="diverged") for readout, lr in config["step"]["proposals"])
+    proposer.on_trial_complete("1", {"payload": Round(index=0, heads=heads, seconds=0.0).to_json()})
+    assert proposer.suggest("2") == Searcher.FINISHED
+    assert state.score is not None
+    assert state.score.error == "diverged"
+
+
+def test_the_journal_brings_a_study_back_to_where_it_was(tmp_path: Path) -> None:
+    state = StudyState(study=study("a"), test={})
+    proposer = Proposer([state], Journal(tmp_path).save)
+    for trial in range(2):
+        config = proposer.suggest(str(trial))
+        assert isinstance(config, dict)
+        finish(proposer, str(trial), config)
+    again = StudyState(study=study("a"), test={})
+    Journal(tmp_path).load(again, lambda *_: True)
+    assert again.rounds == state.rounds
+    assert again.next_config() == state.next_config()
+    without_heads = StudyState(study=study("a"), test={})
+    Journal(tmp_path).load(without_heads, lambda *_: False)
+    assert without_heads.rounds == [], "rounds whose heads the cache has lost are run again"
+    other = StudyState(study=study("b"), test={})
+    Journal(tmp_path).load(other, lambda *_: True)
+    assert other.rounds == []
