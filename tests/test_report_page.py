@@ -178,6 +178,8 @@ def test_what_is_not_ok_is_shown_with_its_reason_and_never_as_zero(tmp_path: Pat
         assert words in page.text
     html = (tmp_path / "out/report.html").read_text()
     assert not re.search(r">[^<\d.]*0\.0[^\d]", html[: html.index('id="search"')])
+    hints = [attributes["title"] for tag, attributes in page.tags if tag == "td" and "title" in attributes]
+    assert hints == ["test-000.tar: truncated", "the encoder has no cls token", "the search did not come to its end"]
     marked = [attributes.get("class") or "" for tag, attributes in page.tags if tag == "td" and "best" in (attributes.get("class") or "").split()]
     assert len(marked) == 1  # gamma or beta on object-knn: on part-knn gamma is alone, and alpha's 99.0 is incomplete
 
