@@ -34,11 +34,6 @@ def first_rates(low: float, high: float, count: int) -> list[float]:
     return [math.exp(math.log(low) + span * (index + 0.5) / count) for index in range(count)]
 
 
-def _good(count: int) -> int:
-    """How many of `count` scores TPE takes for good: a quarter. Its own tenth leaves one of a first round's eight, and little to go by."""
-    return math.ceil(0.25 * count)
-
-
 def propose(
     *, study: str, seed: int, round_index: int, history: Sequence[HeadScore], readouts: Sequence[str], stack: int, bounds: tuple[float, float]
 ) -> list[tuple[str, float]]:
@@ -48,7 +43,7 @@ def propose(
         return [(readout, rate) for readout in readouts for rate in first_rates(low, high, stack)]
     distribution = FloatDistribution(low, high, log=True)
     digest = hashlib.sha256(f"{seed}/{study}/{round_index}".encode()).digest()
-    sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"), n_startup_trials=stack, gamma=_good)
+    sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"), n_startup_trials=stack)
     search = optuna.create_study(direction="maximize", sampler=sampler)
     for score in history:
         if score.lr is None:

@@ -55,10 +55,13 @@ def test_proposals_repeat_and_depend_on_seed_study_round_and_history() -> None:
 
 
 def test_later_rounds_look_where_it_was_good() -> None:
-    proposed = sorted(off(rate) for seed in range(5) for _, rate in ask(history(), seed=seed))
-    even = sorted(off(rate) for rate in first_rates(1e-3, 10.0, len(proposed)))
-    middle = len(proposed) // 2
-    assert proposed[middle] < even[middle] / 1.5
+    scores, proposed = history(), []
+    for round_index in range(1, 4):
+        proposed = ask(scores, round_index=round_index)
+        scores += [head(rate, 1 - off(rate) / 4, readout) for readout, rate in proposed]
+    found = sorted(off(rate) for _, rate in proposed)
+    even = sorted(off(rate) for rate in first_rates(1e-3, 10.0, len(found)))
+    assert found[len(found) // 2] < even[len(even) // 2] / 1.5
 
 
 def test_failed_heads_are_no_obstacle() -> None:
