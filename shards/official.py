@@ -1,0 +1,137 @@
+"""What the recipes of published data sets share: official counts, the source's files, and images with their original bytes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from harness.errors import RequestError
+from shards.recipe import ImageExtension
+
+_SIGNATURES: tuple[tuple[bytes, int, ImageExtension], ...] = ((b"\xff\xd8\xff", 0, "jpg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
+
+T = TypeVar("T")
+
+
+def options() -> argparse.ArgumentParser:
+    """The option that every recipe of a published data set takes; a recipe adds its own."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--partial", action="store_true", help="accept other counts than the official ones; the manifest's version says which")
+    return parser
+
+
+def version(name: str, found: Mapping[str, int], official: Mapping[str, int], *, partial: bool, remedy: str) -> str:
+    """`name`, and behind it what is missing, where `found` differs from the `official` counts and `partial` allows it.
+
+    Raises RequestError where they differ and it does not.
+    """
+    if all(found.get(what, 0) == count for what, count in official.items()):
+        return name
+    differing = ", ".join(f"{found.get(what, 0)} {what}" for what in official)
+    expected = ", ".join(f"{count} {what}" for what, count in official.items())
+    if not partial:
+        raise RequestError(f"{name}: expected {expected}, got {differing}; {remedy}, or say --partial")
+    return f"{name}, partial: {differing}, of officially {expected}"
+
+
+def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], *, partial: bool, remedy: str) -> tuple[T, ...]:
+    """The items whose file is there. `missing` gives a file's name where it is not. Raises RequestError for the first one, unless `partial`."""
+    kept, lost = [], []
+    for item in items:
+        name = missing(item)
+        if name is None:
+            kept.append(item)
+        else:
+            lost.append(name)
+    if lost and not partial:
+        raise RequestError(
+            f"{split}: expected {len(items)} images, got {len(kept)}: {lost[0]} is the first that is missing; {remedy}, or say --partial"
+        )
+    return tuple(kept)
+
+
+def content(modules: Iterable[str], *more: str | bytes) -> str:
+    """A digest of the recipe's code (the files of its `modules`), of Pillow's version, and of whatever else decides over every sample's bytes."""
+    digest = hashlib.sha256(PIL.__version__.encode())
+    for part in (*(Path(file).read_bytes() for file in (*modules, __file__)), *more):
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def mixed(items: Iterable[T], name: Callable[[T], str]) -> tuple[T, ...]:
+    """The items in an order that depends on their names alone and mixes classes, so that one shard is a fair sample of its split."""
+    return tuple(sorted(items, key=lambda item: hashlib.sha256(name(item).encode()).digest()))
+
+
+# --- the source's files -----------------------------------------------------------------------------------------------
+
+
+def read(path: Path, remedy: str) -> bytes:
+    """A file's bytes. Raises RequestError where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise RequestError(f"{path}: expected a file of the data set, got none; {remedy}") from None
+
+
+def rows(path: Path, columns: int, remedy: str) -> list[list[str]]:
+    """The lines of a text table, cut at white space into `columns`, the last of which takes the rest; empty lines are left out.
+
+    Raises RequestError where the file is missing, is not text, or a line is short.
+    """
+    try:
+        text = read(path, remedy).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: expected text in UTF-8, got byte {error.start} that is none; {remedy}") from None
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        row = line.split(maxsplit=columns - 1)
+        if row and len(row) < columns:
+            raise RequestError(f"{path}: line {number}: expected {columns} columns, got {len(row)}; {remedy}")
+        if row:
+            found.append([*row[:-1], row[-1].strip()])
+    return found
+
+
+def folder(path: Path, remedy: str) -> dict[str, int]:
+    """Name → bytes of the files that lie directly in a folder, hidden ones left out, by name. Raises RequestError where there is no such folder."""
+    try:
+        with os.scandir(path) as entries:
+            return dict(sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file() and not entry.name.startswith(".")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RequestError(f"{path}: expected a folder of the data set, got none; {remedy}") from None
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def original(path: Path) -> tuple[bytes, ImageExtension]:
+    """A file's bytes as they are, and what they are, whatever its name says. Raises RequestError for anything but a JPEG, PNG or WebP."""
+    data = path.read_bytes()
+    for signature, start, extension in _SIGNATURES:
+        if data[start : start + len(signature)] == signature:
+            return data, extension
+    raise RequestError(f"{path}: expected a JPEG, PNG or WebP, got a file that starts with {data[:4]!r}; get the original file again")
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that an image file's header tells, without decoding it."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An uint8 [H, W, 3] array as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=9)
+    return file.getvalue()
