@@ -117,7 +117,7 @@ class Example:
 
     def _trials(self, rng: np.random.Generator, encoder: str, task: Task, skill: float) -> list[Row]:
         rates: list[float | None] = [float(f"{rate:.6g}") for rate in np.geomspace(1e-3, 10, 10)] if task.probe.has_learning_rate else [None]
-        rows = []
+        rows: list[Row] = []
         for place, readout in enumerate(task.readouts):
             for rate in rates:
                 value: float | None = skill - 0.06 * place + 0.02 * rng.random()
