@@ -14,6 +14,7 @@ import torch
 
 Level = Literal["object", "part"]
 Fit = Literal["crop", "resize"]
+Feed = Literal["banked", "streamed"]
 PositionKind = Literal["absolute", "relative", "rotary", "none"]
 FieldValue = str | int | float | bool | None | tuple["FieldValue", ...]
 
@@ -29,6 +30,8 @@ class Keypoint:
     x: float
     y: float
     visible: bool = True
+    instance: int | None = None
+    """Which thing of the image it belongs to, as the index of that thing's box in `Sample.boxes`; None where the data set does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Sample:
     """uint8 or uint16 [H', W'] label map."""
     part_mask: np.ndarray | None = None
     """uint8 or uint16 [H', W'] label map."""
+    group: str | None = None
+    """The photograph that several samples were cut from; None where the sample is one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +70,7 @@ class Item:
     key: str
     """Unique in its bank; the sample's key, or that with a suffix such as `#head`."""
     group: str
-    """The sample's key: what the bootstrap resamples, and what `strict` retrieval keeps out of a query's gallery."""
+    """The sample's group, or else its key: what the bootstrap resamples, and what `strict` retrieval keeps out of a query's gallery."""
     target: int | None
     image: np.ndarray
     """uint8 [H, W, 3]."""
@@ -141,6 +146,8 @@ class EncoderInfo:
     positions: PositionKind
     preprocessing: Preprocessing
     random: bool = False
+    float32_only: bool = False
+    """Whether it computes in float32 whatever precision a run asks for, because less would move its features by more than 2 %."""
     load_report: LoadReport | None = None
     notes: tuple[str, ...] = ()
     """Choices worth a line in the record, such as how position embeddings were resized."""
@@ -310,3 +317,5 @@ class Task:
     metrics: tuple[Metric, ...]
     """The first is the one that is searched for."""
     protocol: TaskProtocol
+    feed: Feed = "banked"
+    """Whether the probe reads feature banks, or trains while its images stream through the encoder."""

@@ -390,7 +390,7 @@ def members(record: Record) -> Iterator[tuple[str, bytes]]:
     about: dict[str, Any] = {
         **record.about,
         "boxes": [dataclasses.asdict(box) for box in record.boxes],
-        "keypoints": [dataclasses.asdict(keypoint) for keypoint in record.keypoints],
+        "keypoints": [_plain(keypoint) for keypoint in record.keypoints],
     }
     if record.label is not None:
         about["label"] = record.label
@@ -399,6 +399,11 @@ def members(record: Record) -> Iterator[tuple[str, bytes]]:
     for kind, mask in (("object", record.object_mask), ("part", record.part_mask)):
         if mask is not None:
             yield f"{record.key}.{kind}.png", encode_mask(mask)
+
+
+def _plain(keypoint: Keypoint) -> dict[str, Any]:
+    """A keypoint as JSON has it; data sets that tell no instances say nothing of them."""
+    return {name: value for name, value in dataclasses.asdict(keypoint).items() if name != "instance" or value is not None}
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -484,6 +489,8 @@ def _verify_about(name: str, about: Mapping[str, Any], size: tuple[int, int], ru
             raise ShardError(f"{name}: expected a part of the data set, got {_shown(point['part'])}")
         if point["visible"] and not (0 <= point["x"] <= size[0] and 0 <= point["y"] <= size[1]):
             raise ShardError(f"{name}: expected {point['part']} in the image of {size[0]}×{size[1]}, got ({point['x']}, {point['y']})")
+        if not 0 <= point.get("instance", 0) < max(1, len(about["boxes"])):
+            raise ShardError(f"{name}: expected {point['part']} of one of {len(about['boxes'])} boxes, got instance {point['instance']}")
 
 
 def _verify_mask(name: str, data: bytes, size: tuple[int, int], values: int | None) -> None:

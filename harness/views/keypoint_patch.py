@@ -11,11 +11,12 @@ import numpy as np
 from harness.core import Fit, Item, Keypoint, Sample
 
 Neighbours = Literal["all", "selected"]
+Within = Literal["image", "instance"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointPatch:
-    """One item for every visible selected keypoint: a square of side `side` × d, where d is the smallest distance to another keypoint of the image.
+    """One item for every visible selected keypoint: a square of side `side` × d, where d is the smallest distance to another keypoint.
 
     Pixels outside the image are black. Items without a defined d (a lone keypoint) or with d outside (`min_distance`, `max_distance`) are left out.
     """
@@ -29,35 +30,53 @@ class KeypointPatch:
     min_distance: float = 0.0
     max_distance: float = math.inf
     min_parts: int = 1
-    """Images that show fewer selected parts are left out."""
+    """Images (or instances, by `min_parts_within`) that show fewer selected parts are left out."""
+    neighbours_within: Within = "image"
+    """Whether d is measured to the keypoints of the whole image (the paper) or of the same instance only."""
+    min_parts_within: Within = "image"
+    """Whether `min_parts` counts the parts of the whole image or of each instance. Keypoints that tell no instance belong to one of their own."""
 
     fit: ClassVar[Fit] = "resize"
 
     @property
     def identity(self) -> str:
         distances = f"{self.min_distance:g}..{self.max_distance:g}"
-        return f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={distances};min={self.min_parts})"
+        within = "".join(
+            f";{name}={value}"
+            for name, value in (("neighbours-within", self.neighbours_within), ("min-within", self.min_parts_within))
+            if value != "image"
+        )
+        return (
+            f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={distances};min={self.min_parts}{within})"
+        )
 
     def __call__(self, sample: Sample) -> list[Item]:
         visible = [k for k in sample.keypoints if k.visible]
-        chosen = [k for k in visible if k.part in self.parts]
-        if len({k.part for k in chosen}) < self.min_parts:
-            return []
+        chosen = self._shown_enough([k for k in visible if k.part in self.parts])
         others = visible if self.neighbours == "all" else chosen
         items = []
         for index, keypoint in enumerate(chosen):
-            distance = nearest_distance(keypoint, others)
+            near = [k for k in others if k.instance == keypoint.instance] if self.neighbours_within == "instance" else others
+            distance = nearest_distance(keypoint, near)
             if distance is None or not self.min_distance < distance < self.max_distance:
                 continue
             items.append(
                 Item(
                     key=f"{sample.key}#{index}:{keypoint.part}",
-                    group=sample.key,
+                    group=sample.group or sample.key,
                     target=self.parts.index(keypoint.part),
                     image=crop_square(sample.image, keypoint.x, keypoint.y, self.side * distance),
                 )
             )
         return items
+
+    def _shown_enough(self, selected: list[Keypoint]) -> list[Keypoint]:
+        """Those of the selected keypoints whose image or instance shows `min_parts` different parts."""
+
+        def shown(keypoint: Keypoint) -> int:
+            return len({k.part for k in selected if self.min_parts_within == "image" or k.instance == keypoint.instance})
+
+        return [k for k in selected if shown(k) >= self.min_parts]
 
 
 def nearest_distance(keypoint: Keypoint, others: list[Keypoint]) -> float | None:

@@ -20,7 +20,7 @@ class Whole:
         return [
             Item(
                 key=sample.key,
-                group=sample.key,
+                group=sample.group or sample.key,
                 target=sample.label,
                 image=sample.image,
                 masks={name: mask for name, mask in masks.items() if mask is not None},
