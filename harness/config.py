@@ -58,6 +58,8 @@ class Resources(_Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU threads that each actor computes with; fixed, since results may depend on it to rounding."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=7 * 86400)] = 120.0
+    """Seconds of training on a stream after which the heads are saved, to go on from there after an interruption."""
     lease_timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 1800.0
     """Seconds after which a shard is taken from an actor that has not returned it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -16,7 +17,10 @@ from harness.encoders import EncoderSpec, describe
 from harness.errors import RequestError
 from harness.extract import BankJob, Pass, ShardWork
 from harness.manifest import Manifest, shard_url
+from harness.probes.segmentation import SegmentationFields, unsuitable
 from harness.readouts import parse_readout, unavailable
+from harness.stream import Source
+from harness.streamed import STREAM_VERSION
 from harness.tasks import select
 
 ROLES = ("train", "val", "test")
@@ -35,6 +39,8 @@ class StudyPlan:
     """The split that heads are chosen on: `val`, or `train/10` (a stratified tenth of train) where the data set has no val."""
     undefined: str | None = None
     """Why this encoder can have no value here, if so."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Role to shards, where the study streams its images; its banks then hold the accounts alone."""
 
     @property
     def specs(self) -> Iterator[BankSpec]:
@@ -111,17 +117,44 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifest: Manifest) -> Stu
     if task.probe.needs_train or not has_val:
         roles.insert(0, "train")
     roles = [role for role in roles if role in manifest.splits]
+    if task.feed == "streamed":
+        reasons |= _unsuitable(task, info, manifest)
+        readouts = [readout for readout in readouts if reasons[readout] is None]
     return StudyPlan(
         encoder=info,
         task=task,
-        banks={role: {readout: _bank(plan, info, task.view, readout, manifest, role) for readout in readouts} for role in roles},
+        banks={role: {readout: _bank(plan, info, task, readout, manifest, role) for readout in readouts} for role in roles},
+        sources={role: _source(plan, manifest, role) for role in roles} if task.feed == "streamed" else {},
         selected_on="val" if has_val else "train/10" if "train" in manifest.splits else "nothing",
         undefined=None if readouts else "; ".join(f"{readout}: {reason}" for readout, reason in reasons.items()),
     )
 
 
-def _bank(plan: Plan, info: EncoderInfo, view: View, readout: str, manifest: Manifest, split: str) -> BankSpec:
-    resources = plan.sweep.resources
+def _unsuitable(task: Task, info: EncoderInfo, manifest: Manifest) -> dict[str, str | None]:
+    """Readout to why this encoder cannot be probed so on a stream, if so. Raises RequestError where training would end before it saw every sample."""
+    if task.probe.name != "dense":
+        return {}
+    fields = SegmentationFields.read(task.name, task.protocol.fields)
+    samples = manifest.split("train").samples
+    least = -(-samples // fields.batch_size)
+    if fields.iterations < least:
+        raise RequestError(
+            f"protocol.iterations: expected at least the {least} that see each of the {samples} train samples of {task.dataset} once, "
+            f"got {fields.iterations}; raise it or protocol.batch_size"
+        )
+    reason = unsuitable(fields, info)
+    return dict.fromkeys(task.readouts, reason) if reason else {}
+
+
+def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
+    shards = manifest.split(split).shards
+    return Source(
+        shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), annotations=tuple(manifest.annotations)
+    )
+
+
+def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, split: str) -> BankSpec:
+    resources, view = plan.sweep.resources, task.view
     identity: dict[str, Any] = {
         "weights_sha256": info.weights_sha256,
         "architecture": info.architecture,
@@ -136,6 +169,10 @@ def _bank(plan: Plan, info: EncoderInfo, view: View, readout: str, manifest: Man
         "extraction_version": EXTRACTION_VERSION,
         **{package: version(package) for package in _HASHED_PACKAGES},
     }
+    if task.feed == "streamed":
+        fields = json.dumps(task.protocol.fields, sort_keys=True)
+        identity |= {"task": task.name, "protocol": fields, "seed": plan.sweep.search.seed, "stream_version": STREAM_VERSION}
+        readout = "stream"  # one pass gives all readouts
     return BankSpec(
         dataset=manifest.dataset,
         split=split,
@@ -150,7 +187,7 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
     """One piece of work a shard: every pass that any study wants of it, each distinct view of an encoder once."""
     wanted: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
     for study in plan.studies:
-        for split, banks in study.banks.items():
+        for split, banks in study.banks.items() if study.task.feed == "banked" else ():
             passes = wanted.setdefault((study.task.dataset, split), {})
             for readout, bank in banks.items():
                 _, jobs = passes.setdefault((study.encoder.name, study.task.view.identity), (study.task.view, {}))

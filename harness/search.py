@@ -21,6 +21,7 @@ from harness.device import Compute
 from harness.errors import RunError
 from harness.probes import grid, probe
 from harness.propose import HeadScore, choose, propose
+from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study, StudyRunner
 from harness.tables import publish
 
@@ -84,18 +85,26 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
     """Runs one step of one study; Tune reuses its process for the next."""
 
     def setup(self, config: dict[str, Any], states: Sequence[tuple[Study, Mapping[str, BankRef]]], cache: str, gpu: bool, threads: int) -> None:
-        self._states = states
+        self._states, self._cache, self._gpu, self._threads = states, cache, gpu, threads
         self._runner = StudyRunner(cache, Compute("float32", gpu, threads).device)
+        self._streamed: StreamedRunner | None = None
 
     def step(self) -> dict[str, Any]:
         study, test = self._states[self.config["study"]]
-        step = self.config["step"]
+        step, runner = self.config["step"], self._runner_of(study)
         if "chosen" in step:
             chosen = HeadScore(**step["chosen"])
-            outcome: Round | Score = self._runner.score(study, chosen, test[chosen.readout])
+            outcome: Round | Score = runner.score(study, chosen, test[chosen.readout])
         else:
-            outcome = self._runner.run_round(study, step["round"], [(readout, rate) for readout, rate in step["proposals"]])
+            outcome = runner.run_round(study, step["round"], [(readout, rate) for readout, rate in step["proposals"]])
         return {"payload": outcome.to_json(), "done": True}
+
+    def _runner_of(self, study: Study) -> StudyRunner | StreamedRunner:
+        if study.stream is None:
+            return self._runner
+        if self._streamed is None:
+            self._streamed = StreamedRunner(self._cache, Compute(study.stream.precision, self._gpu, self._threads))
+        return self._streamed
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True

@@ -7,6 +7,7 @@ seen + failed = expected, for whatever the file holds.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -36,6 +37,19 @@ _NAMED = 100  # how many failures of one kind the account names; the rest are co
 T = TypeVar("T")
 Keyed = tuple[str, Callable[[], T]]
 """A sample's key, and the work that is still to be done on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The shards of one split."""
+
+    shards: tuple[tuple[str, Shard], ...]
+    """(path or URL, what it must hold), in the manifest's order."""
+    annotations: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for _, shard in self.shards)
 
 
 @dataclass(kw_only=True)
@@ -113,6 +127,12 @@ def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: Shar
     in `audit.seen`. `audit` is complete only after the iterator
     has ended and `audit.close()` was called. Raises ShardError where the file cannot be opened or read at all.
     """
+    for key, members in read_records(url, shard, annotations, audit):
+        yield key, partial(decode_sample, key, members)
+
+
+def read_records(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members by name) of every whole record of one shard, undecoded; otherwise as `read_samples`."""
     needed = frozenset(MEMBERS_OF[annotation] for annotation in annotations)
     try:
         with fsspec.open(url, "rb") as stream:
@@ -127,7 +147,7 @@ def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: Shar
         audit.note("sha256", f"expected {shard.sha256[:12]}…, got {audit.sha256[:12]}…")
 
 
-def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) -> Iterator[Keyed[Sample]]:
+def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
     state: dict[str, bool] = {}  # key -> was it complete
     for record in group_by_keys(_members(reader, audit), handler=_duplicate_members(audit)):
         key = record["__key__"]
@@ -143,7 +163,7 @@ def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) 
         if missing:
             audit.fail(key, f"missing member: {', '.join(missing)}")
             continue
-        yield key, partial(decode_sample, key, members)
+        yield key, members
 
 
 def _members(reader: _HashingReader, audit: ShardAudit) -> Iterator[dict[str, Any]]:
@@ -163,6 +183,15 @@ def _duplicate_members(audit: ShardAudit) -> Callable[[Exception], bool]:
     return handle
 
 
+def label_and_group(members: dict[str, bytes]) -> tuple[int | None, str | None]:
+    """Label and group that a record's members carry, without decoding its image; None where there is none that can be read."""
+    with contextlib.suppress(ShardError):
+        about = _json(members["json"]) if "json" in members else {}
+        label, group = about.get("label"), about.get("group")
+        return label if isinstance(label, int) else None, group if isinstance(group, str) else None
+    return None, None
+
+
 def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
     """A sample from its members' bytes. Raises ShardError, whose text is the reason, where one does not decode."""
     image = next(members[name] for name in IMAGE_MEMBERS if name in members)
@@ -176,6 +205,7 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
             keypoints=tuple(Keypoint(**keypoint) for keypoint in about.get("keypoints", ())),
             object_mask=_mask(members, "object.png"),
             part_mask=_mask(members, "part.png"),
+            group=about.get("group"),
         )
     except (TypeError, ValueError) as error:
         raise ShardError("broken json") from error

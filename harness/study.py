@@ -21,12 +21,15 @@ from safetensors.torch import save as save_tensors
 
 from harness.bank import BankSpec, BankStore
 from harness.core import FittedStack, Metric, Predictions, Rows
+from harness.device import Precision
+from harness.encoders import EncoderSpec
 from harness.errors import BankError, HarnessError
 from harness.metrics import metric
 from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.propose import HeadScore
 from harness.splits import hold_out
+from harness.stream import Source
 
 SCORING_VERSION = 1
 """Raised whenever a change to probes, metrics or selection could change a value."""
@@ -40,6 +43,21 @@ class BankRef:
 
     bank: BankSpec
     without: tuple[str, ...] = ()
+    source: Source | None = None
+    """The shards themselves, where the study streams them; the bank then names the stream and holds its accounts alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What a study that streams its images needs beside their shards."""
+
+    encoder: EncoderSpec
+    weights_sha256: str
+    precision: Precision
+    batch_size: int
+    """Of the encoder, whatever the protocol's batch."""
+    decode_threads: int
+    checkpoint_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +84,16 @@ class Study:
     seed: int
     contents: str
     """Digest of what the banks really hold: a repaired shard makes another study of it."""
+    stream: Stream | None = None
+    """None where the study reads banks."""
 
     @functools.cached_property
     def id(self) -> str:
-        text = json.dumps({**asdict(self), "scoring_version": SCORING_VERSION}, sort_keys=True, default=list)
+        plain = asdict(self)
+        plain.pop("stream")  # what could change a value is in the identity of its banks; the rest is names and places
+        for ref in (*plain["train"].values(), *plain["val"].values()):
+            ref.pop("source")
+        text = json.dumps({**plain, "scoring_version": SCORING_VERSION}, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -168,15 +192,15 @@ class StudyRunner:
         stack = probe(study.probe).restore(self.state(study, chosen), self._training_rows(study, chosen.readout), **self._how(study))
         if not len(test):
             values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
-            return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start, created_at=_now())
+            return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start, created_at=now())
         predictions = stack.predict(test, 0)
         return Score(
             head=chosen,
-            values=tuple(_estimate(metric(name), predictions, study) for name in study.metrics),
+            values=tuple(estimate(metric(name), predictions, study) for name in study.metrics),
             n=len(set(predictions.keys)),
             seconds=time.perf_counter() - start,
-            created_at=_now(),
-            predictions=_columns(predictions),
+            created_at=now(),
+            predictions=columns_of(predictions),
             neighbours=_gallery(study, test) if study.probe == "retrieval" else [],
         )
 
@@ -211,7 +235,7 @@ class StudyRunner:
         return self._rows[key]
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -227,12 +251,12 @@ def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> 
     return (value, None) if np.isfinite(value) else (None, f"{study.metrics[0]} is undefined on the selection split")
 
 
-def _estimate(one: Metric, predictions: Predictions, study: Study) -> Value:
+def estimate(one: Metric, predictions: Predictions, study: Study) -> Value:
     found = interval(one, predictions, study.classes, seed=study.seed)
     return Value(metric=one.name, value=found.value, low=found.low, high=found.high, reason=found.reason)
 
 
-def _columns(predictions: Predictions) -> dict[str, list[Any]]:
+def columns_of(predictions: Predictions) -> dict[str, list[Any]]:
     scores = [None if np.isnan(score) else float(score) for score in predictions.scores]
     return {
         "key": list(predictions.keys),

@@ -31,7 +31,7 @@ from harness.plan import Plan, StudyPlan, bytes_of_banks, make_plan
 from harness.progress import Progress
 from harness.report import terminal, write_report
 from harness.search import Journal, SearchSettings, StudyState, run_search
-from harness.study import BankRef, Study, StudyRunner
+from harness.study import BankRef, Stream, Study, StudyRunner
 from harness.tables import publish
 
 OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -115,7 +115,7 @@ def run_plan(plan: Plan, out: Path, cache: str, cluster: Cluster, machine: Machi
 def run_id(plan: Plan) -> str:
     """Names what was asked: the same request has the same id, wherever and however often it runs."""
     asked = {
-        "sweep": plan.sweep.model_dump(exclude={"resources": {"actors", "decode_threads", "lease_timeout"}, "shards": True}),
+        "sweep": plan.sweep.model_dump(exclude={"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}),
         "weights": {name: info.weights_sha256 for name, info in plan.infos.items()},
         "data": {name: manifest.to_json() for name, manifest in plan.manifests.items()},
         "device": [plan.device_type, plan.precision],
@@ -146,10 +146,17 @@ def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluste
 def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
     if study.undefined is not None:
         return Outcome(plan=study, state=None)
+    streams = study.task.feed == "streamed"
     refs = {
-        role: {readout: BankRef(bank=bank, without=accounts.without(bank)) for readout, bank in banks.items()} for role, banks in study.banks.items()
+        role: {
+            readout: BankRef(bank=bank, without=() if streams else accounts.without(bank), source=study.sources.get(role))
+            for readout, bank in banks.items()
+        }
+        for role, banks in study.banks.items()
     }
-    contents = [(bank.key, receipt.shard, receipt.seen, receipt.sha256) for bank in study.specs for receipt in accounts.of(bank)]
+    # what a stream holds is known when it was read: until then its manifest's digests, which are part of its key, stand for it
+    known = [] if streams else [(bank, receipt) for bank in study.specs for receipt in accounts.of(bank)]
+    contents = [(bank.key, receipt.shard, receipt.seen, receipt.sha256) for bank, receipt in known]
     search, task = plan.sweep.search, study.task
     return Outcome(
         plan=study,
@@ -169,9 +176,22 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
                 lr=search.lr,
                 seed=search.seed,
                 contents=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
+                stream=_stream(plan, study) if streams else None,
             ),
             test=refs["test"],
         ),
+    )
+
+
+def _stream(plan: Plan, study: StudyPlan) -> Stream:
+    resources = plan.sweep.resources
+    return Stream(
+        encoder=plan.encoders[study.encoder.name],
+        weights_sha256=study.encoder.weights_sha256,
+        precision=plan.precision,
+        batch_size=resources.batch_size,
+        decode_threads=resources.decode_threads,
+        checkpoint_seconds=resources.checkpoint_seconds,
     )
 
 

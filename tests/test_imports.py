@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"core", "errors"},
+    {"augment"},
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts", "tables", "preprocess", "device", "splits", "progress"},
     {"stream", "bank", "tasks", "propose"},
-    {"extract", "study"},
+    {"extract", "study", "feed"},
+    {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
     {"collect"},
     {"sweep"},

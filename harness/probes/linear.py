@@ -70,6 +70,18 @@ class Head:
         self.weight_CD.add_(self._velocity_CD, alpha=-lr)
         self.bias_C1.add_(self._velocity_C1, alpha=-lr)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on, by name, on the CPU; copies."""
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self._tensors().items()}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight_CD, "bias": self.bias_C1, "velocity/weight": self._velocity_CD, "velocity/bias": self._velocity_C1}
+
 
 @dataclass(frozen=True)
 class LinearProbe:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.core import Level, Metric, Task, TaskProtocol, View
+from harness.core import Feed, Level, Metric, Task, TaskProtocol, View
 from harness.errors import RequestError, nearest
 from harness.manifest import Manifest, load_manifest
 from harness.probes import check, probe
@@ -35,6 +35,12 @@ class Template:
     """Protocol name to its fields, the default one first. Every protocol of a task has the same fields, `readouts` among them."""
     view: Callable[[Fields], View]
     classes: Callable[[Fields], tuple[str, ...]]
+    feed: Feed = "banked"
+    """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out, and
+    one that has the word `streamed` in it asks for them."""
+
+    def matches(self, wanted: str) -> bool:
+        return fnmatch.fnmatchcase(self.name, wanted) and (self.feed == "banked" or "streamed" in wanted)
 
     def task(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> Task:
         """The task under one of its protocols, with those `overrides` that are fields of it. Raises RequestError."""
@@ -61,6 +67,7 @@ class Template:
             probe=probe(self.probe),
             metrics=self.metrics,
             protocol=TaskProtocol(name=name, fields=fields),
+            feed=self.feed,
         )
 
 
@@ -78,7 +85,7 @@ def templates(manifest: Manifest) -> dict[str, Template]:
 def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[list[Task], dict[str, Manifest]]:
     """The tasks that `patterns` ask for, in their order and each once, and the manifests of their data sets.
 
-    Raises RequestError for a pattern that matches nothing, and for an override that is a field of none of the tasks.
+    Raises RequestError for a pattern that matches nothing, and for an override that is a field of no task of these data sets.
     """
     manifests: dict[str, Manifest] = {}
     chosen: dict[tuple[str, str], Task] = {}
@@ -88,20 +95,22 @@ def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[lis
         wanted, _, protocol = rest.partition("@")
         if not slash or not dataset or not wanted:
             raise RequestError(f"tasks: expected <data set>/<task>, got {pattern!r}")
-        manifest = manifests.setdefault(dataset, load_manifest(shards, dataset)) if dataset not in manifests else manifests[dataset]
+        if dataset not in manifests:
+            manifests[dataset] = load_manifest(shards, dataset)
+        manifest = manifests[dataset]
         known = templates(manifest)
-        names = [name for name in known if fnmatch.fnmatchcase(name, wanted)]
+        names = [name for name, template in known.items() if template.matches(wanted)]
         if not names:
             listed = ", ".join(known) or "none: its manifest names no labels and no parts"
             raise RequestError(f"tasks: {dataset} has no task {wanted!r}{nearest(wanted, known)}; it has {listed}")
+        known_fields |= {field for template in known.values() for fields in template.protocols.values() for field in fields}
         for name in names:
             task = known[name].task(manifest, protocol or None, overrides)
-            known_fields |= set(task.protocol.fields)
             chosen.setdefault((task.name, task.protocol.name), task)
     for key in overrides:
         if key not in known_fields:
             raise RequestError(
-                f"protocol.{key}: no task of this sweep has this field{nearest(key, known_fields)}; they have {', '.join(sorted(known_fields))}"
+                f"protocol.{key}: no task of these data sets has this field{nearest(key, known_fields)}; they have {', '.join(sorted(known_fields))}"
             )
     return list(chosen.values()), manifests
 

@@ -1,0 +1,394 @@
+"""What a trial does that streams its images: one encoder pass over train serves all heads of the stack, then one over the selection split.
+
+It owns its encoder, keeps a checkpoint, and publishes the account of every shard as a bank part without rows, so that the ledger and the records
+treat a stream as they treat a bank. `run_round` is given no test split, and `score` trains nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from harness.augment import draw
+from harness.bank import BankStore, PartRows, Receipt
+from harness.core import Predictions, Rows, Sample
+from harness.device import Compute
+from harness.encoders import EncoderSpec, load
+from harness.errors import HarnessError, ProbeError, RunError, ShardError
+from harness.feed import Epoch, merged
+from harness.metrics import metric
+from harness.propose import HeadScore
+from harness.splits import hold_out
+from harness.stream import ShardAudit, Source, label_and_group, read_records
+from harness.study import BankRef, Round, Score, Stream, Study, StudyRunner, Value, columns_of, estimate, now
+from harness.trainers import KINDS, Network, Proposal, Scorer, Setting, State, Trainer
+
+STREAM_VERSION = 1
+"""Raised whenever a change to augmentation, order or training on a stream could change a value."""
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Where a training is, as its checkpoint says."""
+
+    proposals: list[list[Any]]
+    epoch: int = 0
+    position: int = 0
+    """Samples of the epoch that were taken."""
+    step: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
+    """Key to reason, of the epoch's samples that did not decode."""
+    audits: list[dict[str, Any]] = field(default_factory=list)
+    """Of every shard that of the epoch in which it lost most; empty before the first epoch has ended."""
+    starts: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+class StreamedRunner:
+    """Runs rounds and scores of streamed studies in one process; keeps the encoder that it loaded last."""
+
+    def __init__(self, cache: str, compute: Compute, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = BankStore(cache)
+        self._heads = StudyRunner(cache, compute.device)
+        self._compute = compute
+        self._clock = clock
+        self._loaded: tuple[EncoderSpec, Any] | None = None
+        self._held: dict[str, frozenset[str]] = {}
+
+    def run_round(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Round:
+        """Train `proposals` (readout, learning rate) as one stack on the train stream, and score every head on the selection split."""
+        start = time.perf_counter()
+        states: dict[str, torch.Tensor] = {}
+        try:
+            fitted, train = self._train(study, index, proposals)
+            values = self._select(study, proposals, fitted, train)
+            for number, state in enumerate(fitted):
+                states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in state.items() if values[number][0] is not None}
+        except RunError:
+            raise
+        except HarnessError as error:
+            values = [(None, str(error)) for _ in proposals]
+        self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(states), replace=True)
+        self._store.discard(*_checkpoint(study, index))
+        heads = tuple(
+            HeadScore(round=index, head=number, lr=rate, readout=readout, value=value, error=error)
+            for number, ((readout, rate), (value, error)) in enumerate(zip(proposals, values, strict=True))
+        )
+        return Round(index=index, heads=heads, seconds=time.perf_counter() - start)
+
+    def score(self, study: Study, chosen: HeadScore, held_back: BankRef) -> Score:
+        """The chosen head on the test stream, as it is: no refit."""
+        start = time.perf_counter()
+        setting = self._setting(study)
+        scorer = KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
+        epoch = Epoch(source=_source(held_back), threads=_stream(study).decode_threads)
+        found: list[Predictions] = []
+        for (one,) in _scored(scorer, epoch, setting.network.batch_size):
+            if isinstance(one, ProbeError):
+                raise one
+            found.append(one)
+        self._account(held_back, epoch.audits, setting.network, starts=1)
+        how: dict[str, Any] = {"head": chosen, "seconds": time.perf_counter() - start, "created_at": now()}
+        if not found:
+            values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
+            return Score(values=values, n=0, **how)
+        predictions = _joined(found)
+        values = tuple(estimate(metric(name), predictions, study) for name in study.metrics)
+        how["seconds"] = time.perf_counter() - start
+        return Score(values=values, n=len(set(predictions.keys)), predictions=columns_of(predictions), **how)
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _train(self, study: Study, index: int, proposals: Sequence[Proposal]) -> tuple[list[dict[str, torch.Tensor]], _Account]:
+        """What each head is scored from, and the account of train."""
+        setting = self._setting(study)
+        trainer = KINDS[study.probe].trainer(setting, proposals)
+        training = _Training(
+            study=study,
+            source=_source(_any(study.train)),
+            held=self._held_out(study),
+            trainer=trainer,
+            progress=self._resumed(study, index, proposals, trainer),
+            save=lambda progress: self._save(study, index, progress, trainer, setting.network),
+            clock=self._clock,
+        )
+        training.run()
+        progress = training.progress
+        return trainer.fitted(), _Account(
+            audits=[ShardAudit(**audit) for audit in progress.audits],
+            images=progress.images + setting.network.images,
+            seconds=progress.seconds + setting.network.seconds,
+            starts=progress.starts,
+        )
+
+    def _resumed(self, study: Study, index: int, proposals: Sequence[Proposal], trainer: Trainer[Any]) -> Position:
+        """Where the checkpoint says that this very round is, the heads being brought there; the beginning, where there is none."""
+        fresh = Position(proposals=[list(one) for one in proposals], starts=1)
+        data = self._store.read_bytes(*_checkpoint(study, index))
+        if data is None:
+            return fresh
+        tensors = load_tensors(data)
+        progress = Position(**json.loads(bytes(tensors.pop("progress").tolist())))
+        if progress.proposals != fresh.proposals:
+            return fresh
+        trainer.load([_of_head(tensors, number) for number in range(len(proposals))])
+        return replace(progress, starts=progress.starts + 1)
+
+    def _save(self, study: Study, index: int, progress: Position, trainer: Trainer[Any], network: Network) -> None:
+        told = replace(progress, images=progress.images + network.images, seconds=progress.seconds + network.seconds)
+        tensors = {f"{number}/{name}": tensor.contiguous() for number, state in enumerate(trainer.state()) for name, tensor in state.items()}
+        tensors["progress"] = torch.tensor(list(json.dumps(asdict(told)).encode()), dtype=torch.uint8)
+        self._store.publish(_checkpoint(study, index), save_tensors(tensors), replace=True)
+
+    def _held_out(self, study: Study) -> frozenset[str]:
+        """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
+        if not study.holds_out:
+            return frozenset()
+        ref = _any(study.train)
+        if ref.bank.key not in self._held:
+            found = {key: (label, group) for key, label, group in _labels(_source(ref))}
+            targets = np.array([-1 if label is None else label for label, _ in found.values()], np.int64)
+            groups = [group for _, group in found.values()]
+            rows = Rows(keys=list(found), groups=groups, targets=targets, features=np.zeros((len(found), 0), np.float32))
+            self._held[ref.bank.key] = frozenset(hold_out(rows, seed=study.seed)[1].keys)
+        return self._held[ref.bank.key]
+
+    # --- selection ----------------------------------------------------------------------------------------------------
+
+    def _select(self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State], train: _Account) -> list[tuple[float | None, str | None]]:
+        """Each head's value on the selection split, or why it has none; publishes the accounts of train and of val."""
+        setting = self._setting(study)
+        scorer = KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
+        ref = _any(study.train if study.holds_out else study.val)
+        held = self._held_out(study)
+        epoch = Epoch(source=_source(ref), threads=_stream(study).decode_threads)
+        if study.holds_out:
+            epoch.wanted = held.__contains__
+        first = metric(study.metrics[0])
+        sums: list[np.ndarray | None] = [None] * len(proposals)
+        errors: list[str | None] = [None] * len(proposals)
+        for batch in _scored(scorer, epoch, setting.network.batch_size):
+            for number, found in enumerate(batch):
+                if isinstance(found, ProbeError):
+                    errors[number] = str(found)
+                    continue
+                counts, before = first.counts(found, study.classes).sum(axis=0), sums[number]
+                sums[number] = counts if before is None else before + counts
+        if study.holds_out:
+            merged(train.audits, {audit.shard: _failures(audit, epoch.lost) for audit in epoch.audits})
+        else:
+            self._account(ref, epoch.audits, setting.network, starts=1)
+        train.publish(self._store, _any(study.train))
+        return [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
+
+    # --- what both need -----------------------------------------------------------------------------------------------
+
+    def _setting(self, study: Study) -> Setting:
+        stream = _stream(study)
+        if self._loaded is None or self._loaded[0] != stream.encoder:
+            self._loaded = None  # room for the next one
+            encoder = load(stream.encoder)
+            encoder.module.to(self._compute.device)
+            self._loaded = (stream.encoder, encoder)
+        encoder = self._loaded[1]
+        if encoder.info.weights_sha256 != stream.weights_sha256:
+            raise RunError(
+                f"encoder {stream.encoder.name}: expected weights {stream.weights_sha256[:12]}…, got {encoder.info.weights_sha256[:12]}…; "
+                "its checkpoint has changed since the sweep began: run it again"
+            )
+        network = Network(encoder, self._compute, stream.batch_size)
+        return Setting(network=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
+
+    def _account(self, ref: BankRef, audits: Sequence[ShardAudit], network: Network, *, starts: int) -> None:
+        _Account(audits=list(audits), images=network.images, seconds=network.seconds, starts=starts).publish(self._store, ref)
+
+
+@dataclass(kw_only=True)
+class _Account:
+    """What became of a stream's samples, and what that cost."""
+
+    audits: list[ShardAudit]
+    images: int
+    seconds: float
+    starts: int
+
+    def publish(self, store: BankStore, ref: BankRef) -> None:
+        """As bank parts without rows; images and seconds are shared out by the shards' samples."""
+        total = sum(audit.expected for audit in self.audits) or 1
+        for audit in self.audits:
+            share = audit.expected / total
+            receipt = Receipt.of(
+                audit,
+                bank_key=ref.bank.key,
+                attempts=self.starts,
+                node=socket.gethostname(),
+                rows=0,
+                seconds=self.seconds * share,
+                images=round(self.images * share),
+            )
+            store.write_part(ref.bank, PartRows(), receipt)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Training:
+    """Epochs over the train stream until the protocol's end."""
+
+    study: Study
+    source: Source
+    held: frozenset[str]
+    trainer: Trainer[Any]
+    progress: Position
+    save: Callable[[Position], None]
+    clock: Callable[[], float]
+
+    def run(self) -> None:
+        """Raises ProbeError where an epoch has no sample that can be trained on."""
+        self._samples = self.source.samples - len(self.held)
+        self._steps = self.trainer.steps(-(-self._samples // self.trainer.batch_size))
+        self._saved = self.clock()
+        while not self._ended:
+            before = self.progress.step, self.progress.position
+            self._epoch()
+            if before == (self.progress.step, 0):
+                break
+        if not self.progress.step:
+            raise ProbeError(f"{self.study.name}: expected train samples, got none that can be used; look at the data set's shards")
+
+    @property
+    def _ended(self) -> bool:
+        return self.progress.step >= self._steps or (self.trainer.epochs is not None and self.progress.epoch >= self.trainer.epochs)
+
+    def _epoch(self) -> None:
+        progress, seed = self.progress, self.study.seed
+        epoch = Epoch(
+            source=self.source,
+            threads=_stream(self.study).decode_threads,
+            order=draw(seed, progress.epoch, "order of the samples"),
+            wanted=lambda key: key not in self.held,
+            skip=progress.position,
+            lost=progress.lost,
+        )
+        batch: list[Any] = []
+        with epoch.reading(partial(_drawn, self.trainer, seed, progress.epoch)) as samples:
+            for one in samples:
+                batch.append(one.value)
+                if len(batch) < self.trainer.batch_size:
+                    continue
+                self._step(batch, one.position)
+                batch = []
+                if progress.step >= self._steps and one.position < self._samples:
+                    self._save()
+                    return  # the protocol ends within an epoch
+        if batch:
+            self._step(batch, progress.position + len(batch))
+        progress.audits = _worst(progress.audits, epoch.audits)
+        progress.epoch, progress.position, progress.lost = progress.epoch + 1, 0, {}
+        self._save()
+
+    def _step(self, batch: Sequence[Any], position: int) -> None:
+        progress = self.progress
+        if progress.step >= self._steps:  # a stream may hold more samples than its manifest says
+            return
+        self.trainer.step(batch, progress.step, self._steps)
+        progress.step += 1
+        progress.position = position
+        if self.clock() - self._saved >= _stream(self.study).checkpoint_seconds:
+            self._save()
+
+    def _save(self) -> None:
+        self.save(self.progress)
+        self._saved = self.clock()
+
+
+def _drawn(trainer: Trainer[Any], seed: int, epoch: int, sample: Sample) -> Any:
+    return trainer.draw(sample, draw(seed, epoch, sample.key))
+
+
+def _scored(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:
+    """Predictions of every head, some samples at a time."""
+    keys: list[str] = []
+    batch: list[Any] = []
+    for one in epoch.read(scorer.view):
+        keys.append(one.key)
+        batch.append(one.value)
+        if sum(map(scorer.inputs, batch)) >= batch_size:
+            yield scorer.predict(keys, batch)
+            keys, batch = [], []
+    if batch:
+        yield scorer.predict(keys, batch)
+
+
+def _value(study: Study, total: np.ndarray | None, error: str | None) -> tuple[float | None, str | None]:
+    if error is not None or total is None:
+        return None, error or "the selection split has no such items"
+    value = float(metric(study.metrics[0]).value(total))
+    return (value, None) if np.isfinite(value) else (None, f"{study.metrics[0]} is undefined on the selection split")
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    return Predictions(
+        keys=[key for part in parts for key in part.keys],
+        groups=[group for part in parts for group in part.groups],
+        targets=np.concatenate([part.targets for part in parts]),
+        predictions=np.concatenate([part.predictions for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
+
+
+def _worst(kept: Sequence[Mapping[str, Any]], audits: Sequence[ShardAudit]) -> list[dict[str, Any]]:
+    """Of every shard the account of the epoch that lost most of it."""
+    fresh = [asdict(audit) for audit in audits]
+    return [new if new["failed"] > old["failed"] else dict(old) for old, new in zip(kept, fresh, strict=True)] if kept else fresh
+
+
+def _failures(audit: ShardAudit, lost: Mapping[str, str]) -> dict[str, str]:
+    return {key: reason for reason, keys in audit.reasons.items() for key in keys if lost.get(key) == reason}
+
+
+def _labels(source: Source) -> Iterable[tuple[str, int | None, str]]:
+    """(key, label, group) of every record, without decoding an image; of a shard that cannot be read, of those before."""
+    for url, shard in source.shards:
+        audit = ShardAudit(shard=shard.file, expected=shard.samples)
+        with contextlib.suppress(ShardError):
+            for key, members in read_records(url, shard, source.annotations, audit):
+                label, group = label_and_group(members)
+                yield key, label, group or key
+
+
+def _of_head(tensors: State, number: int) -> dict[str, torch.Tensor]:
+    prefix = f"{number}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _checkpoint(study: Study, index: int) -> tuple[str, str]:
+    """In the folder of the train stream, so that what discards its accounts discards this."""
+    return _any(study.train).bank.key, f"checkpoint-{study.id}-{index}.safetensors"
+
+
+def _any(refs: Mapping[str, BankRef]) -> BankRef:
+    """All readouts of a stream come out of one."""
+    return next(iter(refs.values()))
+
+
+def _source(ref: BankRef) -> Source:
+    if ref.source is None:
+        raise ProbeError(f"stream {ref.bank.key}: expected its shards, got none; this study reads banks")
+    return ref.source
+
+
+def _stream(study: Study) -> Stream:
+    if study.stream is None:
+        raise ProbeError(f"{study.name}: expected a streamed study, got one that reads banks")
+    return study.stream

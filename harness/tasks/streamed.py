@@ -1,0 +1,80 @@
+"""Tasks whose probe trains while augmented images stream through the encoder: linear probe, linear segmentation (Zhu et al., TMLR 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.core import Level, View
+from harness.errors import ProbeError, RequestError
+from harness.manifest import Manifest, MaskKind
+from harness.metrics import metric
+from harness.probes import defaults
+from harness.probes.augmented import AugmentedFields
+from harness.probes.segmentation import SegmentationFields
+from harness.tasks import Fields, Template
+from harness.tasks.objects import POOLED
+from harness.views.whole import Whole
+
+ADE20K = {"train_scale": (2048, 512), "crop": 512, "test_scale": (2048, 512), "stride": 341}
+PASCAL = {"train_scale": (520, 520), "crop": 480, "test_scale": (3840, 480), "stride": 161}
+LIP = {"train_scale": (1024, 320), "crop": 320, "test_scale": (4096, 320), "stride": 161}
+SIZES = {"ade20k": ADE20K, "pascal": PASCAL, "lip": LIP}
+"""By the beginning of the data set's name; of any other data set, ADE20K's."""
+PAPER = {"blocks": (), "upsample": 4, "loss_mean": "labelled"}
+"""The last layer's tokens, upsampled four times."""
+RELEASE = {"blocks": (3, 5, 7, 11), "upsample": 1, "loss_mean": "all"}
+"""What the authors' released code does. Whether it changes mmsegmentation's default mean over all pixels is not known."""
+
+
+def checked(name: str, kind: type[AugmentedFields] | type[SegmentationFields], fields: Fields) -> View:
+    """The view of a stream. Raises RequestError where a field has a value that it cannot take."""
+    try:
+        kind.read(name, fields)
+    except ProbeError as error:
+        raise RequestError(str(error)) from None
+    return Whole()
+
+
+def ignored(classes: tuple[str, ...]) -> tuple[int, ...]:
+    """Values of a label map that do not count: 255 where it is no class, and 0, the background, but where there is one class beside it only."""
+    return (*((0,) if len(classes) > 2 else ()), *((255,) if len(classes) <= 255 else ()))
+
+
+def segmentation(manifest: Manifest, mask: MaskKind, level: Level) -> Template:
+    classes = manifest.mask_classes[mask]
+    sizes = next((sizes for beginning, sizes in SIZES.items() if manifest.dataset.startswith(beginning)), ADE20K)
+    own: dict[str, Any] = {**SegmentationFields().model_dump(), "readouts": ("tokens",), "mask": mask, "ignore_label": ignored(classes), **sizes}
+    return Template(
+        name=f"{level}-segmentation-streamed",
+        level=level,
+        probe="dense",
+        metrics=(metric("mIoU"), metric("mAcc"), metric("aAcc")),
+        protocols={"release": {**own, **RELEASE}, "paper": {**own, **PAPER}},
+        view=lambda fields: checked(f"{level}-segmentation-streamed", SegmentationFields, fields),
+        classes=lambda _: classes,
+        feed="streamed",
+    )
+
+
+def templates(manifest: Manifest) -> list[Template]:
+    """The linear probe where samples have labels; segmentation where they have label maps with named values."""
+    found = []
+    if "label" in manifest.annotations:
+        linear = {**defaults("linear"), **AugmentedFields().model_dump(), "readouts": POOLED}
+        found.append(
+            Template(
+                name="object-linear-streamed",
+                level="object",
+                probe="linear",
+                metrics=(metric("accuracy"), metric("mean_class_accuracy")),
+                protocols={"zhu2023": linear},
+                view=lambda fields: checked("object-linear-streamed", AugmentedFields, fields),
+                classes=lambda _: manifest.classes,
+                feed="streamed",
+            )
+        )
+    if "object" in manifest.mask_classes:
+        found.append(segmentation(manifest, "object", "object"))
+    if "part" in manifest.mask_classes:
+        found.append(segmentation(manifest, "part", "part"))
+    return found
