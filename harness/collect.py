@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from harness.plan import Plan, StudyPlan
 from harness.probes import probe
 from harness.search import StudyState
 from harness.study import StudyRunner, Value
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, publish, write_table
+from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 
 _PACKAGES = ("partwise", "torch", "torchvision", "timm", "ray", "webdataset", "accelerate", "optuna", "pyarrow", "numpy", "pillow")
 
@@ -82,11 +81,6 @@ def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accoun
             write_table(out / folder / path, rows, schema)
     _save_heads(out, outcomes, cache)
     return results
-
-
-def file_name(name: str) -> str:
-    """An encoder's name as a file name: whatever could be a path or a drive becomes `_`."""
-    return re.sub(r"[^\w.+@=-]", "_", name)
 
 
 def _results(plan: Plan, outcome: Outcome, accounts: Accounts, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

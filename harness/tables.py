@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,3 +145,9 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a table that `write_table` wrote, as dictionaries."""
     return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+
+
+def file_name(encoder: str) -> str:
+    """An encoder's name as a file name: different names give different ones, and none is a path."""
+    quoted = quote(encoder, safe=" @+=,")
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted

@@ -19,9 +19,8 @@ import yaml
 from harness.core import Item, Predictions, Task
 from harness.manifest import Manifest, load_manifest, shard_url
 from harness.metrics.bootstrap import interval
-from harness.report.run import file_name
 from harness.stream import ShardAudit, read_samples
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
+from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
 from harness.tasks import select
 
 TASKS = ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-retrieval", "part-linear", "part-knn")

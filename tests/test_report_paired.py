@@ -13,7 +13,8 @@ from harness.metrics import metric
 from harness.metrics.bootstrap import paired_interval
 from harness.report.board import make_board
 from harness.report.paired import Comparisons, compare
-from harness.report.run import Run, file_name, random_twins, read_run
+from harness.report.run import Run, random_twins, read_run
+from harness.tables import file_name
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from report_example import Example
 
-from harness.collect import file_name as written_as
 from harness.errors import RequestError
 from harness.report.__main__ import main
 from harness.report.palette import look
-from harness.report.run import file_name, random_twins, read_run
+from harness.report.run import random_twins, read_run
+from harness.tables import file_name
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Example(shards=root / "shards", encoders=("alpha", "hub:some/net"), tasks=("object-knn",)).write(root / "out")
 
 
-@pytest.mark.parametrize("name", ["alpha", "timm:vit_small.dino", "hf-hub:a/b", "../../etc", "<script>", "a b", "ünï", "a@b=c+d"])
-def test_tables_are_looked_for_where_they_were_written(name: str) -> None:
-    assert file_name(name) == written_as(name)
+def test_every_encoder_has_a_folder_of_its_own_that_is_no_path() -> None:
+    names = ["alpha", "timm:vit_small.dino", "hf-hub:a/b", "hf-hub:a_b", "../../etc", "..", ".", "<script>", "a b", "ünï", "a@b=c+d"]
+    folders = [file_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert all("/" not in folder and not folder.startswith(".") for folder in folders)
 
 
 def test_predictions_of_an_encoder_whose_name_is_no_file_name_are_found(run: Path) -> None:

@@ -16,10 +16,10 @@ from harness.report.gallery import galleries
 from harness.report.mosaic import mosaic
 from harness.report.paired import Comparisons, compare
 from harness.report.palette import RIGHT, WRONG, Look, look
-from harness.report.run import Run, file_name, random_twins, read_run
+from harness.report.run import Run, random_twins, read_run
 from harness.report.scatter import object_part
 from harness.report.sections import headline, ledger_sum, paired_table, provenance, records, study_lines
-from harness.tables import publish
+from harness.tables import file_name, publish
 
 GALLERY = "gallery"
 

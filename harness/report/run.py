@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from harness.config import parse_yaml, resolve_path
 from harness.core import Predictions
 from harness.errors import RequestError
 from harness.report.board import Row
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, SCHEMA_VERSION, TRIALS
+from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, SCHEMA_VERSION, TRIALS, file_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,11 +72,6 @@ def read_run(out: Path) -> Run:
         ledger=_rows(out / "ledger.parquet", LEDGER),
         sweep=_sweep(out / "sweep.yaml"),
     )
-
-
-def file_name(name: str) -> str:
-    """The name of an encoder's folder below predictions/ and neighbours/: whatever could be a path or a drive is `_`."""
-    return re.sub(r"[^\w.+@=-]", "_", name)
 
 
 def random_twins(sweep: Mapping[str, Any]) -> dict[str, str | None]:
