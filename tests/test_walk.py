@@ -1,0 +1,186 @@
+"""The whole walk in one process: values that can be recomputed, and statuses that say what happened."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from harness.core import Predictions
+from harness.metrics import metric
+from harness.metrics.bootstrap import interval
+from harness.probes import probe
+from harness.sweep import main
+from harness.tables import read_table
+
+Rows = list[dict[str, Any]]
+
+
+def sweep(folder: Path, *arguments: str) -> int:
+    return main([str(folder / "sweep.yaml"), "--out", str(folder / "out"), "--cache", str(folder / "cache"), *arguments])
+
+
+def table(folder: Path, name: str) -> Rows:
+    return read_table(folder / "out" / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep over every task."""
+    folder = tmp_path_factory.mktemp("walk")
+    tiny.build(folder / "shards")
+    (folder / "sweep.yaml").write_text(tiny.sweep_text(folder / "shards"))
+    assert sweep(folder) == 0
+    return folder
+
+
+def predictions_of(folder: Path, row: dict[str, Any]) -> Predictions:
+    rows = read_table(folder / "out" / "predictions" / row["encoder"] / f"{row['task']}.parquet")
+    columns: dict[str, Sequence[Any]] = defaultdict(list, {name: [one[name] for one in rows] for name in rows[0]})
+    assert set(columns["protocol"]) == {row["protocol"]}
+    return Predictions(
+        keys=columns["key"],
+        groups=columns["group"],
+        targets=np.array(columns["target"]),
+        predictions=np.array(columns["prediction"]),
+        scores=np.array([np.nan if score is None else score for score in columns["score"]]),
+    )
+
+
+def classes(task: str) -> int:
+    return {"object-segmentation": 2}.get(task, len(tiny.PARTS) if task.startswith("part") else len(tiny.CLASSES))
+
+
+def test_every_record_can_be_recomputed_from_its_predictions(done: Path) -> None:
+    rows = table(done, "results")
+    assert {row["task"] for row in rows} == {
+        f"tiny/{name}"
+        for name in ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-linear", "part-knn", "part-retrieval")
+    }
+    for row in rows:
+        assert row["status"] == "ok", row
+        predictions = predictions_of(done, row)
+        found = interval(metric(row["metric"]), predictions, classes(row["task"].split("/")[1]), seed=row["seed"])
+        assert (row["value"], row["ci_low"], row["ci_high"]) == (found.value, found.low, found.high)
+        assert 0 <= row["ci_low"] <= row["value"] <= row["ci_high"] <= 1
+        assert row["n"] == len(set(predictions.keys))
+
+
+def test_accuracy_and_miou_are_scikit_learns(done: Path) -> None:
+    values = {(row["task"], row["metric"]): row for row in table(done, "results")}
+    linear = values["tiny/part-linear", "accuracy"]
+    predictions = predictions_of(done, linear)
+    assert linear["value"] == pytest.approx(accuracy_score(predictions.targets, predictions.predictions))
+    segmentation = values["tiny/object-segmentation", "mIoU"]
+    cells = predictions_of(done, segmentation)
+    matrix = confusion_matrix(cells.targets, cells.predictions, sample_weight=cells.scores)
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    assert segmentation["value"] == pytest.approx((matrix.diagonal() / union).mean())
+
+
+def test_every_round_and_every_score_was_a_trial_of_the_tuner(done: Path) -> None:
+    rounds = {(row["task"], row["round"]) for row in table(done, "trials")}
+    studies = {row["task"] for row in table(done, "results")}
+    tried = [path for path in (done / "out" / "tune" / "search").iterdir() if path.is_dir()]
+    assert len(tried) == len(rounds) + len(studies)
+    assert list((done / "out" / "tune" / "search").glob("experiment_state*.json"))
+
+
+def test_heads_are_chosen_on_val_and_their_number_is_told(done: Path) -> None:
+    trials = table(done, "trials")
+    for row in table(done, "results"):
+        mine = [trial for trial in trials if trial["task"] == row["task"]]
+        chosen = json.loads(row["hyperparameters"])
+        (head,) = [trial for trial in mine if (trial["round"], trial["head"]) == (chosen["round"], chosen["head"])]
+        assert head["val_value"] == max(trial["val_value"] for trial in mine)
+        assert (head["lr"], head["readout"]) == (chosen["lr"], chosen["readout"])
+        assert row["selected_on"] == "val"
+        learning_rate = probe(row["probe"]).has_learning_rate
+        assert row["num_trials"] == len(mine) == len({trial["readout"] for trial in mine}) * (2 * 3 if learning_rate else 1)
+
+
+def test_provenance_is_complete(done: Path) -> None:
+    for row in table(done, "results"):
+        assert len(row["weights_sha256"]) == 64
+        assert {"torch", "timm", "ray", "optuna"} <= set(json.loads(row["versions"]))
+        assert row["device"].startswith("cpu:")
+        assert row["precision"] == "float32"
+        assert json.loads(row["protocol_fields"])["readouts"]
+        for key in row["bank_keys"]:
+            described = json.loads((done / "cache" / key / "bank.json").read_text())
+            assert described["identity"]["weights_sha256"] == row["weights_sha256"]
+            assert described["key"] == key
+
+
+def test_broken_samples_make_records_incomplete_until_they_are_mended(tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path / "shards")
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=["tiny/object-knn"]))
+    whole = {path: path.read_bytes() for path in folder.glob("*.tar")}
+    cut = folder / "test-000.tar"
+    cut.write_bytes(whole[cut][: len(whole[cut]) // 2 // 512 * 512])
+    (folder / "train-001.tar").unlink()
+    assert sweep(tmp_path) == 1
+    (row, _) = table(tmp_path, "results")
+    assert row["status"] == "incomplete"
+    assert row["value"] is not None
+    assert "test-000.tar" in row["error"]
+    assert "train-001.tar: shard lost" in row["error"]
+    ledger = {(one["shard"], one["bank_key"]): one for one in table(tmp_path, "ledger")}
+    assert all(one["seen"] + one["failed"] == one["expected"] for one in ledger.values())
+    lost = [one for (shard, _), one in ledger.items() if shard == "train-001.tar"]
+    assert lost
+    assert all((one["status"], one["seen"], one["failed"]) == ("failed", 0, 12) for one in lost)
+    assert row["n_failed"] == sum(one["failed"] for one in ledger.values() if one["bank_key"] in row["bank_keys"])
+    for path, data in whole.items():
+        path.write_bytes(data)
+    before = len((tmp_path / "out" / "events.jsonl").read_text().splitlines())
+    assert sweep(tmp_path) == 0
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()[before:]]
+    assert {event["shard"] for event in events} == {"tiny/test/test-000.tar", "tiny/train/train-001.tar"}
+    assert {one["status"] for one in table(tmp_path, "results")} == {"ok"}
+
+
+def test_a_data_set_without_val_is_selected_on_a_tenth_of_train(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards", splits={"train": 90, "test": 6})
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=["tiny/object-linear", "tiny/object-retrieval"]))
+    assert sweep(tmp_path) == 0
+    assert {row["selected_on"] for row in table(tmp_path, "results")} == {"train/10"}
+
+
+def test_undefined_is_a_row_with_a_reason_and_failed_one_with_an_error(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards", splits={"train": 12, "val": 6, "test": 6})
+    resnet = {"name": "resnet", "architecture": "test_resnet", "random": True, "preprocessing": {"size": 32}}
+    text = tiny.sweep_text(tmp_path / "shards", encoders=[resnet], tasks=["tiny/object-knn"], protocol={"readouts": ["cls"]})
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert sweep(tmp_path) == 0
+    for row in table(tmp_path, "results"):
+        assert (row["status"], row["value"], row["error"]) == ("undefined", None, "cls: the encoder has no cls token")
+    text = tiny.sweep_text(tmp_path / "shards", tasks=["tiny/object-linear"], search={"trials": 1, "stack": 2, "lr": [1e38, 2e38]})
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert sweep(tmp_path) == 1
+    for row in table(tmp_path, "results"):
+        assert (row["status"], row["value"]) == ("failed", None)
+        assert "1e" in row["error"]
+
+
+def test_the_chosen_heads_are_kept(done: Path) -> None:
+    saved = sorted(path.name for path in (done / "out" / "heads").rglob("*.safetensors"))
+    assert saved == ["object-linear@zhu2023.safetensors", "object-segmentation@banked.safetensors", "part-linear@zhu2023.safetensors"]
+
+
+def test_nothing_is_done_twice_and_fresh_does_it_again(done: Path, tmp_path: Path) -> None:
+    first = table(done, "results")
+    assert sweep(done, "--dry-run") == 0
+    assert sweep(done) == 0
+    assert table(done, "results") == first
+    assert sweep(done, "--fresh", "--set", "tasks=[tiny/object-knn]") == 0
+    again = table(done, "results")
+    assert [row["value"] for row in again] == [row["value"] for row in first if row["task"] == "tiny/object-knn"]
+    assert again[0]["created_at"] >= first[0]["created_at"]
