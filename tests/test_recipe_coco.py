@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import built
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from harness.core import Box, Keypoint
+from harness.errors import RequestError, ShardError
+from harness.manifest import load_manifest
+from harness.views.keypoint_patch import KeypointPatch
+from harness.views.whole import Whole
+from shards import coco, recipe
+
+WIDTH, HEIGHT = 40, 30
+POINTS = ("nose", "right_wrist", "left_ankle")
+DOG, PERSON = 18, 1
+SMALL = {"train2017 images": 2, "val2017 images": 3}
+
+
+def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's plain run lengths: columns first, starting with the background."""
+    runs = [(value, len(list(run))) for value, run in itertools.groupby(mask.flatten("F").tolist())]
+    return {"size": [HEIGHT, WIDTH], "counts": [0] * runs[0][0] + [length for _, length in runs]}
+
+
+def compressed(mask: np.ndarray) -> dict[str, Any]:
+    encoded = rle.encode(np.asfortranarray(mask))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def thing(number: int, image: int, category: int, box: list[float], outline: Any = None, **more: Any) -> dict[str, Any]:
+    x, y, width, height = box
+    polygon = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "segmentation": polygon if outline is None else outline,
+        "iscrowd": 0,
+        "area": width * height,
+        **more,
+    }
+
+
+CROWD = run_lengths(rectangle(0, 0, 30, 20))
+INSTANCES = {
+    "train2017": [
+        thing(101, 1, DOG, [10.0, 5.0, 12.0, 8.0]),
+        thing(100, 1, PERSON, [2.5, 3.5, 4.2, 5.2]),
+        thing(102, 1, PERSON, [0, 0, 30, 20], CROWD, iscrowd=1),
+    ],
+    "val2017": [
+        thing(200, 12, DOG, [30.0, 20.0, 15.0, 20.0]),  # beyond the image's right and lower edge
+        thing(201, 12, DOG, [7.0, 7.0, 0.0, 9.0]),
+        thing(202, 12, DOG, [41.0, 7.0, 5.0, 9.0]),
+        thing(203, 13, DOG, [4, 4, 8, 8], run_lengths(rectangle(6, 6, 10, 12))),
+        thing(204, 13, DOG, [4, 4, 8, 8], compressed(rectangle(6, 6, 10, 12))),
+        thing(205, 13, PERSON, [4, 4, 8, 8], [[4, 4, 8, 8], [5.0, 5.0, 9.0, 5.0, 9.0, 9.0, 5.0, 9.0]]),
+    ],
+}
+
+
+def person(number: int, image: int, points: list[int], **more: Any) -> dict[str, Any]:
+    return thing(number, image, PERSON, [1.0, 2.0, 20.0, 25.0], keypoints=points, num_keypoints=sum(v > 0 for v in points[2::3]), **more)
+
+
+PERSONS = {
+    "train2017": [person(300, 1, [10, 5, 2, 20, 5, 2, 12, 25, 1]), person(301, 1, [0, 0, 0, 0, 0, 0, 0, 0, 0]), person(302, 2, [0] * 9)],
+    "val2017": [
+        person(400, 12, [0, 0, 2, 39, 29, 2, 0, 0, 0]),  # the corners
+        person(402, 12, [40, 5, 2, 8, 9, 2, 3, 4, 2]),  # the nose outside
+        person(401, 12, [5, 5, 2, 6, 6, 2, 0, 0, 0]),
+        person(403, 12, [0] * 9, iscrowd=1),
+    ],
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """COCO 2017's layout with two and three images of 40 × 30 pixels, two classes and three keypoints."""
+    root = tmp_path / "coco"
+    images = {"train2017": [1, 2], "val2017": [12, 13, 14]}
+    for name, numbers in images.items():
+        for number in numbers:
+            built.write(root / name / f"{number:012d}.jpg", built.picture(number, WIDTH, HEIGHT, mode="L" if number == 13 else "RGB"))
+        listed = [{"id": number, "file_name": f"{number:012d}.jpg", "width": WIDTH, "height": HEIGHT, "license": 1} for number in numbers]
+        for kind, categories, things in (
+            ("instances", [{"id": DOG, "name": "dog"}, {"id": PERSON, "name": "person"}], INSTANCES[name]),
+            ("person_keypoints", [{"id": PERSON, "name": "person", "keypoints": list(POINTS), "skeleton": [[1, 2]]}], PERSONS[name]),
+        ):
+            content = {"info": {}, "licenses": [], "images": listed, "annotations": things, "categories": categories}
+            built.write(root / "annotations" / f"{kind}_{name}.json", json.dumps(content))
+    return root
+
+
+def build(source: Path, out: Path, **more: Any) -> None:
+    recipe.build(coco.describe(source, data_set=out.name, partial=True), out, **more)
+
+
+def change(source: Path, name: str, **tables: Any) -> None:
+    path = source / "annotations" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | tables))
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+
+def test_objects_are_cut_out_by_their_boxes(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_objects")
+    train, test = (built.samples(tmp_path, "coco_objects", split) for split in ("train", "test"))
+    with Image.open(source / "train2017" / "000000000001.jpg") as file:
+        whole = np.asarray(file)
+    assert list(train) == ["000000000001-100", "000000000001-101"]
+    assert np.array_equal(train["000000000001-101"].image, whole[5:13, 10:22])
+    assert np.array_equal(train["000000000001-100"].image, whole[3:9, 2:7])  # half pixels belong to it
+    assert test["000000000012-200"].image.shape == (10, 10, 3)  # clipped to the image
+    assert test["000000000013-203"].image.shape == (8, 8, 3)  # from a grey JPEG
+
+
+def test_labels_follow_the_category_numbers(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_objects")
+    assert load_manifest(str(tmp_path), "coco_objects").classes == ("person", "dog")
+    labels = {key: sample.label for split in ("train", "test") for key, sample in built.samples(tmp_path, "coco_objects", split).items()}
+    assert {key: label for key, label in labels.items() if label == 0} == {"000000000001-100": 0, "000000000013-205": 0}
+    assert len(labels) == 6
+
+
+def test_crowds_and_empty_boxes_are_left_out_and_counted(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_objects")
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text()) == {
+        "train2017": {"images": 2, "crops": 2, "crowds left out": 1},
+        "val2017": {"images": 3, "crops": 4, "boxes without area left out": 1, "boxes outside of their image left out": 1},
+    }
+
+
+def test_masks_come_from_polygons_and_both_kinds_of_run_lengths(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_objects")
+    test = built.samples(tmp_path, "coco_objects", "test")
+    expected = rectangle(6, 6, 10, 12)[4:12, 4:12]
+    for key in ("000000000013-203", "000000000013-204"):
+        assert np.array_equal(test[key].object_mask, expected)
+    only_polygon = rectangle(5, 5, 9, 9)[4:12, 4:12]  # of a polygon with two corners nothing is left
+    assert np.array_equal(test["000000000013-205"].object_mask, only_polygon)
+    assert built.samples(tmp_path, "coco_objects", "train")["000000000001-101"].object_mask is not None
+
+
+def test_crops_of_one_image_are_one_group(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_objects")
+    groups = [Whole()(sample)[0].group for sample in built.samples(tmp_path, "coco_objects", "test").values()]
+    assert groups == ["000000000012", *["000000000013"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("outline", "message"),
+    [
+        ({"size": [HEIGHT, WIDTH], "counts": [10, 5]}, "expected them to sum to 1200, got 15"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10, -5, 1195]}, "expected them to sum to 1200"),
+        ({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, "run lengths: expected those of a mask, got others"),
+        ({"size": [HEIGHT, WIDTH], "counts": "52>"}, "run lengths: expected those of a mask, got others"),
+        ({"size": [WIDTH, HEIGHT], "counts": [1200]}, r"expected a mask of \[30, 40\], got \[40, 30\]"),
+    ],
+)
+def test_run_lengths_that_do_not_fit_are_refused(outline: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        coco.mask_of(outline, HEIGHT, WIDTH)
+
+
+def test_an_object_without_an_outline_has_an_empty_mask() -> None:
+    assert not coco.mask_of([], HEIGHT, WIDTH).any()
+    assert not coco.mask_of([[]], HEIGHT, WIDTH).any()
+
+
+# --- keypoints --------------------------------------------------------------------------------------------------------
+
+
+def test_keypoints_have_their_persons_places_and_visibility(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_keypoints")
+    train, test = (built.samples(tmp_path, "coco_keypoints", split) for split in ("train", "test"))
+    assert list(train) == ["000000000001"]  # the other image has a person, but no keypoint
+    assert train["000000000001"].boxes == (Box(x=1.0, y=2.0, width=20.0, height=25.0, label=0),) * 2
+    assert train["000000000001"].keypoints == (
+        Keypoint(part="nose", x=10.5, y=5.5, instance=0),
+        Keypoint(part="right_wrist", x=20.5, y=5.5, instance=0),
+        Keypoint(part="left_ankle", x=12.5, y=25.5, visible=False, instance=0),
+    )
+    assert test["000000000012"].keypoints == (
+        Keypoint(part="nose", x=0.5, y=0.5, instance=0),
+        Keypoint(part="right_wrist", x=39.5, y=29.5, instance=0),
+        Keypoint(part="nose", x=5.5, y=5.5, instance=1),
+        Keypoint(part="right_wrist", x=6.5, y=6.5, instance=1),
+        Keypoint(part="nose", x=40.5, y=5.5, visible=False, instance=2),
+        Keypoint(part="right_wrist", x=8.5, y=9.5, instance=2),
+        Keypoint(part="left_ankle", x=3.5, y=4.5, instance=2),
+    )
+    manifest = load_manifest(str(tmp_path), "coco_keypoints")
+    assert (manifest.parts, manifest.split("test").official, manifest.split("train").official) == (POINTS, "val2017", "train2017")
+    counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())
+    assert counts["val2017"] == {"images": 3, "persons": 3, "crowds left out": 1, "images with keypoints": 1}
+
+
+def test_images_with_keypoints_keep_their_bytes(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_keypoints")
+    held = built.members(tmp_path, "coco_keypoints")
+    assert held["000000000012.jpg"] == (source / "val2017" / "000000000012.jpg").read_bytes()
+
+
+def test_patches_of_persons_are_cut_by_the_image_or_by_the_person(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "coco_keypoints")
+    scene = built.samples(tmp_path, "coco_keypoints", "test")["000000000012"]
+    whole = KeypointPatch(parts=POINTS, min_parts=2)(scene)
+    own = KeypointPatch(parts=POINTS, min_parts=2, neighbours_within="instance", min_parts_within="instance")(scene)
+    assert [item.image.shape[0] for item in whole] == [5, 37, 1, 1, 4, 2]
+    assert [item.image.shape[0] for item in own] == [49, 49, 1, 1, 7, 7]
+    assert {item.group for item in own} == {"000000000012"}
+
+
+def test_a_keypoint_of_a_box_that_is_not_there_is_no_sample(tmp_path: Path) -> None:
+    rules = recipe._Rules(annotations=frozenset({"boxes", "keypoints"}), classes=1, parts=frozenset(POINTS), mask_values={})
+    about = {"boxes": [{}], "keypoints": [{"part": "nose", "x": 1, "y": 1, "visible": True, "instance": 1}]}
+    with pytest.raises(ShardError, match="expected nose of one of 1 boxes, got instance 1"):
+        recipe._verify_about("a", about, (WIDTH, HEIGHT), rules)
+
+
+# --- counts and broken sources ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["coco_objects", "coco_keypoints"])
+def test_any_number_of_workers_writes_the_same_bytes(source: Path, tmp_path: Path, name: str) -> None:
+    build(source, tmp_path / name)
+    recipe.build(coco.describe(source, data_set=name, partial=True), tmp_path / "again", workers=2)
+    assert built.tree(tmp_path / name) == built.tree(tmp_path / "again")
+
+
+def test_the_official_counts_are_demanded_unless_told_otherwise(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert coco.COUNTS["coco_objects"] == {"train2017 images": 118_287, "val2017 images": 5_000, "classes": 80}
+    command = ["--data-set", "coco_objects", "--source", str(source), "--out", str(tmp_path / "coco_objects"), "--workers", "1"]
+    assert recipe.main(coco.describe, "", command, coco.options()) == 2
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "RequestError: COCO 2017: expected 118287 train2017 images, 5000 val2017 images, 80 classes, got 2 train2017 images, "
+        f"3 val2017 images, 2 classes; {coco.REMEDY}, or say --partial"
+    ]
+    assert recipe.main(coco.describe, "", [*command, "--partial"], coco.options()) == 0
+    assert load_manifest(str(tmp_path), "coco_objects").version.startswith("COCO 2017, partial: 2 train2017 images, 3 val2017 images, 2 classes, of")
+
+
+def test_a_missing_image_is_named_or_left_out(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco, "COUNTS", {"coco_objects": SMALL, "coco_keypoints": SMALL})
+    assert coco.describe(source, data_set="coco_objects").version == "COCO 2017"
+    (source / "val2017" / "000000000013.jpg").unlink()
+    with pytest.raises(RequestError, match=r"val2017: expected 3 images, got 2: val2017/000000000013\.jpg is the first that is missing"):
+        coco.describe(source, data_set="coco_objects")
+    build(source, tmp_path / "coco_objects")
+    assert list(built.samples(tmp_path, "coco_objects", "test")) == ["000000000012-200"]
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["annotations of missing images"] == 3
+
+
+@pytest.mark.parametrize("name", ["coco_objects", "coco_keypoints"])
+def test_an_image_of_another_size_is_refused(source: Path, tmp_path: Path, name: str) -> None:
+    built.write(source / "val2017" / "000000000012.jpg", built.picture(12, HEIGHT, WIDTH))
+    with pytest.raises(RequestError, match=r"val2017/000000000012\.jpg: expected 40×30 pixels, got 30×40"):
+        build(source, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("coco_objects", "instances_val2017.json", None, "instances_val2017.json: expected a file of the data set, got none"),
+        ("coco_objects", "instances_val2017.json", "[]", "instances_val2017.json is no JSON object"),
+        ("coco_objects", "instances_val2017.json", "{", "expected annotations of COCO, got JSONDecodeError"),
+        ("coco_objects", "instances_val2017.json", "{}", "instances_val2017.json without images, categories or annotations"),
+        ("coco_keypoints", "person_keypoints_val2017.json", None, "person_keypoints_val2017.json: expected a file of the data set, got none"),
+    ],
+)
+def test_annotations_that_are_none_are_refused(source: Path, name: str, file: str, text: str | None, message: str) -> None:
+    path = source / "annotations" / file
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        coco.describe(source, data_set=name, partial=True)
+
+
+def test_annotations_that_contradict_each_other_are_refused(source: Path) -> None:
+    change(source, "instances_val2017.json", categories=[{"id": DOG, "name": "hound"}, {"id": PERSON, "name": "person"}])
+    with pytest.raises(RequestError, match=r"instances_val2017\.json: expected the classes of train2017, got others"):
+        coco.describe(source, data_set="coco_objects", partial=True)
+    change(source, "person_keypoints_val2017.json", annotations=[person(400, 12, [1, 2, 2])])
+    with pytest.raises(RequestError, match="annotation 400: expected 9 numbers of keypoints, got 3"):
+        coco.describe(source, data_set="coco_keypoints", partial=True)
+    change(source, "person_keypoints_val2017.json", categories=[{"id": PERSON, "name": "person"}])
+    with pytest.raises(RequestError, match="without a category that has keypoints"):
+        coco.describe(source, data_set="coco_keypoints", partial=True)
+
+
+def test_run_lengths_of_the_tests_are_those_of_pycocotools() -> None:
+    mask = rectangle(6, 6, 10, 12)
+    assert np.array_equal(rle.decode(rle.frPyObjects(run_lengths(mask), HEIGHT, WIDTH)), mask)
