@@ -69,6 +69,8 @@ def test_every_name_is_claimed_once(name: str) -> None:
         ({"architecture": "test_vit", "random": True, "preprocessing": {"mean": [float("nan"), 1, 1]}}, "mean must be three finite numbers"),
         ({"architecture": "test_vit", "random": True, "preprocessing": {"interpolation": "bicubik"}}, "did you mean 'bicubic'"),
         ({"architecture": "test_vit", "checkpoint": "a.pth", "rename": ["a"]}, "rename must be a mapping"),
+        ({"architecture": "test_vit", "random": True, "prefix": "a."}, "prefix is about the keys of a checkpoint"),
+        ({"encoder": "dino", "architecture": "vit_base_patch16_224"}, "both encoder dino and architecture vit_base_patch16_224"),
     ],
 )
 def test_wrong_specs_are_refused_in_one_line(entry: object, message: str) -> None:
@@ -225,6 +227,15 @@ def test_relative_positions_are_resized_without_touching_the_encoder() -> None:
     before = encoder.encode(images).patches
     assert encoder.encode(noise(1, 3, 96, 64)).patches.shape == (1, 6, 4, 96)
     assert torch.equal(encoder.encode(images).patches, before)
+
+
+def test_what_is_overridden_is_said() -> None:
+    info = random_encoder("test_vit", preprocessing={"size": 96, "mean": [0, 0, 0]}).info
+    assert info.preprocessing.size == (96, 96)
+    assert info.preprocessing.mean == (0, 0, 0)
+    assert "preprocessing overridden: size, mean" in info.notes
+    swin = random_encoder("swin_tiny_patch4_window7_224", options={"img_size": 64, "window_size": 2}, preprocessing={"size": 96}).info
+    assert "resized from 64x64 px as timm does for this architecture" in swin.notes
 
 
 # --- dropped and misplaced tokens -------------------------------------------------------------------------------------

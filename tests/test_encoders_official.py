@@ -278,7 +278,6 @@ def test_another_authors_file_is_refused(encoder: str, file: str, message: str) 
     [
         ({"encoder": "dino"}, "dino needs checkpoint: FILE"),
         ({"encoder": "dino", "random": True}, "has no size: give checkpoint: FILE, or one of dino_small16"),
-        ({"encoder": "dino", "architecture": "vit_base_patch16_224"}, "reads its architecture from the checkpoint"),
         ({"encoder": "dino", "options": {"depth": 3}}, "takes the option num_heads only, got depth"),
         ({"encoder": "dino", "options": {"num_heads": 0}}, "must be a whole number of at least 1"),
         ({"encoder": "dino", "checkpoint": "dino/backbone.pth", "options": {"num_heads": 3}}, "3 heads do not divide its width of 16"),

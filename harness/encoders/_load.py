@@ -135,7 +135,6 @@ def load_into(
     *,
     what: str,
     droppable: Sequence[str] = (),
-    resized: Sequence[str] = (),
 ) -> LoadReport:
     """Copy the selected tensors into `network`, strictly, and account for every key. `droppable` are beginnings of keys that may be left out.
 
@@ -164,7 +163,6 @@ def load_into(
         sha256=selection.checkpoint.sha256,
         matched=len(used),
         missing=tuple(name for name in state if name not in used),
-        resized=tuple(resized),
         dropped=(*(f"{selection.prefix}{name}" for name in dropped), *selection.elsewhere),
     )
 

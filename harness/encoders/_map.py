@@ -26,7 +26,8 @@ class MapEncoder:
     def __init__(self, trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> None:
         self._network = Network(trunk, projector).eval().requires_grad_(False)
         self._identity = identity
-        self._copies = SizedCopies(identity.name, _native_size(trunk, identity.preprocessing.size))
+        self._native_size = _native_size(trunk, identity.preprocessing.size)
+        self._copies = SizedCopies(identity.name, self._native_size)
         self._stride = (1, 1)
         self._float32_only = _loses_too_much_in_half(trunk)
         self._info = self._describe()
@@ -111,6 +112,8 @@ class MapEncoder:
         notes = list(identity.notes)
         if not isinstance(_head_norm(trunk), nn.Identity):
             notes.append("final norm applied at every position of the map (timm applies it after mean pooling)")
+        if hasattr(trunk, "set_input_size") and identity.preprocessing.size != self._native_size:
+            notes.append(f"resized from {self._native_size[0]}x{self._native_size[1]} px as timm does for this architecture")
         if self._float32_only:
             notes.append("computed in float32 at every precision: its depthwise convolutions between batch norms lose too much in bf16")
         return EncoderInfo(

@@ -25,8 +25,6 @@ from harness.errors import EncoderError
 IMAGENET = Preprocessing(size=(224, 224), resize=256)
 """Shorter side 256, bicubic, centre crop 224, ImageNet's mean and standard deviation: what most of these authors evaluate with."""
 
-_POSITIONS = ("pos_embed", "relative_position_bias_table")
-
 
 class Shape(Protocol):
     """What decides a forward pass beside the weights."""
@@ -120,8 +118,6 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
     trunk = _create(shape, 0)
     preprocessing = spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size))
     report = _load(fmt, spec, checkpoint, place, (trunk, trunk_tensors), (head, head_tensors))
-    if preprocessing.size != (shape.size, shape.size):
-        report = dataclasses.replace(report, resized=tuple(name for name in trunk.state_dict() if name.endswith(_POSITIONS)))
     where = f", under {place.trunk!r}" if place.trunk else ""
     identity = Identity(
         name=spec.name,
@@ -131,7 +127,7 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
         preprocessing=preprocessing,
         position_resize=fmt.position_resize,
         load_report=report,
-        notes=fmt.notes,
+        notes=(*fmt.notes, *spec.preprocessing.notes()),
     )
     return wrap(trunk, identity, head)
 
@@ -151,8 +147,6 @@ def _make_head(fmt: Format, checkpoint: Checkpoint, tensors: Tensors) -> nn.Modu
 
 def _given_heads(spec: EncoderSpec) -> int | None:
     """The one option that a file cannot tell by itself."""
-    if spec.architecture is not None:
-        raise EncoderError(f"encoder {spec.name}: {spec.encoder} reads its architecture from the checkpoint; leave architecture out")
     options = dict(spec.options)
     heads = options.pop("num_heads", None)
     if options:
@@ -241,7 +235,7 @@ def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None
         preprocessing=spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size)),
         position_resize=fmt.position_resize,
         random=True,
-        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes),
+        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes, *spec.preprocessing.notes()),
     )
     return wrap(trunk, identity, _redraw(head, spec.seed))
 

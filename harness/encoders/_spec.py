@@ -71,9 +71,10 @@ class PreprocessingOverride:
             )
         return merged
 
-    def names(self) -> tuple[str, ...]:
-        """The overridden fields."""
-        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+    def notes(self) -> tuple[str, ...]:
+        """A line for the record that names the overridden fields, if any."""
+        names = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+        return (f"preprocessing overridden: {', '.join(names)}",) if names else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,9 @@ def _from_mapping(value: object, base: Path) -> EncoderSpec:
     encoder, architecture, checkpoint = reader.text("encoder"), reader.text("architecture"), reader.text("checkpoint")
     random = reader.boolean("random")
     _check_combination(label, encoder, architecture, checkpoint, random, "seed" in value)
+    for key in ("prefix", "rename", "drop"):
+        if checkpoint is None and value.get(key):
+            raise EncoderError(f"encoder {label}: {key} is about the keys of a checkpoint; give checkpoint: FILE or leave {key} out")
     return EncoderSpec(
         name=label,
         encoder=encoder,
@@ -165,6 +169,8 @@ def _label(value: Mapping[Any, Any]) -> str:
 def _check_combination(label: str, encoder: str | None, architecture: str | None, checkpoint: str | None, random: bool, seeded: bool) -> None:
     if encoder is None and architecture is None:
         raise EncoderError(f"encoder {label}: expected `encoder` or `architecture`, got neither; python -m harness.encoders lists what there is")
+    if encoder is not None and architecture is not None:
+        raise EncoderError(f"encoder {label}: both encoder {encoder} and architecture {architecture}; keep one of them")
     if encoder is None and checkpoint is None and not random:
         raise EncoderError(
             f"encoder {label}: architecture {architecture} has no weights: give checkpoint: FILE or random: true, or encoder: timm:{architecture}"

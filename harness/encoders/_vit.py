@@ -5,6 +5,7 @@ Shape legend: B batch, N patches (h·w, row-major), n kept patches, k prefix tok
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from harness.errors import EncoderError
 _STEPPED = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 """Classes whose forward pass is walked step by step here: exact types, since subclasses may embed or attend in their own way."""
 
+_RESIZABLE = ("pos_embed", "relative_position_bias_table")
 _RELATIVE = {Beit: "geometric sequence and cubic spline (as BEiT)"}
 
 
@@ -219,11 +221,13 @@ class VitEncoder:
             projection = self._network.projector(tokens.cls) if self._network.projector is not None else None
         grid = (tokens.patches.shape[1], tokens.patches.shape[2])
         dim = tokens.patches.shape[3]
-        notes = list(identity.notes)
+        notes, report = list(identity.notes), identity.load_report
         if norm_note is not None:
             notes.append(norm_note)
         if grid != self._native_grid:
             how = DESCRIPTION[identity.position_resize] if self._positions == "absolute" else _RELATIVE.get(type(trunk), "as timm does")
+            if report is not None:
+                report = dataclasses.replace(report, resized=tuple(name for name in trunk.state_dict() if name.endswith(_RESIZABLE)))
             notes.append(f"positions resized from {self._native_grid[0]}x{self._native_grid[1]} to {grid[0]}x{grid[1]}: {how}")
         return EncoderInfo(
             name=identity.name,
@@ -241,7 +245,7 @@ class VitEncoder:
             positions=self._positions,
             preprocessing=identity.preprocessing,
             random=identity.random,
-            load_report=identity.load_report,
+            load_report=report,
             notes=tuple(notes),
         )
 

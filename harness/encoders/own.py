@@ -52,8 +52,7 @@ def build(spec: EncoderSpec) -> Encoder:
     preprocessing = spec.preprocessing.apply(preprocessing)
     classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     declared = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
-    resized = ["pos_embed"] if native not in (None, *preprocessing.size) and "pos_embed" in selection.tensors else []
-    report = load_into(network, selection, what=what, droppable=[*declared, *spec.drop], resized=resized)
+    report = load_into(network, selection, what=what, droppable=[*declared, *spec.drop])
     where = f" under {selection.prefix!r}" if selection.prefix else ""
     identity = Identity(
         name=spec.name,
@@ -62,7 +61,7 @@ def build(spec: EncoderSpec) -> Encoder:
         source=f"own checkpoint {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
         preprocessing=preprocessing,
         load_report=report,
-        notes=notes,
+        notes=(*notes, *spec.preprocessing.notes()),
     )
     return wrap(network, identity)
 

@@ -89,9 +89,9 @@ def claims(spec: EncoderSpec) -> bool:
 def build(spec: EncoderSpec) -> Encoder:
     """A sample encoder, or its random twin, which needs no package. Raises EncoderError where the package is missing or not the one expected."""
     sample = _SAMPLES[spec.encoder or ""]
-    given = [key for key in ("checkpoint", "architecture", "options", "prefix", "rename", "drop") if getattr(spec, key)]
+    given = [key for key in ("checkpoint", "options") if getattr(spec, key)]
     if given:
-        raise EncoderError(f"encoder {spec.name}: {spec.encoder} comes with its weights and architecture; leave out {', '.join(given)}")
+        raise EncoderError(f"encoder {spec.name}: {spec.encoder} comes with its weights and shape; leave out {', '.join(given)}")
     report = None
     if spec.random:
         network, notes = create_random(sample.architecture, (), spec.seed)
@@ -99,9 +99,7 @@ def build(spec: EncoderSpec) -> Encoder:
         selection = _read_onnx(sample) if sample.file.endswith(".onnx") else _read_lite(sample)
         options = (("img_size", _native_side(selection) * 14),) if "pos_embed" in selection.tensors else ()
         network, notes = create(sample.architecture, options), sample.notes
-        preprocessing = spec.preprocessing.apply(sample.preprocessing)
-        resized = ["pos_embed"] if options and preprocessing.size != (options[0][1],) * 2 else []
-        report = load_into(network, selection, what=sample.architecture, droppable=["classifier."], resized=resized)
+        report = load_into(network, selection, what=sample.architecture, droppable=["classifier."])
     identity = Identity(
         name=spec.name,
         family=FAMILY,
@@ -111,7 +109,7 @@ def build(spec: EncoderSpec) -> Encoder:
         position_resize=sample.position_resize,
         random=spec.random,
         load_report=report,
-        notes=notes,
+        notes=(*notes, *spec.preprocessing.notes()),
     )
     return wrap(network, identity)
 

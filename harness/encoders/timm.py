@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def build(spec: EncoderSpec) -> Encoder:
     name = spec.architecture if spec.encoder is None else spec.encoder.removeprefix(_TIMM)
     assert name is not None
     report = None
+    if spec.checkpoint is not None:
+        raise EncoderError(f"encoder {spec.name}: both checkpoint and random: true; keep one of them")
     if spec.random:
         if name.startswith(_HUB):
             raise EncoderError(
@@ -64,7 +67,7 @@ def build(spec: EncoderSpec) -> Encoder:
         position_resize=_position_resize(name),
         random=spec.random,
         load_report=report,
-        notes=(*notes, *more),
+        notes=(*notes, *more, *spec.preprocessing.notes()),
     )
     return wrap(network, identity)
 
@@ -109,6 +112,7 @@ def _download(hub_id: str, filename: str | None, spec: EncoderSpec) -> str:
         if isinstance(cached, str):
             return cached
     missing: Exception | None = None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would come between the lines of a progress display
     for candidate in wanted:
         try:
             return str(huggingface_hub.hf_hub_download(repository, candidate, revision=revision or None))
