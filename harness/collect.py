@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -80,6 +80,7 @@ def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accoun
         for path, rows in _per_task(outcomes, column).items():
             write_table(out / folder / path, rows, schema)
     _save_heads(out, outcomes, cache)
+    _save_encoders(out, plan)
     return results
 
 
@@ -126,7 +127,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, common: Mapping[s
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in receipts) / seconds if seconds else None,
             "device": plan.device_type,
-            "precision": plan.precision,
+            "precision": plan.precision_of(info),
             "created_at": created,
         }
 
@@ -227,6 +228,13 @@ def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
         if state:
             with publish(path) as temporary:
                 temporary.write_bytes(save(state))
+
+
+def _save_encoders(out: Path, plan: Plan) -> None:
+    """`encoders.json`: what each encoder is, its preprocessing, and what became of every key of its checkpoint."""
+    described = {name: asdict(info) for name, info in plan.infos.items()}
+    with publish(out / "encoders.json") as temporary:
+        temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -62,6 +62,10 @@ class Plan:
     shard_work: list[ShardWork] = field(default_factory=list)
     """Every shard with every pass over it, whether or not its banks are there already."""
 
+    def precision_of(self, info: EncoderInfo) -> Precision:
+        """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
+        return "float32" if info.float32_only else self.precision
+
     def missing(self, store: BankStore) -> list[ShardWork]:
         """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
         todo = []
@@ -162,7 +166,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         "notes": info.notes,
         "preprocessing": asdict(info.preprocessing),
         "fit": view.fit,
-        "precision": plan.precision,
+        "precision": plan.precision_of(info),
         "batch_size": resources.batch_size,
         "threads": resources.threads,
         "device_type": plan.device_type,

@@ -246,7 +246,7 @@ def _discard(plan: Plan, out: Path, store: BankStore) -> None:
             store.discard(bank.key)
     for name in ("tune", "predictions", "neighbours", "heads", "figures"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("results.parquet", "trials.parquet", "ledger.parquet", "report.html", "events.jsonl"):
+    for name in ("results.parquet", "trials.parquet", "ledger.parquet", "encoders.json", "report.html", "events.jsonl"):
         (out / name).unlink(missing_ok=True)
 
 

@@ -422,8 +422,8 @@ def test_a_new_family_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
     import harness.encoders
 
-    text = (Path(__file__).parent.parent / "docs" / "encoders.md").read_text()
-    example = text.partition("```python\n")[2].partition("```")[0]
+    text = (Path(__file__).parent.parent / "ARCHITECTURE.md").read_text()
+    example = text.partition("**An encoder family**")[2].partition("```python\n")[2].partition("```")[0]
     assert "FAMILY" in example
     (tmp_path / "colours.py").write_text(example)
     monkeypatch.setattr(harness.encoders, "__path__", [*harness.encoders.__path__, str(tmp_path)])
