@@ -84,7 +84,7 @@ class ClassList:
     def check(self, objects: Iterable[str], parts: Iterable[str], couples: Iterable[tuple[str, str]] | None = None) -> None:
         """Raises RequestError for the first line that the data set's names of objects and of parts do not match.
 
-        `couples`, where they are known, are the (object, part) that there are.
+        `couples`, where they are known, are the (object, part) that there are, with "" for an object as such.
         """
         objects, parts = sorted(set(objects)), sorted(set(parts))
         couples = None if couples is None else sorted(set(couples))
@@ -93,7 +93,7 @@ class ClassList:
                 if pattern is not None and not any(matches(pattern, name) for name in names):
                     raise RequestError(f"{self.path}: line {line.number}: expected {what} of the data set, got {pattern!r}{nearest(pattern, names)}")
             if couples is not None and line.part is not None:
-                of_object = sorted({part for owner, part in couples if matches(line.object, owner)})
+                of_object = sorted({part for owner, part in couples if part and matches(line.object, owner)})
                 if not any(matches(line.part, name) for name in of_object):
                     hint = nearest(line.part, of_object)
                     raise RequestError(f"{self.path}: line {line.number}: expected a part of {line.object!r}, got {line.part!r}{hint}")

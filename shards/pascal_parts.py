@@ -1,0 +1,185 @@
+"""Pascal-Object and Pascal-Part: objects and their parts from the PASCAL-Part annotation (Chen et al., CVPR 2014), in the classes of a list.
+
+    python -m shards.pascal_parts --source DIR --classes FILE --out shards/data/pascal_parts
+    python -m shards.pascal_parts --source <.../pascal_part> --prepared part [--names FILE] --out shards/data/pascal_part
+
+DIR holds Annotations_Part/ of trainval.tar.gz (as it is, or in trainval/) and VOC 2010 (JPEGImages/ and ImageSets/Main/, as they are, in VOC2010/ or
+in VOCdevkit/VOC2010/). A file `<image>.mat` has `anno.objects`, each with `class`, `mask` and `parts`, each of which with `part_name` and `mask`.
+Masks are laid in the order of the file, the later over the earlier, as the annotation's own toolkit does (public repository twuilliam/pascal-part-py
+is a copy of it in Python): an eye over its head. A part that the list does not name is not laid; an object that it does not name is laid as 0. The 16
+object and 193 part classes of Zhu et al. (TMLR 2023) are not published as names: `--classes` takes a list, whose format shards/class_lists.py tells,
+and `--prepared` takes their own label maps. The official val is called `test` here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial as bind
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import loadmat
+
+from harness.errors import RequestError
+from harness.manifest import MaskKind
+from shards import class_lists, label_maps, official, prepared_maps, recipe
+from shards.class_lists import ClassList
+
+COUNTS = {"train images": 4998, "val images": 5105}
+"""Of VOC 2010: 10,103 in all."""
+PREPARED: dict[MaskKind, int] = {"object": 16, "part": 193}
+REMEDY = "unpack trainval.tar.gz of PASCAL-Part and VOCtrainval_03-May-2010.tar into one folder"
+SPLITS = {"train": "train", "test": "val"}
+FEW = 200
+"""Files that one process reads sooner than others start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """One sample to be made. Its repr names all that it is made of, but for the files' content."""
+
+    key: str
+    bytes: tuple[int | None, int | None]
+    """Of the image and of its annotation; None where the file is missing."""
+
+    @property
+    def missing(self) -> str | None:
+        """The file that is missing, if one is."""
+        return f"{self.key}.jpg" if self.bytes[0] is None else f"{self.key}.mat" if self.bytes[1] is None else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Thing:
+    """One object of an annotation."""
+
+    name: str
+    mask: np.ndarray
+    """bool [H, W]."""
+    parts: tuple[tuple[str, np.ndarray], ...]
+    """(name, bool [H, W]) of each part, in the order of the file."""
+
+
+def describe(
+    source: Path, *, partial: bool = False, classes: Path | None = None, prepared: MaskKind | None = None, names: Path | None = None
+) -> recipe.DataSet[Any]:
+    """The data set from the unpacked archives, checked. Raises RequestError where something is missing or contradicts itself."""
+    if prepared is not None:
+        prepared_maps.only(classes)
+        return prepared_maps.describe(source, "pascal", prepared, PREPARED, names=names, partial=partial)
+    chosen = class_lists.read(prepared_maps.needed(classes, names))
+    annotations, images, sets = (_find(source, name) for name in ("Annotations_Part", "JPEGImages", "ImageSets"))
+    splits: dict[str, tuple[Picture, ...]] = {}
+    found: dict[str, int] = {}
+    for split, name in SPLITS.items():
+        kept = official.present(name, _listed(sets / "Main" / f"{name}.txt", images, annotations), _missing, partial=partial, remedy=REMEDY)
+        splits[split], found[f"{name} images"] = official.mixed(kept, lambda picture: picture.key), len(kept)
+    version = official.version("PASCAL-Part on VOC 2010", found, COUNTS, partial=partial, remedy=REMEDY)
+    couples = _couples([annotations / f"{picture.key}.mat" for of_split in splits.values() for picture in of_split])
+    chosen.check({owner for owner, _ in couples}, {part for _, part in couples if part}, couples)
+    return recipe.DataSet(
+        name="pascal_parts",
+        version=version,
+        license="not stated in the archives; the terms of PASCAL VOC and of the photographs' owners hold",
+        source=f"trainval.tar.gz of PASCAL-Part and VOCtrainval_03-May-2010.tar; {chosen.told}",
+        classes=(),
+        annotations=tuple(chosen.mask_classes),
+        parts=chosen.parts,
+        part_of=chosen.part_of,
+        mask_classes=chosen.mask_classes,
+        splits=splits,
+        official=SPLITS,
+        make=bind(make, images, annotations, chosen),
+        content=official.content([__file__, label_maps.__file__, class_lists.__file__], chosen.sha256),
+    )
+
+
+def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -> recipe.Record:
+    """One photograph with its original bytes and the masks that the list asks for. Raises RequestError where a mask has not the photograph's size."""
+    image, extension = official.original(images / f"{picture.key}.jpg")
+    path = annotations / f"{picture.key}.mat"
+    width, height = official.size(image)
+    objects, parts = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
+    for thing in read(path):
+        for name, mask in ((thing.name, thing.mask), *thing.parts):
+            if mask.shape != (height, width):
+                got = f"{mask.shape[1]}×{mask.shape[0]}" if mask.ndim == 2 else f"{list(mask.shape)}"
+                raise RequestError(f"{path}: expected the image's size {width}×{height} of {name!r}, got {got}; {REMEDY}")
+        objects[thing.mask] = chosen.object_label(thing.name)
+        for name, mask in thing.parts:
+            if label := chosen.part_label(thing.name, name):
+                parts[mask] = label
+    return recipe.Record(
+        key=picture.key,
+        image=image,
+        extension=extension,
+        object_mask=label_maps.smallest(objects) if chosen.objects else None,
+        part_mask=label_maps.smallest(parts) if chosen.parts else None,
+        about={"file": f"{picture.key}.jpg"},
+    )
+
+
+def read(path: Path) -> tuple[Thing, ...]:
+    """The objects of an annotation, in the order of the file. Raises RequestError where it is damaged or has another form."""
+    try:
+        return tuple(
+            Thing(
+                name=str(thing["class"].item()),
+                mask=thing["mask"] > 0,
+                parts=tuple((str(part["part_name"].item()), part["mask"] > 0) for part in thing["parts"].ravel()),
+            )
+            for thing in loadmat(path, variable_names=["anno"])["anno"]["objects"][0, 0].ravel()
+        )
+    except Exception as error:  # whatever a damaged file can do to its reader
+        told = " ".join(str(error).split())[:200]
+        raise RequestError(f"{path}: expected objects with class, mask and parts, got {type(error).__name__}: {told}; {REMEDY}") from error
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def _find(source: Path, name: str) -> Path:
+    for folder in (source, source / "trainval", source / "VOC2010", source / "VOCdevkit" / "VOC2010"):
+        if (folder / name).is_dir():
+            return folder / name
+    raise RequestError(f"{source}: expected {name} in it, in trainval/, VOC2010/ or VOCdevkit/VOC2010/, got none; {REMEDY}")
+
+
+def _listed(path: Path, images: Path, annotations: Path) -> list[Picture]:
+    photographs, marked = official.folder(images, REMEDY), official.folder(annotations, REMEDY)
+    keys = [row[0] for row in official.rows(path, 1, REMEDY)]
+    if len(set(keys)) < len(keys):
+        raise RequestError(f"{path}: expected {len(keys)} images that differ, got {len(set(keys))}; {REMEDY}")
+    return [Picture(key=key, bytes=(photographs.get(f"{key}.jpg"), marked.get(f"{key}.mat"))) for key in keys]
+
+
+def _missing(picture: Picture) -> str | None:
+    return picture.missing
+
+
+def _couples(paths: Sequence[Path]) -> set[tuple[str, str]]:
+    """Every (object, part) that occurs, and (object, "") of every object: what a list can name."""
+    if len(paths) <= FEW:
+        return {couple for path in paths for couple in _of_file(path)}
+    # a server forks the workers, as this process has threads already
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("forkserver")) as pool:
+        return {couple for found in pool.map(_of_file, paths, chunksize=64) for couple in found}
+
+
+def _of_file(path: Path) -> set[tuple[str, str]]:
+    return set(_names(read(path)))
+
+
+def _names(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+    for thing in things:
+        yield thing.name, ""
+        yield from ((thing.name, name) for name, _ in thing.parts)
+
+
+if __name__ == "__main__":
+    sys.exit(recipe.main(describe, "Build objects and parts of PASCAL-Part in the classes of a list.", options=prepared_maps.options()))
