@@ -14,7 +14,7 @@ LEVELS = (
     {"augment"},
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts", "tables", "preprocess", "device", "splits", "progress"},
     {"stream", "bank", "tasks", "propose"},
-    {"extract", "study", "feed"},
+    {"extract", "study", "feed", "trainers"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
     {"collect"},

@@ -1,0 +1,83 @@
+"""Streamed probes on the embedded sample through real Ray: killed in the middle of training, they go on to the bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from runs import ROOT, Run, same_values, wait_for
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "object-linear-streamed": {"epochs": 20, "batch_size": 16},
+    "object-segmentation-streamed": {
+        "iterations": 120,
+        "batch_size": 16,
+        "warmup_steps": 10,
+        "crop": 64,
+        "stride": 48,
+        "train_scale": [128, 64],
+        "test_scale": [128, 64],
+        "blocks": [1, 2, 3, 5],
+    },
+}
+STEPS = {"object-linear-streamed": 20 * 8, "object-segmentation-streamed": 120}
+
+
+def sweep_of(task: str) -> str:
+    """One trial of three learning rates on the embedded sample, which saves its heads after every step."""
+    return json.dumps({
+        "name": "streamed",
+        "shards": str(ROOT / "shards" / "data"),
+        "encoders": [{"name": "tiny_vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 64}}],
+        "tasks": [f"stamps/{task}"],
+        "search": {"trials": 1, "stack": 3, "lr": [1e-3, 1.0], "seed": 0},
+        "resources": {"batch_size": 16, "precision": "float32", "checkpoint_seconds": 0, "actors": 1},
+        "protocol": PROTOCOLS[task],
+    })  # fmt: skip
+
+
+def position(run: Run) -> dict[str, Any] | None:
+    """Where the checkpoint in the run's cache says that training is."""
+    for path in run.cache.glob("*/checkpoint-*"):
+        try:
+            return json.loads(bytes(load_file(path)["progress"].tolist()))  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            continue
+    return None
+
+
+@pytest.mark.parametrize("task", list(PROTOCOLS))
+def test_a_training_killed_in_its_middle_goes_on_to_the_bit(task: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(sweep_of(task))
+    straight, killed = (Run(sweep=tmp_path / "sweep.yaml", out=tmp_path / name, cache=tmp_path / f"{name}.cache") for name in ("straight", "killed"))
+    assert straight.run() == 0, straight.log
+    process = killed.start()
+    wait_for(lambda: (position(killed) or {"step": 0})["step"] >= 10, process, "ten steps")
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    killed.finish(process)
+    psutil.wait_procs(family, timeout=60)  # Ray's workers notice within seconds that their driver is gone
+    left = position(killed)
+    assert left is not None
+    assert 10 <= left["step"] < STEPS[task], "it was not in the middle of training"
+    assert not killed.rounds
+
+    assert killed.run() == 0, killed.log
+    same_values(straight, killed)
+    train = [row for row in killed.table("ledger") if row["split"] == "train"]
+    assert {row["attempts"] for row in train} == {2}, "it began anew"
+    for run in (straight, killed):
+        sums = {split: sum(row["seen"] for row in run.table("ledger") if row["split"] == split) for split in ("train", "val", "test")}
+        assert sums == {"train": 123, "val": 37, "test": 54}
+        assert {row["status"] for row in run.table("ledger")} == {"ok"}
+
+    before = (killed.rounds, killed.table("results"))
+    assert killed.run() == 0
+    assert before == (killed.rounds, killed.table("results")), "the same command again does nothing again"
