@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import torch
@@ -20,11 +17,10 @@ from harness.errors import BankError
 from harness.ledger import Lost, account
 from harness.plan import Plan, StudyPlan
 from harness.probes import probe
+from harness.provenance import provenance
 from harness.search import StudyState
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
-
-_PACKAGES = ("partwise", "torch", "torchvision", "timm", "ray", "webdataset", "accelerate", "optuna", "pyarrow", "numpy", "pillow")
 
 
 class Accounts:
@@ -70,8 +66,7 @@ class Outcome:
 
 def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accounts, cache: str, run_id: str) -> list[dict[str, Any]]:
     """Write every table under `out`; the rows of results.parquet."""
-    common = {"run_id": run_id, "versions": json.dumps(_versions()), "git_commit": _git_commit()}
-    results = [row for outcome in outcomes for row in _results(plan, outcome, accounts, common)]
+    results = [row for outcome in outcomes for row in _results(plan, outcome, accounts, run_id)]
     write_table(out / "results.parquet", results, RESULTS)
     write_table(out / "trials.parquet", [row for outcome in outcomes for row in _trials(outcome, run_id)], TRIALS)
     write_table(out / "ledger.parquet", _ledger(accounts), LEDGER)
@@ -84,7 +79,7 @@ def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accoun
     return results
 
 
-def _results(plan: Plan, outcome: Outcome, accounts: Accounts, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> Iterator[dict[str, Any]]:
     study, state = outcome.plan, outcome.state
     info, task = study.encoder, study.task
     head = state.score.head if state is not None and state.score is not None else None
@@ -93,11 +88,12 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, common: Mapping[s
     status, error, values = _verdict(outcome, receipts)
     seconds = sum(receipt.seconds for receipt in receipts)
     created = state.score.created_at if state is not None and state.score is not None else None
+    made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
     for metric in task.metrics:
         value = values.get(metric.name)
         undefined = status in ("ok", "incomplete") and (value is None or value.value is None)
         yield {
-            **common,
+            "run_id": run_id,
             "encoder": info.name,
             "weights_sha256": info.weights_sha256,
             "params_m": info.params / 1e6,
@@ -128,6 +124,8 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, common: Mapping[s
             "images_per_second": sum(receipt.images for receipt in receipts) / seconds if seconds else None,
             "device": plan.device_type,
             "precision": plan.precision_of(info),
+            "versions": json.dumps(made_with["versions"]),
+            "git_commit": made_with["git_commit"],
             "created_at": created,
         }
 
@@ -235,28 +233,3 @@ def _save_encoders(out: Path, plan: Plan) -> None:
     described = {name: asdict(info) for name, info in plan.infos.items()}
     with publish(out / "encoders.json") as temporary:
         temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+` where files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if dirty.strip() else "")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from harness.device import Compute
 from harness.errors import RunError
 from harness.probes import grid, probe
 from harness.propose import HeadScore, choose, propose
+from harness.provenance import provenance
 from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study, StudyRunner
 from harness.tables import publish
@@ -184,6 +186,11 @@ class Journal:
         if score is not None and len(state.rounds) == state.planned_rounds:
             state.score = Score.from_json(score)
 
+    def forget(self, state: StudyState) -> None:
+        """Begin the study anew."""
+        shutil.rmtree(self.folder(state.study), ignore_errors=True)
+        state.rounds, state.score = [], None
+
     def save(self, state: StudyState) -> None:
         """Journal what is new."""
         folder = self.folder(state.study)
@@ -227,6 +234,8 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
     journal = Journal(settings.out)
 
     def step(state: StudyState) -> None:
+        if state.score is not None and not state.score.provenance:
+            state.score = replace(state.score, provenance=provenance())
         journal.save(state)
         on_step(state)
 

@@ -135,6 +135,8 @@ class Score:
     seconds: float
     created_at: str = ""
     """ISO 8601, UTC."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What the driver ran with when this was scored: a later run that finds it done tells that, and not its own."""
     error: str | None = None
     predictions: dict[str, list[Any]] = field(default_factory=dict)
     neighbours: list[dict[str, Any]] = field(default_factory=list)

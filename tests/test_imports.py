@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"core", "errors"},
     {"augment"},
-    {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts", "tables", "preprocess", "device", "splits", "progress"},
+    {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"}
+    | {"tables", "preprocess", "device", "splits", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
     {"extract", "study", "feed", "trainers"},
     {"streamed"},
