@@ -7,6 +7,7 @@ treat a stream as they treat a bank. `run_round` is given no test split, and `sc
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 import time
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
@@ -310,6 +312,30 @@ class _Training:
     def _save(self) -> None:
         self.save(self.progress)
         self._saved = self.clock()
+
+
+def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:
+    """Whether the account of a stream is gone, or a shard of it that was not what its manifest says has been repaired since."""
+    for ref in refs:
+        for url, shard in _source(ref).shards:
+            receipt = store.receipt(ref.bank, shard.file)
+            if receipt is None:
+                return True
+            if receipt.status != "ok" and receipt.sha256 != shard.sha256 and _sha256(url) == shard.sha256:
+                return True
+    return False
+
+
+def _sha256(url: str) -> str | None:
+    """Digest of a file, or None where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with fsspec.open(url, "rb") as stream:
+            while data := stream.read(1 << 20):
+                digest.update(data)
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def _drawn(trainer: Trainer[Any], seed: int, epoch: int, sample: Sample) -> Any:

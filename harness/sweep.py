@@ -31,6 +31,7 @@ from harness.plan import Plan, StudyPlan, bytes_of_banks, make_plan
 from harness.progress import Progress
 from harness.report import terminal, write_report
 from harness.search import Journal, SearchSettings, StudyState, run_search
+from harness.streamed import outdated
 from harness.study import BankRef, Stream, Study, StudyRunner
 from harness.tables import publish
 
@@ -201,6 +202,8 @@ def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster
     for outcome in outcomes:
         if outcome.state is not None:
             journal.load(outcome.state, runner.has_state)
+            if outcome.state.study.stream is not None:
+                _forget_outdated(outcome.state, journal, BankStore(cache))
             if outcome.state.steps_left:
                 pending.append(outcome)
     if not pending:
@@ -218,6 +221,16 @@ def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster
         errors = run_search(states, settings, on_step)
     for index, error in errors.items():
         pending[index].error = error
+
+
+def _forget_outdated(state: StudyState, journal: Journal, store: BankStore) -> None:
+    """Begin a streamed study anew whose shards were repaired, or whose accounts are gone from the cache."""
+    refs = [*state.study.train.values(), *state.study.val.values()] if state.rounds else []
+    refs += state.test.values() if state.score is not None else []
+    if outdated(store, refs):
+        for ref in refs:
+            store.discard(ref.bank.key)
+        journal.forget(state)
 
 
 def _default_cache() -> Path:

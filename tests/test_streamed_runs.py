@@ -9,8 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import ROOT, Run, same_values, wait_for
+import tiny
 from safetensors.torch import load_file
+
+from runs import ROOT, Run, same_values, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -60,10 +62,11 @@ def test_a_training_killed_in_its_middle_goes_on_to_the_bit(task: str, tmp_path:
     assert straight.run() == 0, straight.log
     process = killed.start()
     wait_for(lambda: (position(killed) or {"step": 0})["step"] >= 10, process, "ten steps")
-    family = psutil.Process(process.pid).children(recursive=True)
+    trials = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name().startswith("ray::ResourceTr")]
+    assert trials
     process.send_signal(signal.SIGKILL)
     killed.finish(process)
-    psutil.wait_procs(family, timeout=60)  # Ray's workers notice within seconds that their driver is gone
+    assert not psutil.wait_procs(trials, timeout=60)[1], "a trial ends within seconds of its driver"
     left = position(killed)
     assert left is not None
     assert 10 <= left["step"] < STEPS[task], "it was not in the middle of training"
@@ -81,3 +84,21 @@ def test_a_training_killed_in_its_middle_goes_on_to_the_bit(task: str, tmp_path:
     before = (killed.rounds, killed.table("results"))
     assert killed.run() == 0
     assert before == (killed.rounds, killed.table("results")), "the same command again does nothing again"
+
+
+def test_a_shard_that_is_repaired_is_streamed_anew(tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path / "shards")
+    protocol = {"epochs": 1, "batch_size": 8}
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=["tiny/object-linear-streamed"], protocol=protocol))
+    whole, cut = (Run(sweep=tmp_path / "sweep.yaml", out=tmp_path / name, cache=tmp_path / f"{name}.cache") for name in ("whole", "cut"))
+    assert whole.run() == 0, whole.log
+    shard = folder / "train-001.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    assert cut.run() == 1, cut.log
+    assert {row["status"] for row in cut.table("results")} == {"incomplete"}
+    assert cut.run() == 1
+    shard.write_bytes(data)
+    assert cut.run() == 0, cut.log
+    same_values(whole, cut)
+    assert {row["status"] for row in cut.table("ledger")} == {"ok"}
