@@ -1,7 +1,8 @@
 """Readouts: tokens to rows.
 
-A readout is written `<pooling>[@<block>]`: `cls`, `mean` (of the patch tokens), `cls+mean` (concatenated), `tokens` (the whole patch grid) or
-`projection`, of the encoder's output after its final norm, or of block `<block>` before that norm. Negative blocks count from the last one (-1).
+A readout is written `<pooling>[@<block>]`: `cls`, `mean` (of the patch tokens), `cls+mean` (concatenated), `tokens` (the patch grid), `all` (the
+cls where there is one, then the patch tokens, as a sequence without a grid; registers are left out) or `projection`, of the encoder's output after
+its final norm, or of block `<block>` before that norm. Negative blocks count from the last one (-1).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from harness.core import EncoderInfo, Tokens
 from harness.errors import RequestError
 
-POOLINGS = ("cls", "mean", "cls+mean", "tokens", "projection")
+POOLINGS = ("cls", "mean", "cls+mean", "tokens", "all", "projection")
 _PATTERN = re.compile(r"(?P<pooling>[a-z+]+)(@(?P<block>-?\d+))?")
 
 
@@ -28,6 +29,12 @@ class Readout:
 
     @property
     def is_dense(self) -> bool:
+        """Whether it keeps tokens apart: a bank of it is as large as the patch grid."""
+        return self.pooling in ("tokens", "all")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its rows are a grid that label maps lie on."""
         return self.pooling == "tokens"
 
     def block_index(self, info: EncoderInfo) -> int | None:
@@ -63,7 +70,7 @@ def blocks_needed(readouts: Iterable[Readout], info: EncoderInfo) -> tuple[int, 
 
 
 def read(tokens: Tokens, readout: Readout, info: EncoderInfo) -> torch.Tensor:
-    """Rows of a batch: [B, D] (2D for cls+mean, P for projection), or [B, h, w, D] for tokens.
+    """Rows of a batch: [B, D] (2D for cls+mean, P for projection), [B, h, w, D] for tokens, or [B, 1 + h w, D] for all (h w without a cls).
 
     Means are taken in float32 whatever the precision of the tokens.
     """
@@ -71,6 +78,9 @@ def read(tokens: Tokens, readout: Readout, info: EncoderInfo) -> torch.Tensor:
     source = tokens if block is None else tokens.blocks[block]
     if readout.pooling == "tokens":
         return source.patches
+    if readout.pooling == "all":
+        patches = source.patches.flatten(1, 2)
+        return patches if source.cls is None else torch.cat([source.cls[:, None].to(patches.dtype), patches], dim=1)
     if readout.pooling == "mean":
         return source.patches.float().mean(dim=(1, 2))
     found = tokens.projection if readout.pooling == "projection" else source.cls

@@ -1,13 +1,26 @@
-"""Few training rows: a seeded, stratified share of a split's images, or k of each class."""
+"""The low-shot probe: logistic regression on a seeded, stratified share of a split's images, or on k of each class.
+
+The regularisation is chosen on the whole selection split. The subset is drawn here, by the sweep's seed: it is not the list of any paper.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
 
 import numpy as np
+import pydantic
+import torch
 
-from harness.core import Rows
+from harness.core import Probe, Rows
 from harness.errors import ProbeError
+from harness.probes.features import needed
+from harness.probes.fields import Count
+from harness.probes.logistic import LogisticFields, LogisticProbe
+from harness.probes.softmax import SoftmaxStack
+
+NAME = "lowshot"
 
 
 def low_shot(rows: Rows, *, share: float | None = None, shots: int | None = None, seed: int = 0) -> Rows:
@@ -37,3 +50,51 @@ def low_shot(rows: Rows, *, share: float | None = None, shots: int | None = None
         features=rows.features[index],
         masks=None if rows.masks is None else rows.masks[index],
     )
+
+
+class LowShotFields(LogisticFields):
+    """Those of logistic regression, and what it is fitted to: exactly one of `share` and `shots` is set."""
+
+    share: Annotated[float, pydantic.Field(gt=0, le=1)] | None = 0.01
+    """Of each class's training images, at least one."""
+    shots: Count | None = None
+    """Training images of each class."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.share is None) == (self.shots is None):
+            raise ValueError(f"expected either share or shots, got share {self.share} and shots {self.shots}")
+        return self
+
+
+DEFAULTS: dict[str, Any] = LowShotFields().model_dump()
+
+
+@dataclass(frozen=True)
+class LowShotProbe:
+    """Regularised softmax regression on few rows. As for logistic regression, the heads' `lrs` are values of C, those of `grid`."""
+
+    name: str = NAME
+    has_learning_rate: bool = False
+    needs_train: bool = True
+
+    def grid(self, protocol: Mapping[str, Any]) -> tuple[float, ...]:
+        """The protocol's values of C. Raises ProbeError on fields that cannot be."""
+        return LowShotFields.read(NAME, protocol).c_grid
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> SoftmaxStack:
+        """One head a value of C, all fitted to the rows that `seed` draws. Raises ProbeError on rows, values or fields that cannot be."""
+        fields = LowShotFields.read(NAME, protocol)
+        few = low_shot(needed(NAME, train), share=fields.share, shots=fields.shots, seed=seed)
+        return LogisticProbe().fit(few, lrs, classes=classes, protocol=protocol, seed=seed, device=device)
+
+    def restore(
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> SoftmaxStack:
+        """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
+        return LogisticProbe().restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device)
+
+
+PROBE: Probe = LowShotProbe()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from harness.core import View
 from harness.manifest import Manifest
 from harness.metrics import metric
@@ -10,20 +12,31 @@ from harness.tasks import Fields, Template
 from harness.views.whole import Whole
 
 POOLED = ("cls", "mean", "cls+mean")
+SIDE_BY_SIDE = ("cls", "mean", "projection")
+"""What retrieval is told of apart: the encoder's two outputs ("encoded") and its pretraining head's ("projected"), as in Zhu et al., TMLR 2023."""
+GALLERIES: Mapping[str, Fields] = {"strict": {"exclude": "image"}, "paper": {"exclude": "query"}, "release": {"exclude": "none"}}
+"""Protocol of a retrieval to what a query's gallery lacks. The authors' release leaves the query in; the paper does not say what it does."""
 
 
 def whole(_: Fields) -> View:
     return Whole()
 
 
+def each_readout(protocols: Mapping[str, Fields]) -> dict[str, Fields]:
+    """The protocols, and each one again for every readout alone: `strict`, …, then `strict-cls`, `strict-mean`, `strict-projection`, …"""
+    alone = {f"{name}-{readout}": {**fields, "readouts": (readout,)} for name, fields in protocols.items() for readout in SIDE_BY_SIDE}
+    return {**protocols, **alone}
+
+
 def templates(manifest: Manifest) -> list[Template]:
     """Classification and retrieval where samples have labels; segmentation where they have object masks with named values."""
     found = []
     if "label" in manifest.annotations:
+        retrieval = {name: {**defaults("retrieval"), "readouts": POOLED, **fields} for name, fields in GALLERIES.items()}
         for name, probe, metrics, protocols in (
-            ("object-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": {}}),
-            ("object-knn", "knn", ("accuracy", "mean_class_accuracy"), {"dino": {}}),
-            ("object-retrieval", "retrieval", ("AP", "mAP"), {"strict": {"exclude": "image"}, "release": {"exclude": "none"}}),
+            ("object-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": {**defaults("linear"), "readouts": POOLED}}),
+            ("object-knn", "knn", ("accuracy", "mean_class_accuracy"), {"dino": {**defaults("knn"), "readouts": POOLED}}),
+            ("object-retrieval", "retrieval", ("AP", "mAP"), each_readout(retrieval)),
         ):
             found.append(
                 Template(
@@ -31,7 +44,7 @@ def templates(manifest: Manifest) -> list[Template]:
                     level="object",
                     probe=probe,
                     metrics=tuple(metric(one) for one in metrics),
-                    protocols={key: {**defaults(probe), "readouts": POOLED, **fields} for key, fields in protocols.items()},
+                    protocols=protocols,
                     view=whole,
                     classes=lambda _: manifest.classes,
                 )

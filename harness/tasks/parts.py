@@ -3,33 +3,105 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pydantic
 
 from harness.core import View
-from harness.errors import RequestError, nearest
+from harness.errors import ProbeError, RequestError, nearest
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
+from harness.probes.fields import Count, NonNegative, Positive
+from harness.probes.fields import Fields as CheckedFields
 from harness.tasks import Fields, Template
+from harness.tasks.objects import GALLERIES, each_readout
 from harness.views.keypoint_patch import KeypointPatch
 
 READOUTS = ("mean", "cls", "mean@-3")
-PAPER = {"crop_side": 1.0, "crop_neighbours": "selected", "min_distance": 0.0, "max_distance": None, "min_parts": 1}
-"""Side of the crop = d, the smallest distance to another keypoint. The paper measures d to all keypoints of the image; where a data set marks points
-inside others (an eye in a head), that would shrink every crop to nothing, so the selected ones are the default here, as in the release."""
-RELEASE = {**PAPER, "crop_side": 0.5, "min_distance": 40.0, "max_distance": 2000.0}
-"""What the authors' released code does: d kept between 40 and 2000 px, a crop of about d/2."""
 NOT_SELECTED = ("eye",)
 """Parts that lie inside another part: marked in some data sets, not among the default classes."""
 
 
+class CropFields(CheckedFields):
+    """What the patch around a keypoint is: the choices that the paper and its release leave open, or contradict."""
+
+    parts: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+    """The selected parts: the classes."""
+    crop_side: Positive = 1.0
+    """Side of the square as a multiple of d, the smallest distance to another keypoint."""
+    crop_neighbours: Literal["all", "selected"] = "selected"
+    """Whether d is measured to all visible keypoints or to those of selected parts."""
+    neighbours_within: Literal["image", "instance"] = "image"
+    """Whether it is measured across the image or within the keypoint's own instance."""
+    min_distance: NonNegative = 0.0
+    max_distance: Positive | None = None
+    """Patches whose d, in pixels, does not lie between the two are left out; None is no bound."""
+    min_parts: Count = 1
+    """Images or instances that show fewer of the selected parts are left out."""
+    min_parts_within: Literal["image", "instance"] = "image"
+    """Whether parts are counted in the image or in each instance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """A data set's parts as Zhu et al. take them, where it is one of theirs."""
+
+    parts: tuple[str, ...]
+    paper: Fields
+    release: Fields
+
+
+PAPER: Fields = {}
+"""Side of the crop = d, the smallest distance to another keypoint. The paper measures d to all keypoints of the image; where a data set marks points
+inside others (an eye in a head), that would shrink every crop to nothing, so on data sets that are not the paper's only selected ones count."""
+RELEASE: Fields = {"crop_side": 0.5, "min_distance": 40.0, "max_distance": 2000.0}
+"""What the authors' released code does: d, to selected keypoints, kept between 40 and 2000 px, and a crop of about d/2."""
+CUB = Selection(
+    parts=("right eye", "right leg", "left wing", "tail"),
+    paper={"crop_neighbours": "all"},
+    release=RELEASE,
+)
+PERSONS: Fields = {"min_parts": 2, "min_parts_within": "instance"}
+COCO = Selection(
+    parts=("nose", "right_wrist", "left_ankle"),
+    paper={**PERSONS, "crop_neighbours": "all"},
+    # the release counts the annotation's number as a coordinate, which keeps other persons far away: as near to it as what is meant comes
+    release={**PERSONS, **RELEASE, "neighbours_within": "instance"},
+)
+
+
+def selection(manifest: Manifest) -> Selection:
+    """The parts of a data set that are its classes unless told otherwise, and their crops."""
+    for known in (CUB, COCO):
+        if set(known.parts) <= set(manifest.parts):
+            return known
+    return Selection(parts=tuple(part for part in manifest.parts if part not in NOT_SELECTED), paper=PAPER, release=RELEASE)
+
+
+def crops(manifest: Manifest) -> Mapping[str, Fields]:
+    """The crop's fields by protocol, `paper` and `release`, every one of them named."""
+    chosen = selection(manifest)
+    return {name: CropFields(parts=chosen.parts, **fields).model_dump() for name, fields in (("paper", chosen.paper), ("release", chosen.release))}
+
+
 def patch(fields: Fields) -> View:
+    """The view that the protocol asks for. Raises RequestError where a field has a value that it cannot take."""
+    try:
+        crop = CropFields.read("part tasks", fields)
+    except ProbeError as error:
+        raise RequestError(str(error)) from None
     return KeypointPatch(
-        parts=fields["parts"],
-        side=fields["crop_side"],
-        neighbours=fields["crop_neighbours"],
-        min_distance=fields["min_distance"],
-        max_distance=math.inf if fields["max_distance"] is None else float(fields["max_distance"]),
-        min_parts=fields["min_parts"],
+        parts=crop.parts,
+        side=crop.crop_side,
+        neighbours=crop.crop_neighbours,
+        neighbours_within=crop.neighbours_within,
+        min_distance=crop.min_distance,
+        max_distance=math.inf if crop.max_distance is None else crop.max_distance,
+        min_parts=crop.min_parts,
+        min_parts_within=crop.min_parts_within,
     )
 
 
@@ -43,30 +115,30 @@ def selected(fields: Fields, manifest: Manifest) -> tuple[str, ...]:
     return tuple(fields["parts"])
 
 
+def part_template(
+    manifest: Manifest, name: str, probe: str, metrics: tuple[str, ...], protocols: Mapping[str, Fields], listed: bool = True
+) -> Template:
+    """A task on patches; `protocols` are the fields that differ from the probe's defaults, crops among them."""
+    return Template(
+        name=name,
+        level="part",
+        probe=probe,
+        metrics=tuple(metric(one) for one in metrics),
+        protocols={key: {**defaults(probe), "readouts": READOUTS, **fields} for key, fields in protocols.items()},
+        view=patch,
+        classes=lambda fields: selected(fields, manifest),
+        listed=listed,
+    )
+
+
 def templates(manifest: Manifest) -> list[Template]:
     """Part tasks where samples have keypoints."""
     if "keypoints" not in manifest.annotations:
         return []
-    parts = {"parts": tuple(part for part in manifest.parts if part not in NOT_SELECTED)}
-    strict, paper, release = {"exclude": "image"}, {"exclude": "query"}, {"exclude": "none"}
+    crop, accuracies = crops(manifest), ("accuracy", "mean_class_accuracy")
+    retrieval = {name: {"readouts": READOUTS, **crop["release" if name == "release" else "paper"], **fields} for name, fields in GALLERIES.items()}
     return [
-        Template(
-            name=name,
-            level="part",
-            probe=probe,
-            metrics=tuple(metric(one) for one in metrics),
-            protocols={key: {**defaults(probe), "readouts": READOUTS, **parts, **fields} for key, fields in protocols.items()},
-            view=patch,
-            classes=lambda fields: selected(fields, manifest),
-        )
-        for name, probe, metrics, protocols in (
-            (
-                "part-retrieval",
-                "retrieval",
-                ("AP", "mAP"),
-                {"strict": {**PAPER, **strict}, "paper": {**PAPER, **paper}, "release": {**RELEASE, **release}},
-            ),
-            ("part-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": PAPER, "release": RELEASE}),
-            ("part-knn", "knn", ("accuracy", "mean_class_accuracy"), {"dino": PAPER}),
-        )
+        part_template(manifest, "part-retrieval", "retrieval", ("AP", "mAP"), each_readout(retrieval)),
+        part_template(manifest, "part-linear", "linear", accuracies, {"zhu2023": crop["paper"], "release": crop["release"]}),
+        part_template(manifest, "part-knn", "knn", accuracies, {"dino": crop["paper"]}),
     ]

@@ -1,0 +1,50 @@
+"""Attentive probes of objects and parts, on banks of all tokens (Zhu et al., TMLR 2023).
+
+A bank of all tokens is two hundred times as large as one of the cls: no pattern but one that has the word `attentive` in it asks for these tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.manifest import Manifest
+from harness.metrics import metric
+from harness.probes import defaults
+from harness.tasks import Fields, Template
+from harness.tasks.objects import whole
+from harness.tasks.parts import crops, part_template
+
+NAME = "attentive"
+METRICS = ("accuracy", "mean_class_accuracy")
+STATISTICS: Mapping[str, Fields] = {"zhu2023": {"bn_eval": "running"}, "release": {"bn_eval": "batch", "bn_batch": 256}}
+"""The batch norm's statistics at test: those of training, or, as in the authors' released code, those of each test batch."""
+
+
+def templates(manifest: Manifest) -> list[Template]:
+    """Where samples have labels, and where they have keypoints."""
+    found = []
+    if "label" in manifest.annotations:
+        found.append(
+            Template(
+                name="object-attentive",
+                level="object",
+                probe=NAME,
+                metrics=tuple(metric(one) for one in METRICS),
+                protocols={name: {**defaults(NAME), "readouts": ("all",), **fields} for name, fields in STATISTICS.items()},
+                view=whole,
+                classes=lambda _: manifest.classes,
+                listed=False,
+            )
+        )
+    if "keypoints" in manifest.annotations:
+        crop = crops(manifest)
+        protocols = {
+            "zhu2023": {**crop["paper"], **STATISTICS["zhu2023"]},
+            "release": {**crop["release"], **STATISTICS["release"]},
+            # either departure of the release alone, so that their effects can be told apart
+            "release-crop": {**crop["release"], **STATISTICS["zhu2023"]},
+            "release-statistics": {**crop["paper"], **STATISTICS["release"]},
+        }
+        protocols = {name: {**fields, "readouts": ("all",)} for name, fields in protocols.items()}
+        found.append(part_template(manifest, "part-attentive", NAME, METRICS, protocols, listed=False))
+    return found
