@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -26,6 +27,10 @@ class HeadScore:
     value: float | None
     """On the selection split; None where the head failed."""
     error: str | None = None
+    epochs: int | None = None
+    """What it was trained for, where heads of one study differ in that."""
+    stopped: bool = False
+    """Others did better after so many epochs: it was not trained to the end, and cannot be chosen."""
 
 
 def first_rates(low: float, high: float, count: int) -> list[float]:
@@ -37,7 +42,10 @@ def first_rates(low: float, high: float, count: int) -> list[float]:
 def propose(
     *, study: str, seed: int, round_index: int, history: Sequence[HeadScore], readouts: Sequence[str], stack: int, bounds: tuple[float, float]
 ) -> list[tuple[str, float]]:
-    """`stack` learning rates for every readout: an even cut of the log range in round 0, Optuna's TPE on the history from then on."""
+    """`stack` learning rates for every readout: an even cut of the log range in round 0, Optuna's TPE on the history from then on.
+
+    Heads that were stopped are pruned trials to it, which it ranks behind finished ones, by epochs and then by value.
+    """
     low, high = bounds
     if round_index == 0 or low == high:
         return [(readout, rate) for readout in readouts for rate in first_rates(low, high, stack)]
@@ -49,18 +57,43 @@ def propose(
         if score.lr is None:
             continue
         name = f"lr/{score.readout}"
-        state = optuna.trial.TrialState.FAIL if score.value is None else optuna.trial.TrialState.COMPLETE
-        search.add_trial(optuna.trial.create_trial(params={name: score.lr}, distributions={name: distribution}, value=score.value, state=state))
+        search.add_trial(
+            optuna.trial.create_trial(params={name: score.lr}, distributions={name: distribution}, value=score.value, **_outcome(score))
+        )
     return [(readout, search.ask().suggest_float(f"lr/{readout}", low, high, log=True)) for readout in readouts for _ in range(stack)]
 
 
+def _outcome(score: HeadScore) -> dict[str, Any]:
+    if score.value is None:
+        return {"state": optuna.trial.TrialState.FAIL}
+    if score.stopped:
+        return {"state": optuna.trial.TrialState.PRUNED, "intermediate_values": {score.epochs or 0: score.value}}
+    return {"state": optuna.trial.TrialState.COMPLETE}
+
+
+def survivors(scores: Sequence[HeadScore], eta: int) -> list[HeadScore]:
+    """The heads of a rung that go on: one in `eta` of them, at least one, the best on the selection split; none where every head failed.
+
+    Of tied ones those in the middle by learning rate go on, as in `choose`, whatever the order of `scores`.
+    """
+    valid = [score for score in scores if score.value is not None]
+    left = min(max(1, len(scores) // eta), len(valid))
+    going: list[HeadScore] = []
+    for value in sorted({score.value for score in valid if score.value is not None}, reverse=True):
+        tied = sorted((score for score in valid if score.value == value), key=lambda score: (score.lr or 0.0, score.head))
+        count = min(left - len(going), len(tied))
+        first = (len(tied) - count) // 2
+        going += tied[first : first + count]
+    return sorted(going, key=lambda score: score.head)
+
+
 def choose(scores: Sequence[HeadScore], readouts: Sequence[str]) -> HeadScore | None:
-    """The head with the best value on the selection split; None where every head failed.
+    """The head with the best value on the selection split of those trained to the end; None where every head failed.
 
     On small splits many heads tie. Of the tied ones, the readout that comes first in `readouts` is taken, and of its heads the one with the (lower)
     median learning rate: the middle of the plateau and not its edge.
     """
-    valid = [score for score in scores if score.value is not None]
+    valid = [score for score in scores if score.value is not None and not score.stopped]
     if not valid:
         return None
     best = max(score.value for score in valid if score.value is not None)

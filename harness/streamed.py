@@ -29,15 +29,19 @@ from harness.device import Compute
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError
 from harness.feed import Epoch, merged
+from harness.finetune import KIND as FINETUNE
+from harness.halving import Climbed, Halving, Journal
 from harness.metrics import metric
+from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
 from harness.study import BankRef, Round, Score, Stream, Study, StudyRunner, Value, columns_of, estimate, now
-from harness.trainers import KINDS, Network, Proposal, Scorer, Setting, State, Trainer
+from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
 
 STREAM_VERSION = 1
 """Raised whenever a change to augmentation, order or training on a stream could change a value."""
+_KINDS: dict[str, Kind[Any]] = {**KINDS, finetune.NAME: FINETUNE}
 
 
 @dataclass(kw_only=True)
@@ -71,6 +75,8 @@ class StreamedRunner:
 
     def run_round(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Round:
         """Train `proposals` (readout, learning rate) as one stack on the train stream, and score every head on the selection split."""
+        if study.probe == finetune.NAME:
+            return self._run_halving(study, index, proposals)
         start = time.perf_counter()
         states: dict[str, torch.Tensor] = {}
         try:
@@ -82,7 +88,7 @@ class StreamedRunner:
             raise
         except HarnessError as error:
             values = [(None, str(error)) for _ in proposals]
-        self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(states), replace=True)
+        self._publish(study, index, states)
         self._store.discard(*_checkpoint(study, index))
         heads = tuple(
             HeadScore(round=index, head=number, lr=rate, readout=readout, value=value, error=error)
@@ -94,7 +100,7 @@ class StreamedRunner:
         """The chosen head on the test stream, as it is: no refit."""
         start = time.perf_counter()
         setting = self._setting(study)
-        scorer = KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
+        scorer = _KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
         epoch = Epoch(source=_source(held_back), threads=_stream(study).decode_threads)
         found: list[Predictions] = []
         for (one,) in _scored(scorer, epoch, setting.network.batch_size):
@@ -116,16 +122,8 @@ class StreamedRunner:
     def _train(self, study: Study, index: int, proposals: Sequence[Proposal]) -> tuple[list[dict[str, torch.Tensor]], _Account]:
         """What each head is scored from, and the account of train."""
         setting = self._setting(study)
-        trainer = KINDS[study.probe].trainer(setting, proposals)
-        training = _Training(
-            study=study,
-            source=_source(_any(study.train)),
-            held=self._held_out(study),
-            trainer=trainer,
-            progress=self._resumed(study, index, proposals, trainer),
-            save=lambda progress: self._save(study, index, progress, trainer, setting.network),
-            clock=self._clock,
-        )
+        trainer = _KINDS[study.probe].trainer(setting, proposals)
+        training = self._training(study, setting, trainer, proposals, _checkpoint(study, index))
         training.run()
         progress = training.progress
         return trainer.fitted(), _Account(
@@ -135,10 +133,22 @@ class StreamedRunner:
             starts=progress.starts,
         )
 
-    def _resumed(self, study: Study, index: int, proposals: Sequence[Proposal], trainer: Trainer[Any]) -> Position:
-        """Where the checkpoint says that this very round is, the heads being brought there; the beginning, where there is none."""
+    def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> _Training:
+        """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
+        return _Training(
+            study=study,
+            source=_source(_any(study.train)),
+            held=self._held_out(study),
+            trainer=trainer,
+            progress=self._resumed(place, proposals, trainer),
+            save=lambda progress: self._save(place, progress, trainer, setting.network),
+            clock=self._clock,
+        )
+
+    def _resumed(self, place: tuple[str, str], proposals: Sequence[Proposal], trainer: Trainer[Any]) -> Position:
+        """Where the checkpoint says that this very training is, the heads being brought there; the beginning, where there is none."""
         fresh = Position(proposals=[list(one) for one in proposals], starts=1)
-        data = self._store.read_bytes(*_checkpoint(study, index))
+        data = self._store.read_bytes(*place)
         if data is None:
             return fresh
         tensors = load_tensors(data)
@@ -148,11 +158,15 @@ class StreamedRunner:
         trainer.load([_of_head(tensors, number) for number in range(len(proposals))])
         return replace(progress, starts=progress.starts + 1)
 
-    def _save(self, study: Study, index: int, progress: Position, trainer: Trainer[Any], network: Network) -> None:
+    def _save(self, place: tuple[str, str], progress: Position, trainer: Trainer[Any], network: Network) -> None:
         told = replace(progress, images=progress.images + network.images, seconds=progress.seconds + network.seconds)
         tensors = {f"{number}/{name}": tensor.contiguous() for number, state in enumerate(trainer.state()) for name, tensor in state.items()}
         tensors["progress"] = torch.tensor(list(json.dumps(asdict(told)).encode()), dtype=torch.uint8)
-        self._store.publish(_checkpoint(study, index), save_tensors(tensors), replace=True)
+        self._store.publish(place, save_tensors(tensors), replace=True)
+
+    def _publish(self, study: Study, index: int, states: State) -> None:
+        """The states of a round's heads, each under its number: what a head is scored from."""
+        self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(dict(states)), replace=True)
 
     def _held_out(self, study: Study) -> frozenset[str]:
         """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
@@ -167,12 +181,113 @@ class StreamedRunner:
             self._held[ref.bank.key] = frozenset(hold_out(rows, seed=study.seed)[1].keys)
         return self._held[ref.bank.key]
 
+    # --- successive halving -------------------------------------------------------------------------------------------
+
+    def _run_halving(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Round:
+        """Train each of `proposals` alone, one after the other and rung by rung; those that come to the end can be scored."""
+        start = time.perf_counter()
+        try:
+            fields = finetune.FinetuneFields.read(finetune.NAME, study.protocol)
+            halving = Halving(
+                round_index=index,
+                journal=self._journal(study, index, proposals),
+                ends=finetune.rung_ends(fields.epochs, fields.rungs, fields.eta),
+                eta=fields.eta,
+                climb=lambda head, end: self._climb(study, index, head, proposals[head], end),
+                drop=lambda head: self._store.discard(*_checkpoint(study, index, head)),
+                save=lambda journal: self._keep(study, index, journal),
+            )
+            halving.journal.starts += 1
+            halving.save(halving.journal)
+            before = halving.journal.to_json()
+            heads = halving.run()
+            if halving.journal.to_json() != before or not self._heads.has_state(study, index):
+                self._publish_finished(study, index, heads, proposals)
+            self._account_of_climbs(study, halving.journal)
+        except RunError:
+            raise
+        except HarnessError as error:
+            heads = [
+                HeadScore(round=index, head=number, lr=rate, readout=readout, value=None, error=str(error))
+                for number, (readout, rate) in enumerate(proposals)
+            ]
+            self._publish(study, index, {})
+        for head in heads:
+            self._store.discard(*_checkpoint(study, index, head.head))
+        return Round(index=index, heads=tuple(heads), seconds=time.perf_counter() - start)
+
+    def _climb(self, study: Study, index: int, head: int, proposal: Proposal, end: int) -> Climbed:
+        """Train one head on to the end of `end` epochs, and score it on the selection split."""
+        training, network, error = self._trained(study, index, head, proposal, end)
+        progress = training.progress
+        account = {"audits": progress.audits, "images": progress.images + network.images, "seconds": progress.seconds + network.seconds, "lost": {}}
+        if error is not None:
+            return Climbed(value=None, error=error, epochs=progress.epoch, account=account)
+        fitted = training.trainer.fitted()
+        del training  # room for the one that is scored
+        ((value, error),), account["lost"] = self._measured(study, [proposal], fitted)
+        return Climbed(value=value, error=error, epochs=end, account=account)
+
+    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, end: int) -> tuple[_Training, Network, str | None]:
+        """One head at the end of `end` epochs, the network that it was trained in, and why it did not come to that end, if so."""
+        setting = self._setting(study)
+        trainer = _KINDS[study.probe].trainer(setting, [proposal])
+        training = self._training(study, setting, trainer, [proposal], _checkpoint(study, index, head))
+        training.until = end
+        try:
+            training.run()
+        except ProbeError as error:
+            return training, setting.network, str(error)
+        return training, setting.network, None
+
+    def _publish_finished(self, study: Study, index: int, heads: Sequence[HeadScore], proposals: Sequence[Proposal]) -> None:
+        """The whole networks of those that came to the end; what a checkpoint no longer holds is trained again, to the same bits."""
+        states: dict[str, torch.Tensor] = {}
+        for head in heads:
+            if head.value is None or head.stopped:
+                continue
+            assert head.epochs is not None
+            training, _, _ = self._trained(study, index, head.head, proposals[head.head], head.epochs)
+            states |= {f"{head.head}/{name}": tensor.contiguous() for name, tensor in training.trainer.fitted()[0].items()}
+        self._publish(study, index, states)
+
+    def _account_of_climbs(self, study: Study, journal: Journal) -> None:
+        """Publish what became of train: of every shard the worst of all heads' epochs."""
+        accounts = [last.account for head in range(len(journal.proposals)) if (last := journal.last(head)) is not None]
+        worst: list[dict[str, Any]] = []
+        for account in accounts:
+            if account["audits"]:
+                worst = _worst(worst, [ShardAudit(**audit) for audit in account["audits"]])
+        audits = [ShardAudit(**audit) for audit in worst]
+        merged(audits, next((account["lost"] for account in accounts if account["lost"]), {}))
+        images, seconds = (sum(account[name] for account in accounts) for name in ("images", "seconds"))
+        _Account(audits=audits, images=images, seconds=seconds, starts=journal.starts).publish(self._store, _any(study.train))
+
+    def _journal(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Journal:
+        """What is known of this very round; an empty one, where nothing is."""
+        fresh = Journal(proposals=[list(one) for one in proposals])
+        data = self._store.read_bytes(*_rungs(study, index))
+        found = fresh if data is None else Journal.from_json(data.decode())
+        return found if found.proposals == fresh.proposals else fresh
+
+    def _keep(self, study: Study, index: int, journal: Journal) -> None:
+        self._store.publish(_rungs(study, index), journal.to_json().encode(), replace=True)
+
     # --- selection ----------------------------------------------------------------------------------------------------
 
     def _select(self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State], train: _Account) -> list[tuple[float | None, str | None]]:
         """Each head's value on the selection split, or why it has none; publishes the accounts of train and of val."""
+        values, lost = self._measured(study, proposals, fitted)
+        merged(train.audits, lost)
+        train.publish(self._store, _any(study.train))
+        return values
+
+    def _measured(
+        self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State]
+    ) -> tuple[list[tuple[float | None, str | None]], dict[str, dict[str, str]]]:
+        """Each head's value, or why it has none, and what of train was lost on the way (shard to key to reason); publishes the account of val."""
         setting = self._setting(study)
-        scorer = KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
+        scorer = _KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
         ref = _any(study.train if study.holds_out else study.val)
         held = self._held_out(study)
         epoch = Epoch(source=_source(ref), threads=_stream(study).decode_threads)
@@ -188,12 +303,11 @@ class StreamedRunner:
                     continue
                 counts, before = first.counts(found, study.classes).sum(axis=0), sums[number]
                 sums[number] = counts if before is None else before + counts
+        values = [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
         if study.holds_out:
-            merged(train.audits, {audit.shard: _failures(audit, epoch.lost) for audit in epoch.audits})
-        else:
-            self._account(ref, epoch.audits, setting.network, starts=1)
-        train.publish(self._store, _any(study.train))
-        return [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
+            return values, {audit.shard: _failures(audit, epoch.lost) for audit in epoch.audits}
+        self._account(ref, epoch.audits, setting.network, starts=1)
+        return values, {}
 
     # --- what both need -----------------------------------------------------------------------------------------------
 
@@ -254,6 +368,8 @@ class _Training:
     progress: Position
     save: Callable[[Position], None]
     clock: Callable[[], float]
+    until: int | None = None
+    """Epochs after which to pause; None for the protocol's end."""
 
     def run(self) -> None:
         """Raises ProbeError where an epoch has no sample that can be trained on."""
@@ -270,7 +386,8 @@ class _Training:
 
     @property
     def _ended(self) -> bool:
-        return self.progress.step >= self._steps or (self.trainer.epochs is not None and self.progress.epoch >= self.trainer.epochs)
+        last = self.trainer.epochs if self.until is None else self.until
+        return self.progress.step >= self._steps or (last is not None and self.progress.epoch >= last)
 
     def _epoch(self) -> None:
         progress, seed = self.progress, self.study.seed
@@ -398,9 +515,14 @@ def _of_head(tensors: State, number: int) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _checkpoint(study: Study, index: int) -> tuple[str, str]:
-    """In the folder of the train stream, so that what discards its accounts discards this."""
-    return _any(study.train).bank.key, f"checkpoint-{study.id}-{index}.safetensors"
+def _checkpoint(study: Study, index: int, head: int | None = None) -> tuple[str, str]:
+    """In the folder of the train stream, so that what discards its accounts discards this. Of one head, where each is trained alone."""
+    return _any(study.train).bank.key, f"checkpoint-{study.id}-{index}{'' if head is None else f'-{head}'}.safetensors"
+
+
+def _rungs(study: Study, index: int) -> tuple[str, str]:
+    """The journal of a round of successive halving, beside its checkpoints; it stays, and a round that was done is not done again."""
+    return _any(study.train).bank.key, f"rungs-{study.id}-{index}.json"
 
 
 def _any(refs: Mapping[str, BankRef]) -> BankRef:

@@ -45,7 +45,7 @@ class Network:
         self.batch_size = batch_size
         self.seconds = 0.0
         self.images = 0
-        self._encoder, self._compute = encoder, compute
+        self.encoder, self.compute = encoder, compute
 
     def __call__(
         self, images: torch.Tensor, pick: Callable[[Tokens], Sequence[torch.Tensor]], *, blocks: Sequence[int] = (), projection: bool = False
@@ -56,13 +56,17 @@ class Network:
         for first in range(0, len(images), self.batch_size):
             batch = images[first : first + self.batch_size]
             padding = batch[:1].expand(self.batch_size - len(batch), -1, -1, -1)
-            with torch.inference_mode(), self._compute.autocast():
-                tokens = self._encoder.encode(torch.cat([batch, padding]).to(self.device), blocks=blocks, projection=projection)
+            with torch.inference_mode(), self.compute.autocast():
+                tokens = self.encoder.encode(torch.cat([batch, padding]).to(self.device), blocks=blocks, projection=projection)
                 found = [values[: len(batch)].float() for values in pick(tokens)]
             parts.append([values.clone() for values in found])  # what inference mode made cannot take part in training
-        self.seconds += time.perf_counter() - start
-        self.images += len(images)
+        self.count(len(images), time.perf_counter() - start)
         return [torch.cat(one) for one in zip(*parts, strict=True)]
+
+    def count(self, images: int, seconds: float) -> None:
+        """Note what a pass took."""
+        self.images += images
+        self.seconds += seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,8 @@ class Pictured:
     group: str
 
 
-def _target(sample: Sample, classes: int) -> int:
+def label_of(sample: Sample, classes: int) -> int:
+    """The sample's class. Raises ShardError where it has none of these."""
     if sample.label is None:
         raise ShardError("no label")
     if not 0 <= sample.label < classes:
@@ -182,7 +187,7 @@ class LinearTrainer:
 
     def draw(self, sample: Sample, generator: np.random.Generator) -> Pictured:
         """A random crop, or the encoder's own view where the protocol says so."""
-        target, preprocessing = _target(sample, self._setting.classes), self._setting.network.info.preprocessing
+        target, preprocessing = label_of(sample, self._setting.classes), self._setting.network.info.preprocessing
         image = prepare(sample.image, preprocessing, "crop") if self._augment is None else self._augment(sample.image, preprocessing, generator)
         return Pictured(image=image, target=target, group=sample.group or sample.key)
 
@@ -249,7 +254,7 @@ class LinearScorer:
         ]
 
     def view(self, sample: Sample) -> Pictured:
-        target = _target(sample, self._setting.classes)
+        target = label_of(sample, self._setting.classes)
         image = prepare(sample.image, self._setting.network.info.preprocessing, "crop")
         return Pictured(image=image, target=target, group=sample.group or sample.key)
 

@@ -15,7 +15,8 @@ LEVELS = (
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"}
     | {"tables", "preprocess", "device", "splits", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
-    {"extract", "study", "feed", "trainers"},
+    {"extract", "study", "feed", "trainers", "halving"},
+    {"finetune"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
     {"collect"},

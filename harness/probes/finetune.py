@@ -1,0 +1,128 @@
+"""Full fine-tuning: the whole encoder and a linear head, trained together on augmented images. Fields, learning-rate schedule and rungs.
+
+What trains is in harness.finetune; it cannot be fitted to a feature bank, since the features change with every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+import pydantic
+
+from harness.core import FittedStack, Probe, Rows
+from harness.errors import ProbeError
+from harness.probes.augmented import Share
+from harness.probes.fields import Count, Fields, Momentum, NonNegative, Positive
+
+NAME = "finetune"
+Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
+BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+class FinetuneFields(Fields):
+    """Defaults: our choice. DILEMMA (arXiv 2204.04788) fine-tunes, with a recipe that is not published.
+
+    Where a default has MAE as its source, that is the released fine-tuning of ViT-B (He et al., arXiv 2111.06377; FINETUNE.md, main_finetune.py and
+    util/ of github.com/facebookresearch/mae). Against that recipe there is no RandAugment, no random erasing, no mixup and no cutmix, the mean of
+    the patch tokens is taken after the final norm and not before it, and the learning rate is searched.
+    """
+
+    epochs: Count = 100
+    """As MAE."""
+    batch_size: Count = 1024
+    """As MAE. It is cut into pieces of the encoder's batch size, whose gradients are added up."""
+    warmup: BelowOne = 0.05
+    """Share of the training in which the rate rises linearly from 0; MAE's 5 of 100 epochs."""
+    min_lr: NonNegative = 1e-6
+    """What the cosine ends at, times the layer's scale; as MAE. A rate below it stays as it is."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Of AdamW; as MAE."""
+    weight_decay: NonNegative = 0.05
+    """As MAE. None on parameters of one dimension (norms, biases, layer scales), position embeddings, cls and register tokens."""
+    layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.65
+    """Rate of each layer over that of the next one; as MAE. No effect on networks that do not tell their layers (without timm's group_matcher)."""
+    drop_path: BelowOne = 0.1
+    """Probability at the last block that an image skips a residual branch, rising linearly from 0 at the first one; as MAE. None where there is no
+    place for it in timm's sense."""
+    mixup: NonNegative = 0.0
+    """Alpha of mixup (arXiv 1710.09412); 0 is off."""
+    cutmix: NonNegative = 0.0
+    """Alpha of cutmix (arXiv 1905.04899); 0 is off. With both on, each batch is cut with probability 1/2."""
+    label_smoothing: BelowOne = 0.1
+    """As MAE."""
+    ema_decay: BelowOne | None = None
+    """Of a moving average of the weights, which then is what is scored; None for none."""
+    clip_norm: Positive | None = None
+    """Most that the gradient's norm over all parameters may be; None for no bound, as MAE."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """Whether batch norms use their batch and update their statistics, or keep those of the pretraining; their weights are trained either way."""
+    init_std: NonNegative = 2e-5
+    """Of the head's weights, normal; as MAE. Its biases start at 0."""
+    augment: Literal["crop-flip", "none"] = "crop-flip"
+    """None: the encoder's own resize and centre crop, as at test time."""
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    """Bounds of the crop's share of the image's area."""
+    flip: Probability = 0.5
+    lr_bounds: tuple[Positive, Positive] = (1e-5, 1e-2)
+    """Bounds of the search, in place of the sweep's own, which are meant for heads on frozen features. The rates are actual ones at `batch_size`."""
+    rungs: Count = 3
+    """Stages of successive halving within a round; 1 trains every learning rate to the end."""
+    eta: Annotated[int, pydantic.Field(ge=2)] = 3
+    """Of the learning rates of a rung one in so many goes on, for so many times the epochs."""
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for low, high in (self.lr_bounds, self.crop_scale):
+            if low > high:
+                raise ValueError(f"expected bounds in order, got {low:g} before {high:g}")
+        return self
+
+
+DEFAULTS: dict[str, Any] = FinetuneFields().model_dump()
+
+
+def learning_rate(rate: float, step: int, steps: int, *, warmup: float, min_lr: float) -> float:
+    """The rate of one step of 0 to steps - 1: a linear rise from 0 over the first share of them, then half a cosine towards `min_lr`.
+
+    Source: util/lr_sched.py of github.com/facebookresearch/mae, whose epochs (with fractions) are shares of the training here.
+    """
+    share = step / steps
+    if share < warmup:
+        return rate * share / warmup
+    least = min(min_lr, rate)
+    return least + (rate - least) * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup))) / 2
+
+
+def rung_ends(epochs: int, rungs: int, eta: int) -> tuple[int, ...]:
+    """Epochs after which each rung ends: the last one after all of them, each before it after 1/eta of that, rounded up.
+
+    Successive halving: Jamieson and Talwalkar, arXiv 1502.07943. Rungs that would end together are one.
+    """
+    return tuple(sorted({-(-epochs // eta**left) for left in range(rungs)}))
+
+
+@dataclass(frozen=True)
+class FinetuneProbe:
+    """Its name and what it needs; it is trained on streams alone."""
+
+    name: str = NAME
+    has_learning_rate: bool = True
+    needs_train: bool = True
+
+    def fit(self, train: Rows | None, lrs: Sequence[float | None], **how: Any) -> FittedStack:
+        """Raises ProbeError: features of an encoder in training cannot be kept."""
+        _refuse()
+
+    def restore(self, state: Mapping[str, Any], train: Rows | None, **how: Any) -> FittedStack:
+        """Raises ProbeError, as `fit` does."""
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise ProbeError(f"{NAME} probe: expected a stream of images, got rows of features; ask for the task <data set>/{NAME}, which streams")
+
+
+PROBE: Probe = FinetuneProbe()
