@@ -67,7 +67,7 @@ class StudyState:
                 history=self.heads,
                 readouts=study.readouts,
                 stack=study.stack,
-                bounds=study.lr,
+                bounds=study.protocol.get("lr_bounds") or study.lr,
             )
             return {"round": index, "proposals": proposals}
         if self.score is not None:

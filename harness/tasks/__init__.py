@@ -37,14 +37,14 @@ class Template:
     classes: Callable[[Fields], tuple[str, ...]]
     feed: Feed = "banked"
     """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out, and
-    one that has the word `streamed` in it asks for them."""
+    one that has their last word in it, such as `streamed`, asks for them."""
     listed: bool = True
     """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not listed, the pattern must have the last word, as `*-attentive` has."""
 
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
             return False
-        return (self.feed == "banked" or "streamed" in wanted) and (self.listed or self.name.rpartition("-")[2] in wanted)
+        return (self.feed == "banked" and self.listed) or self.name.rpartition("-")[2] in wanted
 
     def task(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> Task:
         """The task under one of its protocols, with those `overrides` that are fields of it. Raises RequestError."""
