@@ -105,8 +105,8 @@ class Normaliser:
         return cls(kind=kind, mean=state["mean"].to(device), std=state["std"].to(device))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The fitted tensors, on the CPU."""
-        return {} if self.mean is None or self.std is None else {"mean": self.mean.cpu(), "std": self.std.cpu()}
+        """The fitted tensors, on the CPU; copies, since the heads of a stack share them and a file of tensors must not."""
+        return {} if self.mean is None or self.std is None else {"mean": self.mean.to("cpu", copy=True), "std": self.std.to("cpu", copy=True)}
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """float32 [B, D]."""

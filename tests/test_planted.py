@@ -1,0 +1,215 @@
+"""The harness's own calibration: encoders that know the object, the part, the position or nothing, and the values that must come out.
+
+Everything between is real: tars, views, extraction, banks, probes, the choice on val, the score on test. See tests/planted.py for the pictures; the
+test split has 48 of them, 12 of each of 4 classes, and 3 parts on each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import planted
+import pytest
+from planted import CLASSES, PARTS, World, values
+
+from harness.manifest import MaskKind
+from harness.readouts import parse_readout, unavailable
+from harness.tasks import select
+
+C, P = len(CLASSES), len(PARTS)
+IMAGES = planted.SPLITS["test"]
+PATCHES = IMAGES * P
+OF_A_CLASS = IMAGES // C
+QUICK = {"epochs": 10, "batch_size": 32}
+FITTED = {
+    "object-linear": QUICK,
+    "object-knn": {},
+    "object-logistic": {},
+    "object-lowshot@1-shot": {},
+    "object-lowshot@10-percent": {},
+    "object-attentive": {**QUICK, "attention_heads": 1},
+    "object-attentive@release": {**QUICK, "attention_heads": 1},
+    "part-linear": QUICK,
+    "part-linear@release": {**QUICK, "min_distance": 0.0},
+    "part-knn": {},
+    "part-logistic": {},
+    "part-attentive": {**QUICK, "attention_heads": 1},
+    "part-attentive@release-statistics": {**QUICK, "attention_heads": 1},
+}
+"""Classification tasks, and the protocol fields that make them small. The pictures are smaller than the 40 pixels that the release asks of a crop."""
+OBJECT_TASKS = [name for name in FITTED if name.startswith("object")]
+PART_TASKS = [name for name in FITTED if name.startswith("part")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("planted")
+    return World(shards=root / "shards", cache=root / "cache", manifest=planted.build(root / "shards"))
+
+
+def accuracy(world: World, encoder: str, task: str) -> float:
+    found = values(world.score(encoder, task, **FITTED[task]))
+    value = found["accuracy"]
+    assert value is not None
+    if encoder != "noise":
+        # every class is as often in the test split
+        assert found["mean_class_accuracy"] == pytest.approx(value)
+    return value
+
+
+def ap(world: World, encoder: str, task: str, **overrides: Any) -> float:
+    found = values(world.score(encoder, task, **overrides))
+    assert found["AP"] is not None
+    assert found["mAP"] == pytest.approx(found["AP"], abs=0.02 if encoder == "noise" else 1e-9)
+    return found["AP"]
+
+
+# --- who knows the answer gets 1 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", OBJECT_TASKS)
+def test_who_knows_the_object_tells_objects(world: World, task: str) -> None:
+    assert accuracy(world, "objects", task) == 1.0
+
+
+@pytest.mark.parametrize("task", PART_TASKS)
+def test_who_knows_the_part_tells_parts(world: World, task: str) -> None:
+    assert accuracy(world, "parts", task) == 1.0
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper", "release"])
+def test_who_knows_finds_all_there_are(world: World, protocol: str) -> None:
+    assert ap(world, "objects", f"object-retrieval@{protocol}") == 1.0
+    assert ap(world, "parts", f"part-retrieval@{protocol}", **({"min_distance": 0.0} if protocol == "release" else {})) == 1.0
+
+
+def test_a_value_of_1_has_an_interval_of_1(world: World) -> None:
+    for value in world.score("parts", "part-retrieval").values:
+        assert (value.low, value.high) == (1.0, 1.0)
+
+
+# --- who knows something else gets chance, or what can be counted ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", ["parts", "positions"])
+@pytest.mark.parametrize("task", OBJECT_TASKS)
+def test_whole_pictures_look_alike_to_who_knows_no_object(world: World, encoder: str, task: str) -> None:
+    # the same features for every picture, so one class is always told
+    assert accuracy(world, encoder, task) == pytest.approx(1 / C)
+
+
+@pytest.mark.parametrize("encoder", ["objects", "positions"])
+@pytest.mark.parametrize("task", PART_TASKS)
+def test_parts_of_an_object_look_alike_to_who_knows_no_part(world: World, encoder: str, task: str) -> None:
+    assert accuracy(world, encoder, task) == pytest.approx(1 / P)
+
+
+@pytest.mark.parametrize("encoder", ["parts", "positions"])
+def test_when_all_pictures_are_equally_near_precision_is_their_share(world: World, encoder: str) -> None:
+    # all of the gallery comes at once; each picture is a photograph of its own, so strict and paper leave out the same
+    for protocol in ("strict", "paper"):
+        assert ap(world, encoder, f"object-retrieval@{protocol}") == pytest.approx((OF_A_CLASS - 1) / (IMAGES - 1))
+    assert ap(world, encoder, "object-retrieval@release") == pytest.approx(1 / C)
+
+
+def test_when_all_patches_are_equally_near_precision_is_their_share(world: World) -> None:
+    assert ap(world, "positions", "part-retrieval@strict") == pytest.approx(1 / P)  # whole pictures are left out, one patch of each part
+    assert ap(world, "positions", "part-retrieval@paper") == pytest.approx((IMAGES - 1) / (PATCHES - 1))
+    assert ap(world, "positions", "part-retrieval@release", min_distance=0.0) == pytest.approx(1 / P)
+
+
+def test_who_knows_the_object_retrieves_the_parts_of_its_class_first(world: World) -> None:
+    # two steps: the patches of the query's class, all at similarity 1, then those of the others, all at 0; each has a third of every part
+    assert ap(world, "objects", "part-retrieval@strict") == pytest.approx(1 / P)
+    assert ap(world, "objects", "part-retrieval@release", min_distance=0.0) == pytest.approx(1 / P)
+    # without the query alone, its class lacks one of the relevant patches
+    near, first, both = OF_A_CLASS - 1, (OF_A_CLASS - 1) / (OF_A_CLASS * P - 1), (IMAGES - 1) / (PATCHES - 1)
+    expected = (near * first + (IMAGES - OF_A_CLASS) * both) / (IMAGES - 1)
+    assert ap(world, "objects", "part-retrieval@paper") == pytest.approx(expected)
+
+
+# --- who knows nothing gets chance ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "share", "n"), [(task, 1 / C, IMAGES) for task in OBJECT_TASKS] + [(task, 1 / P, PATCHES) for task in PART_TASKS])
+def test_noise_tells_nothing(world: World, task: str, share: float, n: int) -> None:
+    assert accuracy(world, "noise", task) == pytest.approx(share, abs=3 * (share * (1 - share) / n) ** 0.5)
+
+
+def chance(relevant: int, gallery: int) -> float:
+    """Expected average precision of a random order: at rank n the precision is (1 + (R - 1)(n - 1) / (N - 1)) / n, and all ranks are as likely."""
+    ranks = np.arange(1, gallery + 1)
+    return float(np.mean((1 + (relevant - 1) * (ranks - 1) / (gallery - 1)) / ranks))
+
+
+def test_noise_retrieves_at_random(world: World) -> None:
+    assert ap(world, "noise", "part-retrieval@strict") == pytest.approx(chance(IMAGES - 1, PATCHES - P), abs=0.02)
+    assert ap(world, "noise", "part-retrieval@paper") == pytest.approx(chance(IMAGES - 1, PATCHES - 1), abs=0.02)
+    assert ap(world, "noise", "object-retrieval@strict") == pytest.approx(chance(OF_A_CLASS - 1, IMAGES - 1), abs=0.03)
+
+
+def test_a_query_in_its_own_gallery_flatters_noise(world: World) -> None:
+    # it comes first, with precision 1; the other relevant ones come at random behind it
+    rest, gallery = IMAGES - 1, PATCHES - 1
+    ranks = np.arange(1, gallery + 1)
+    behind = float(np.mean((2 + (rest - 1) * (ranks - 1) / (gallery - 1)) / (ranks + 1)))
+    assert ap(world, "noise", "part-retrieval@release", min_distance=0.0) == pytest.approx((1 + rest * behind) / IMAGES, abs=0.02)
+
+
+# --- encoded beside projected -----------------------------------------------------------------------------------------------
+
+
+def test_encoded_and_projected_stand_side_by_side(world: World) -> None:
+    # this encoder knows parts, and its head keeps the object alone
+    assert ap(world, "parts", "part-retrieval@strict-cls") == ap(world, "parts", "part-retrieval@strict-mean") == 1.0
+    assert ap(world, "parts", "part-retrieval@strict-projection") == pytest.approx(1 / P)
+    assert ap(world, "parts", "object-retrieval@strict-projection") == 1.0
+
+
+def test_without_a_head_the_projection_is_undefined_with_its_reason(world: World) -> None:
+    (task,) = select(["planted/object-retrieval@strict-projection"], str(world.shards), {})[0]
+    reasons = [unavailable(parse_readout(readout), planted.ENCODERS["objects"].info) for readout in task.readouts]
+    assert reasons == ["the checkpoint has no pretraining head"]
+
+
+# --- segmentation -----------------------------------------------------------------------------------------------------------
+
+
+def segmentation(world: World, encoder: str, mask: MaskKind) -> list[float | None]:
+    """mIoU, mAcc and aAcc of label maps of the figure, or of its parts."""
+    (task,) = select(["planted/object-segmentation"], str(world.shards), {"epochs": 15, "batch_size": 8})[0]
+    protocol = replace(task.protocol, fields={**task.protocol.fields, "mask": mask})
+    found = values(world.score_task(encoder, replace(task, classes=world.manifest.mask_classes[mask], protocol=protocol), lr=(0.03, 0.3)))
+    return [found[name] for name in ("mIoU", "mAcc", "aAcc")]
+
+
+@pytest.mark.parametrize(("encoder", "mask"), [("objects", "object"), ("parts", "object"), ("parts", "part")])
+def test_who_knows_draws_every_pixel(world: World, encoder: str, mask: MaskKind) -> None:
+    # every part is a part of the figure, so who knows parts knows figures
+    assert segmentation(world, encoder, mask) == [1.0, 1.0, 1.0]
+
+
+def test_who_knows_the_object_takes_its_largest_part_for_all_of_it(world: World) -> None:
+    # of the figure's 28 rows 12 are the foot, the largest: right 12 of 28, and neither head nor body is ever told; the background is right
+    assert segmentation(world, "objects", "part") == pytest.approx([(1 + 12 / 28) / 4, (1 + 1) / 4, (28 + 12) / 56])
+
+
+@pytest.mark.parametrize("mask", ["object", "part"])
+def test_who_knows_the_position_draws_what_is_there_most_often(world: World, mask: MaskKind) -> None:
+    # of every class 3/4 lies where it is drawn and 1/4 elsewhere: intersection 3/4, union 1 + 1/4
+    assert segmentation(world, "positions", mask) == pytest.approx([0.75 / 1.25, 0.75, 0.75])
+
+
+def test_noise_draws_the_most_frequent_class(world: World) -> None:
+    # half of all pixels are background, and no part is as frequent
+    assert segmentation(world, "noise", "part") == pytest.approx([0.5 / 4, 1 / 4, 1 / 2], abs=1e-3)
+
+
+def test_noise_draws_figures_at_random(world: World) -> None:
+    # drawing a share q at random gives IoUs of q / (1 + q) and (1 - q) / (2 - q): their mean is 1/4 at q = 0 or 1 and 1/3 at q = 1/2
+    miou, macc, aacc = segmentation(world, "noise", "object")
+    assert miou is not None
+    assert 1 / 4 <= miou <= 1 / 3 + 0.01
+    assert [macc, aacc] == pytest.approx([1 / 2, 1 / 2], abs=0.02)
