@@ -78,6 +78,34 @@ class Item:
     """Label maps by name (object, part), for dense tasks; each covers the whole of `image`, at a resolution of its own."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Altered:
+    """What an alteration made of one prepared image, g being the cells of the encoder's grid."""
+
+    image: torch.Tensor
+    """float32 [3, H, W], normalised."""
+    keep: torch.Tensor | None = None
+    """int64 [n], ascending: the (row-major) grid cells whose tokens are encoded; None for all g."""
+    positions: torch.Tensor | None = None
+    """int64 [n]: the grid cell whose position each of those tokens is given; None for its own."""
+    marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Labels of those tokens by name, uint8 [1, n]: kept as label maps beside readouts of tokens."""
+
+
+class Alteration(Protocol):
+    """Something done to an image after it was prepared, in terms of the encoder's own grid: tokens dropped or misplaced, cells shuffled or greyed."""
+
+    @property
+    def identity(self) -> str:
+        """Names the alteration and every parameter of it."""
+
+    def refuses(self, info: EncoderInfo) -> str | None:
+        """Why this encoder cannot see images so altered, or None where it can."""
+
+    def __call__(self, image: torch.Tensor, grid: tuple[int, int], key: str) -> Altered:
+        """What becomes of `image`, float32 [3, H, W]; a function of its arguments alone. The number of tokens kept is that of `grid` alone."""
+
+
 class View(Protocol):
     """A sample to the inputs that a task family needs."""
 
@@ -88,6 +116,10 @@ class View(Protocol):
     @property
     def fit(self) -> Fit:
         """How the encoder brings an item to its input size: its own resize and centre crop, or a plain resize."""
+
+    @property
+    def alteration(self) -> Alteration | None:
+        """What is done to every item once it has its input size."""
 
     def __call__(self, sample: Sample) -> list[Item]:
         """The items of one sample, in a fixed order; empty where the sample has none."""
@@ -146,6 +178,8 @@ class EncoderInfo:
     positions: PositionKind
     preprocessing: Preprocessing
     random: bool = False
+    chooses_tokens: bool = False
+    """Whether `Encoder.encode` takes `keep` and `positions`."""
     float32_only: bool = False
     """Whether it computes in float32 whatever precision a run asks for, because less would move its features by more than 2 %."""
     load_report: LoadReport | None = None
@@ -211,6 +245,8 @@ class Rows:
     """float32 [N, D], or float16/float32 [N, h, w, D] for tokens."""
     masks: np.ndarray | None = None
     """uint8 or uint16 [N, H, W], for dense tasks."""
+    reference: Rows | None = None
+    """Rows of another view of the same split, which these are compared with; matched by group."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -319,3 +355,11 @@ class Task:
     protocol: TaskProtocol
     feed: Feed = "banked"
     """Whether the probe reads feature banks, or trains while its images stream through the encoder."""
+    train_view: View | None = None
+    """What the probe is trained and chosen on, where that is another view than `view`, which is then of the test split alone."""
+    reference_view: View | None = None
+    """The view of the test split whose rows come along as `Rows.reference`."""
+    chooses_readout: bool = True
+    """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
+    instead: Task | None = None
+    """What stands in for this task where the encoder cannot see its view."""

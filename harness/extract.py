@@ -63,6 +63,8 @@ class _Recipe(NamedTuple):
 
     view: str
     preprocessing: Preprocessing
+    grid: tuple[int, int] | None
+    """The encoder's patch grid, where the view's alteration is in terms of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +73,8 @@ class _Prepared:
     image: torch.Tensor
     """float32 [3, H, W], normalised."""
     masks: dict[str, np.ndarray]
+    keep: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -134,7 +138,7 @@ class Extractor:
     def _start(self, work: Pass) -> _Running:
         encoder = self._encoder(work.encoder)
         return _Running(
-            recipe=_Recipe(work.view.identity, encoder.info.preprocessing),
+            recipe=_Recipe(work.view.identity, encoder.info.preprocessing, encoder.info.grid if work.view.alteration is not None else None),
             encoder=encoder,
             readouts=[parse_readout(job.readout) for job in work.banks],
             rows=[PartRows() for _ in work.banks],
@@ -144,13 +148,13 @@ class Extractor:
         """Encode the first waiting items, at most a batch of them, padded to a batch with copies of the first."""
         start = time.perf_counter()
         batch, one.waiting = one.waiting[: self._batch_size], one.waiting[self._batch_size :]
-        images = torch.stack([prepared.image for prepared in batch])
-        padding = images[:1].expand(self._batch_size - len(batch), -1, -1, -1)
-        images = torch.cat([images, padding]).to(self._compute.device, non_blocking=True)
+        images = self._batch([prepared.image for prepared in batch])
         info = one.encoder.info
         with torch.inference_mode(), self._compute.autocast():
             tokens = one.encoder.encode(
                 images,
+                keep=self._batch_of_choices([prepared.keep for prepared in batch]),
+                positions=self._batch_of_choices([prepared.positions for prepared in batch]),
                 blocks=blocks_needed(one.readouts, info),
                 projection=any(readout.pooling == "projection" for readout in one.readouts),
             )
@@ -161,6 +165,16 @@ class Extractor:
             _append(rows, batch, array, with_masks=readout.is_dense)
         one.seconds += time.perf_counter() - start
 
+    def _batch(self, values: list[torch.Tensor]) -> torch.Tensor:
+        """[batch size, ...] on the device, padded with copies of the first."""
+        stacked = torch.stack(values + values[:1] * (self._batch_size - len(values)))
+        return stacked.to(self._compute.device, non_blocking=True)
+
+    def _batch_of_choices(self, values: list[torch.Tensor | None]) -> torch.Tensor | None:
+        """Of tokens or positions: all the images of a view have a choice, or none has."""
+        chosen = [value for value in values if value is not None]
+        return self._batch(chosen) if chosen else None
+
 
 def _prepare(decode: Callable[[], Sample], views: dict[_Recipe, View]) -> dict[_Recipe, list[_Prepared]]:
     """Everything that the passes need of one sample: decoded once, each view taken once, each item prepared once per preprocessing."""
@@ -170,15 +184,17 @@ def _prepare(decode: Callable[[], Sample], views: dict[_Recipe, View]) -> dict[_
     for recipe, view in views.items():
         if recipe.view not in items:
             items[recipe.view] = view(sample)
-        prepared[recipe] = [
-            _Prepared(
-                item=item,
-                image=prepare(item.image, recipe.preprocessing, view.fit),
-                masks={name: prepare_mask(mask, recipe.preprocessing, view.fit) for name, mask in item.masks.items()},
-            )
-            for item in items[recipe.view]
-        ]
+        prepared[recipe] = [_prepare_item(item, view, recipe) for item in items[recipe.view]]
     return prepared
+
+
+def _prepare_item(item: Item, view: View, recipe: _Recipe) -> _Prepared:
+    image = prepare(item.image, recipe.preprocessing, view.fit)
+    masks = {name: prepare_mask(mask, recipe.preprocessing, view.fit) for name, mask in item.masks.items()}
+    if view.alteration is None or recipe.grid is None:
+        return _Prepared(item=item, image=image, masks=masks)
+    altered = view.alteration(image, recipe.grid, item.key)
+    return _Prepared(item=item, image=altered.image, masks={**masks, **altered.marks}, keep=altered.keep, positions=altered.positions)
 
 
 def _append(rows: PartRows, batch: list[_Prepared], features: np.ndarray, *, with_masks: bool) -> None:

@@ -17,13 +17,14 @@ from harness.encoders import EncoderSpec, describe
 from harness.errors import RequestError
 from harness.extract import BankJob, Pass, ShardWork
 from harness.manifest import Manifest, shard_url
+from harness.probes import is_decided
 from harness.probes.segmentation import SegmentationFields, unsuitable
 from harness.readouts import parse_readout, unavailable
 from harness.stream import Source
 from harness.streamed import STREAM_VERSION
 from harness.tasks import select
 
-ROLES = ("train", "val", "test")
+ROLES = ("train", "val", "test", "reference")
 _HASHED_PACKAGES = ("torch", "torchvision", "timm")
 
 
@@ -34,9 +35,10 @@ class StudyPlan:
     encoder: EncoderInfo
     task: Task
     banks: Mapping[str, Mapping[str, BankSpec]]
-    """Role (train, val, test) to readout to bank; roles that the data set does not have or the probe does not need are absent."""
+    """Role (train, val, test, reference) to readout to bank; roles that the data set does not have or the study does not need are absent."""
     selected_on: str
-    """The split that heads are chosen on: `val`, or `train/10` (a stratified tenth of train) where the data set has no val."""
+    """The split that heads are chosen on: `val`, or `train/10` (a stratified tenth of train) where the data set has no val, or `nothing` where there
+    is nothing to choose."""
     undefined: str | None = None
     """Why this encoder can have no value here, if so."""
     sources: Mapping[str, Source] = field(default_factory=dict)
@@ -87,8 +89,8 @@ def make_plan(sweep: Sweep, base: Path, device_type: str, precision: Precision) 
     infos = {name: describe(spec) for name, spec in specs.items()}
     plan = Plan(sweep=sweep, encoders=specs, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
     for info in infos.values():
-        for task in tasks:
-            plan.studies.append(_study(plan, info, task, manifests[task.dataset]))
+        suited = {(task.name, task.protocol.name): task for task in (_suited(one, info) for one in tasks)}
+        plan.studies += [_study(plan, info, task, manifests[task.dataset]) for task in suited.values()]
     plan.shard_work = list(_shard_work(plan))
     return plan
 
@@ -103,6 +105,15 @@ def _encoder_specs(sweep: Sweep, base: Path) -> dict[str, EncoderSpec]:
     return specs
 
 
+def _suited(task: Task, info: EncoderInfo) -> Task:
+    """The task, or what stands in for it where the encoder cannot see its view."""
+    return task.instead if task.instead is not None and _refusal(task, info) else task
+
+
+def _refusal(task: Task, info: EncoderInfo) -> str | None:
+    return task.view.alteration.refuses(info) if task.view.alteration is not None else None
+
+
 def _study(plan: Plan, info: EncoderInfo, task: Task, manifest: Manifest) -> StudyPlan:
     if "test" not in manifest.splits:
         raise RequestError(
@@ -112,26 +123,47 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifest: Manifest) -> Stu
         raise RequestError(
             f"{task.name}: expected a split 'train' in {manifest.dataset}, got {', '.join(manifest.splits)}; rebuild it with its recipe"
         )
-    reasons = {readout: unavailable(parse_readout(readout), info) for readout in task.readouts}
+    refusal = _refusal(task, info)
+    reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
     readouts = [readout for readout, reason in reasons.items() if reason is None]
-    has_val = "val" in manifest.splits
-    roles = ["test"]
-    if has_val:
-        roles.insert(0, "val")
-    if task.probe.needs_train or not has_val:
-        roles.insert(0, "train")
-    roles = [role for role in roles if role in manifest.splits]
     if task.feed == "streamed":
         reasons |= _unsuitable(task, info, manifest)
         readouts = [readout for readout in readouts if reasons[readout] is None]
+    readouts = readouts if task.chooses_readout else readouts[:1]
+    roles, selected_on = _roles(task, readouts, manifest)
     return StudyPlan(
         encoder=info,
         task=task,
         banks={role: {readout: _bank(plan, info, task, readout, manifest, role) for readout in readouts} for role in roles},
         sources={role: _source(plan, manifest, role) for role in roles} if task.feed == "streamed" else {},
-        selected_on="val" if has_val else "train/10" if "train" in manifest.splits else "nothing",
-        undefined=None if readouts else "; ".join(f"{readout}: {reason}" for readout, reason in reasons.items()),
+        selected_on=selected_on,
+        undefined=None if readouts else refusal or "; ".join(f"{readout}: {reason}" for readout, reason in reasons.items()),
     )
+
+
+def _roles(task: Task, readouts: Sequence[str], manifest: Manifest) -> tuple[list[str], str]:
+    """The roles that a study reads, and the split that it chooses on."""
+    decided = is_decided(task.probe, readouts, task.protocol.fields)
+    has_val = "val" in manifest.splits
+    chosen_on = "nothing" if decided else "val" if has_val else "train/10" if "train" in manifest.splits else "nothing"
+    wanted = {
+        "train": task.probe.needs_train or chosen_on == "train/10",
+        "val": chosen_on == "val",
+        "test": True,
+        "reference": task.reference_view is not None,
+    }
+    return [role for role in ROLES if wanted[role] and split_of(role) in manifest.splits], chosen_on
+
+
+def split_of(role: str) -> str:
+    """The split that a role reads."""
+    return "test" if role == "reference" else role
+
+
+def _view(task: Task, role: str) -> View:
+    if role == "reference" and task.reference_view is not None:
+        return task.reference_view
+    return task.train_view if role in ("train", "val") and task.train_view is not None else task.view
 
 
 def _unsuitable(task: Task, info: EncoderInfo, manifest: Manifest) -> dict[str, str | None]:
@@ -157,8 +189,8 @@ def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
     )
 
 
-def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, split: str) -> BankSpec:
-    resources, view = plan.sweep.resources, task.view
+def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, role: str) -> BankSpec:
+    resources, view, split = plan.sweep.resources, _view(task, role), split_of(role)
     identity: dict[str, Any] = {
         "weights_sha256": info.weights_sha256,
         "architecture": info.architecture,
@@ -191,10 +223,10 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
     """One piece of work a shard: every pass that any study wants of it, each distinct view of an encoder once."""
     wanted: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
     for study in plan.studies:
-        for split, banks in study.banks.items() if study.task.feed == "banked" else ():
-            passes = wanted.setdefault((study.task.dataset, split), {})
+        for role, banks in study.banks.items() if study.task.feed == "banked" else ():
+            passes, view = wanted.setdefault((study.task.dataset, split_of(role)), {}), _view(study.task, role)
             for readout, bank in banks.items():
-                _, jobs = passes.setdefault((study.encoder.name, study.task.view.identity), (study.task.view, {}))
+                _, jobs = passes.setdefault((study.encoder.name, view.identity), (view, {}))
                 jobs[readout] = bank
     for (dataset, split), passes in wanted.items():
         manifest = plan.manifests[dataset]

@@ -42,6 +42,8 @@ class StudyState:
 
     @property
     def planned_rounds(self) -> int:
+        if self.study.decided:
+            return 0
         return self.study.trials if probe(self.study.probe).has_learning_rate else 1
 
     @property
@@ -51,6 +53,11 @@ class StudyState:
     @property
     def steps_left(self) -> int:
         return self.planned_rounds - len(self.rounds) + (self.score is None)
+
+    @property
+    def _only_head(self) -> HeadScore:
+        value = grid(self.study.probe, self.study.protocol)[0]
+        return HeadScore(round=0, head=0, lr=value, readout=self.study.readouts[0], value=None)
 
     def next_config(self) -> dict[str, Any] | None:
         """What the study wants done next; None where nothing is left, or nothing can be scored."""
@@ -72,7 +79,7 @@ class StudyState:
             return {"round": index, "proposals": proposals}
         if self.score is not None:
             return None
-        chosen = choose(self.heads, study.readouts)
+        chosen = self._only_head if study.decided else choose(self.heads, study.readouts)
         if chosen is None:
             self.score = Score(head=None, values=(), n=0, seconds=0.0, error=_first_error(self.heads))
             return None
@@ -113,6 +120,9 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A step is done or not done: there is nothing in between to keep."""
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing was kept."""
 
 
 class Proposer(Searcher):  # type: ignore[misc]

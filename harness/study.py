@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,6 +45,8 @@ class BankRef:
     without: tuple[str, ...] = ()
     source: Source | None = None
     """The shards themselves, where the study streams them; the bank then names the stream and holds its accounts alone."""
+    reference: BankRef | None = None
+    """The bank of another view of the same split, which a probe compares with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class Study:
     """Digest of what the banks really hold: a repaired shard makes another study of it."""
     stream: Stream | None = None
     """None where the study reads banks."""
+    decided: bool = False
+    """There is nothing to choose, and nothing to train: the one head there is is scored at once."""
 
     @functools.cached_property
     def id(self) -> str:
@@ -191,6 +195,8 @@ class StudyRunner:
         """The chosen head on the test split's bank of its readout, as it is: no refit."""
         start = time.perf_counter()
         test = self._read(study, held_back)
+        if held_back.reference is not None:
+            test = replace(test, reference=self._read(study, held_back.reference))
         stack = probe(study.probe).restore(self.state(study, chosen), self._training_rows(study, chosen.readout), **self._how(study))
         if not len(test):
             values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
@@ -208,6 +214,8 @@ class StudyRunner:
 
     def state(self, study: Study, chosen: HeadScore) -> dict[str, torch.Tensor]:
         """The chosen head's weights, empty for probes without. Raises BankError where its round is not in the cache."""
+        if study.decided:
+            return {}
         data = self._store.read_bytes("studies", study.id, f"round-{chosen.round}.safetensors")
         if data is None:
             raise BankError(f"study {study.id}: the heads of round {chosen.round} are not in the cache; run with --fresh to search anew")

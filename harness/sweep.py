@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from harness.config import Sweep, load_sweep, resolve_path
 from harness.errors import HarnessError, RequestError
 from harness.ledger import EventLog, Ledger, Lost
 from harness.plan import Plan, StudyPlan, bytes_of_banks, make_plan
+from harness.probes import is_decided
 from harness.progress import Progress
 from harness.report import terminal, write_report
 from harness.search import Journal, SearchSettings, StudyState, run_search
@@ -172,6 +174,7 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
                 train=refs.get("train", {}),
                 val=refs.get("val", {}),
                 holds_out="val" not in refs,
+                decided=is_decided(task.probe, tuple(study.banks["test"]), task.protocol.fields),
                 trials=search.trials,
                 stack=search.stack,
                 lr=search.lr,
@@ -179,7 +182,7 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
                 contents=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
                 stream=_stream(plan, study) if streams else None,
             ),
-            test=refs["test"],
+            test={readout: replace(ref, reference=refs.get("reference", {}).get(readout)) for readout, ref in refs["test"].items()},
         ),
     )
 

@@ -245,6 +245,7 @@ class VitEncoder:
             positions=self._positions,
             preprocessing=identity.preprocessing,
             random=identity.random,
+            chooses_tokens=self._positions == "absolute" and self._stepped,
             load_report=report,
             notes=tuple(notes),
         )

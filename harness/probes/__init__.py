@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -48,6 +48,11 @@ def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
     """
     own = getattr(probe(name), "grid", None)
     return (None,) if own is None else tuple(own(protocol))
+
+
+def is_decided(each: Probe, readouts: Sequence[str], protocol: Mapping[str, Any]) -> bool:
+    """Whether a probe that trains on nothing leaves a search nothing to choose: one readout, no learning rate, one value of its own grid."""
+    return not each.needs_train and not each.has_learning_rate and len(readouts) == 1 and len(grid(each.name, protocol)) == 1
 
 
 def check(name: str, protocol: Mapping[str, Any]) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.core import Feed, Level, Metric, Task, TaskProtocol, View
@@ -39,28 +40,51 @@ class Template:
     """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out, and
     one that has their last word in it, such as `streamed`, asks for them."""
     listed: bool = True
-    """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not listed, the pattern must have the last word, as `*-attentive` has."""
+    """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not, the pattern must have the last word, as `*-attentive` has."""
+    curves: Fields = field(default_factory=dict)
+    """Fields that hold the points of a curve, to the field that says which of them a task is: a curve is one task a point, on one protocol."""
+    train_view: Callable[[Fields], View | None] | None = None
+    """What the probe is trained and chosen on, where that is another view than the test split's."""
+    reference_view: Callable[[Fields], View] | None = None
+    """The view of the test split that the probe compares with."""
+    chooses_readout: bool = True
+    """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """Protocol to the one that stands in for it where the encoder cannot see its view."""
 
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
             return False
         return (self.feed == "banked" and self.listed) or self.name.rpartition("-")[2] in wanted
 
-    def task(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> Task:
-        """The task under one of its protocols, with those `overrides` that are fields of it. Raises RequestError."""
+    def tasks(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> list[Task]:
+        """The task under one of its protocols, with those `overrides` that are fields of it; one a point of its curves. Raises RequestError."""
         name = protocol or next(iter(self.protocols))
         if name not in self.protocols:
             raise RequestError(
                 f"tasks: {manifest.dataset}/{self.name}: expected one of the protocols {', '.join(self.protocols)}, got {name!r}"
                 f"{nearest(name, self.protocols)}"
             )
-        fields = dict(self.protocols[name])
-        for key, value in overrides.items():
-            if key in fields:
-                fields[key] = _same_type(key, fields[key], value)
+        other = self.instead.get(name)
+        return [
+            self._task(manifest, name, point, overrides, instead=self._task(manifest, other, point, overrides) if other else None)
+            for point in self._points(self._fields(name, overrides))
+        ]
+
+    def _fields(self, protocol: str, overrides: Fields) -> dict[str, Any]:
+        fields = dict(self.protocols[protocol])
+        return fields | {key: _same_type(key, fields[key], value) for key, value in overrides.items() if key in fields}
+
+    def _points(self, fields: Fields) -> list[Fields]:
+        """Every combination of the curves' points."""
+        return [dict(zip(self.curves.values(), values, strict=True)) for values in itertools.product(*(fields[plural] for plural in self.curves))]
+
+    def _task(self, manifest: Manifest, protocol: str, point: Fields, overrides: Fields, instead: Task | None = None) -> Task:
+        fields = {key: value for key, value in self._fields(protocol, overrides).items() if key not in self.curves} | dict(point)
         for readout in fields["readouts"]:
             parse_readout(readout)
         check(self.probe, fields)
+        told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items())
         return Task(
             name=f"{manifest.dataset}/{self.name}",
             level=self.level,
@@ -70,8 +94,12 @@ class Template:
             readouts=tuple(fields["readouts"]),
             probe=probe(self.probe),
             metrics=self.metrics,
-            protocol=TaskProtocol(name=name, fields=fields),
+            protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
             feed=self.feed,
+            train_view=self.train_view(fields) if self.train_view else None,
+            reference_view=self.reference_view(fields) if self.reference_view else None,
+            chooses_readout=self.chooses_readout,
+            instead=instead,
         )
 
 
@@ -109,8 +137,8 @@ def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[lis
             raise RequestError(f"tasks: {dataset} has no task {wanted!r}{nearest(wanted, known)}; it has {listed}")
         known_fields |= {field for template in known.values() for fields in template.protocols.values() for field in fields}
         for name in names:
-            task = known[name].task(manifest, protocol or None, overrides)
-            chosen.setdefault((task.name, task.protocol.name), task)
+            for task in known[name].tasks(manifest, protocol or None, overrides):
+                chosen.setdefault((task.name, task.protocol.name), task)
     for key in overrides:
         if key not in known_fields:
             raise RequestError(

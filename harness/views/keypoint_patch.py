@@ -37,6 +37,7 @@ class KeypointPatch:
     """Whether `min_parts` counts the parts of the whole image or of each instance. Keypoints that tell no instance belong to one of their own."""
 
     fit: ClassVar[Fit] = "resize"
+    alteration: ClassVar[None] = None
 
     @property
     def identity(self) -> str:
