@@ -16,9 +16,10 @@ from harness.report.gallery import galleries
 from harness.report.mosaic import mosaic
 from harness.report.paired import Comparisons, compare
 from harness.report.palette import RIGHT, WRONG, Look, look
+from harness.report.published import compare_published, read_encoders
 from harness.report.run import Run, random_twins, read_run
 from harness.report.scatter import object_part
-from harness.report.sections import headline, ledger_sum, paired_table, provenance, records, study_lines
+from harness.report.sections import headline, ledger_sum, paired_table, provenance, published_table, records, study_lines
 from harness.tables import file_name, publish
 
 GALLERY = "gallery"
@@ -73,6 +74,7 @@ def _html(run: Run, board: Board, looks: Look, compared: Sequence[Comparisons], 
         curves=figures["learning_rates"],
         galleries=[figure for name, figure in figures.items() if name.startswith(GALLERY)],
         paired=paired_table(board, looks, compared),
+        published=published_table(compare_published(run.results, read_encoders(run.out)), looks),
         studies=study_lines(board, looks, run.trials),
         selected_on=sorted({row["selected_on"] for row in run.results if row["selected_on"]}),
         ledger=ledger_sum(run.ledger),

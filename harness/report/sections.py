@@ -11,6 +11,7 @@ from typing import Any
 from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
 from harness.report.paired import Comparisons, shows_all_pairs
 from harness.report.palette import Look, Style
+from harness.report.published import Comparison, Published
 from harness.report.units import FRACTION, interval, is_defined, number, unit
 
 SHORT_DIGEST = 12
@@ -351,3 +352,67 @@ def records(results: Sequence[Row], look: Look) -> list[Record]:
         )
         for row in results
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLine:
+    """A measured value beside the published one."""
+
+    name: Name
+    words: Sequence[str]
+    """Task, protocol, metric, published, measured, interval, difference, interval of the difference."""
+    source: str
+    remarks: Sequence[int]
+    """Numbers, from 1, of the table's remarks."""
+    is_clear: bool
+    """Whether the interval of the difference leaves zero out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTable:
+    """Measured values beside published ones, in the order of the results: never a ranking."""
+
+    lines: Sequence[PublishedLine]
+    remarks: Sequence[str]
+    apart: Sequence[tuple[Name, str, str]]
+    """Encoder, task with protocol and metric, why the record stands beside no figure."""
+    unknown: Sequence[str]
+
+
+def published_table(found: Comparison, look: Look) -> PublishedTable:
+    remarks: dict[str, int] = {}
+    lines = []
+    for one in found.beside:
+        record, metric, shifted = one.record, one.figure.metric, one.interval
+        lines.append(
+            PublishedLine(
+                name=name(record["encoder"], look),
+                words=[
+                    record["task"],
+                    record["protocol"],
+                    _metric(metric),
+                    number(one.figure.value, metric),
+                    number(record["value"], metric),
+                    interval(record["ci_low"], record["ci_high"], metric) or "no interval",
+                    number(one.difference, metric, signed=True),
+                    interval(*shifted, metric, signed=True) if shifted else "no interval",
+                ],
+                source=_source(one.figure),
+                remarks=[remarks.setdefault(remark, len(remarks) + 1) for remark in one.remarks],
+                is_clear=shifted is not None and not shifted[0] <= 0 <= shifted[1],
+            )
+        )
+    apart = [
+        (name(one.record["encoder"], look), f"{one.record['task']} @ {one.record['protocol']}, {one.figure.metric}", "; ".join(one.reasons))
+        for one in found.apart
+    ]
+    return PublishedTable(lines=lines, remarks=list(remarks), apart=apart, unknown=[_unknown(figure) for figure in found.unknown])
+
+
+def _source(figure: Published) -> str:
+    return f"{figure.paper} (arXiv {figure.arxiv}), {figure.place}"
+
+
+def _unknown(figure: Published) -> str:
+    words = (figure.encoder, " or ".join(figure.tasks), "/".join(figure.readouts), figure.metric)
+    return f"{', '.join(word for word in words if word)}: {figure.status}{f' ({figure.note})' if figure.note else ''}; {figure.paper}"

@@ -1,0 +1,228 @@
+"""The table of published figures, and which records are set beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_example import Example, Row
+
+from harness.encoders import known_names
+from harness.errors import RequestError
+from harness.metrics import METRICS
+from harness.report import write_report
+from harness.report.published import Published, compare_published, read_encoders, table
+
+ZHU = "Zhu et al., TMLR 2023"
+ENCODERS = ("DeiT", "MoCo v3", "DINO", "BEiT", "MAE", "CAE", "iBOT")
+SEVEN: dict[str, tuple[float | None, ...]] = {
+    "imagenet1k/object-linear cls accuracy": (0.818, 0.762, 0.773, 0.418, 0.678, 0.704, 0.795),
+    "imagenet1k/object-attentive all accuracy": (0.818, 0.770, 0.778, 0.519, 0.742, 0.771, 0.798),
+    "ade20k/object-segmentation-streamed tokens mIoU": (0.349, 0.347, 0.345, 0.178, 0.271, 0.326, 0.383),
+    "ade20k/object-segmentation-streamed tokens aAcc": (0.754, 0.759, 0.761, 0.649, 0.716, 0.752, 0.781),
+    "cub/part-retrieval mean AP": (0.350, 0.508, 0.489, 0.279, 0.285, 0.580, 0.493),
+    "coco_keypoints/part-retrieval projection AP": (None, 0.368, 0.412, None, None, None, 0.415),
+    "coco_keypoints/part-linear cls accuracy": (0.885, 0.924, 0.917, 0.693, 0.880, 0.911, 0.921),
+    "cub/part-attentive all accuracy": (0.929, 0.960, 0.952, 0.865, 0.928, 0.958, 0.958),
+    "pascal_part/part-segmentation-streamed tokens mAcc": (0.361, 0.358, 0.365, 0.214, 0.329, 0.370, 0.400),
+    "lip/part-segmentation-streamed tokens mIoU": (0.414, 0.419, 0.410, 0.272, 0.382, 0.437, 0.446),
+}
+"""Columns of the paper, read from it once more: encoders in the order of its rows."""
+
+
+def figures(task: str, readout: str, metric: str, encoder: str) -> list[Published]:
+    return [one for one in table() if (one.encoder, one.metric) == (encoder, metric) and task in one.tasks and readout in one.readouts]
+
+
+@pytest.mark.parametrize("column", SEVEN)
+def test_the_table_has_the_papers_columns_as_fractions(column: str) -> None:
+    task, readout, metric = column.split()
+    found = [figures(task, readout, metric, encoder) for encoder in ENCODERS]
+    assert [len(one) for one in found] == [1] * len(ENCODERS)
+    assert tuple(one[0].value for one in found) == SEVEN[column]
+
+
+def test_every_row_is_a_fraction_of_a_known_metric_or_says_why_it_is_empty() -> None:
+    for one in table():
+        assert one.metric in METRICS
+        assert one.paper
+        assert one.arxiv
+        assert one.place
+        assert one.source
+        assert (one.value is not None) == (one.status in ("published", "gain only"))
+        assert one.value is None or 0 < one.value < 1
+        assert not one.family or one.family in known_names()
+
+
+def test_no_figure_is_there_twice() -> None:
+    keys = [(one.paper, one.encoder, one.tasks, one.readouts, one.metric, one.note if one.value is None else "") for one in table()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_figures_that_can_be_set_beside_a_record_say_what_that_needs() -> None:
+    repeated = [one for one in table() if one.protocols]
+    assert {one.encoder for one in repeated} == set(ENCODERS)
+    for one in repeated:
+        assert one.paper == ZHU
+        assert one.checkpoints
+        assert one.architecture
+        assert one.readouts
+        assert one.fields
+        assert one.dataset_version
+        assert all("/" in task for task in one.tasks)
+
+
+def test_gains_and_figures_of_unknown_protocol_are_told_but_never_set_beside_a_record() -> None:
+    others = [one for one in table() if one.paper != ZHU]
+    assert {one.value for one in others} >= {0.62, 0.2051, 0.732, 0.767, 0.0441, 0.0397, 0.005}
+    assert not any(one.protocols for one in others)
+
+
+# --- what stands beside what ------------------------------------------------------------------------------------------
+
+
+def dino(**more: Any) -> dict[str, Any]:
+    """What encoders.json says of the paper's DINO."""
+    figure = figures("cub/part-linear", "cls", "accuracy", "DINO")[0]
+    told = {
+        "family": figure.family,
+        "architecture": figure.architecture,
+        "random": False,
+        "notes": [],
+        "load_report": {"file": figure.checkpoints[0]},
+    }
+    return told | more
+
+
+def record(**more: Any) -> Row:
+    """A row of the results that repeats the paper's linear probe of CUB's parts, exactly but for the value."""
+    figure = figures("cub/part-linear", "cls", "accuracy", "DINO")[0]
+    row: Row = {
+        "encoder": "DINO",
+        "task": "cub/part-linear",
+        "protocol": "zhu2023",
+        "protocol_fields": json.dumps(dict(figure.fields) | {"crop_side": 1.0}),
+        "metric": "accuracy",
+        "dataset_version": figure.dataset_version,
+        "readout": "cls",
+        "value": 0.94,
+        "ci_low": 0.936,
+        "ci_high": 0.945,
+        "hyperparameters": json.dumps({"lr": 0.4, "readout": "cls"}),
+        "selected_on": "val",
+        "status": "ok",
+        "error": None,
+    }
+    return row | more
+
+
+def test_the_difference_has_the_measured_interval_shifted() -> None:
+    found = compare_published([record()], {"DINO": dino()})
+    (one,) = found.beside
+    assert found.apart == ()
+    assert one.figure.value == 0.932
+    assert one.difference == pytest.approx(0.008)
+    assert one.interval == pytest.approx((0.004, 0.013))
+
+
+def test_a_record_without_an_interval_has_a_difference_without_one() -> None:
+    (one,) = compare_published([record(ci_low=None, ci_high=None)], {"DINO": dino()}).beside
+    assert one.interval is None
+
+
+def test_what_is_known_to_differ_is_told_beside_the_difference() -> None:
+    held_out = record(selected_on="train/10", hyperparameters=json.dumps({"lr": 0.7, "readout": "cls"}))
+    told, plain = (compare_published([row], {"DINO": dino()}).beside[0].remarks for row in (held_out, record()))
+    assert [remark for remark in told if remark not in plain] == [
+        "trained without the tenth of train that heads are chosen on, where the paper trains on all of it",
+        "the learning rate was chosen; the paper's is 0.4",
+    ]
+
+
+def changed(name: str, value: Any) -> str:
+    return json.dumps(json.loads(record()["protocol_fields"]) | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("row", "encoder", "reason"),
+    [
+        ({}, {"random": True}, "the encoder's weights are random"),
+        ({}, {"family": "ibot"}, "the encoder's family is ibot, the paper's dino"),
+        ({}, {"architecture": "vit(patch=8)"}, "the encoder's architecture is vit(patch=8), the paper's vit(patch=16, width=768"),
+        ({}, {"load_report": {"file": "/tmp/mine.pth"}}, "the encoder was read from mine.pth, the paper's from dino_vitbase16_pretrain.pth"),
+        ({}, {"load_report": None}, "the encoder was read from no file"),
+        ({}, {"notes": ["preprocessing overridden: size"]}, "preprocessing overridden: size"),
+        ({"dataset_version": "CUB-200-2011, partial: 3 train"}, {}, "the data set is 'CUB-200-2011, partial: 3 train', the paper's 'CUB-200-2011'"),
+        ({"readout": "mean"}, {}, "the readout is mean, the paper's cls"),
+        ({"protocol_fields": changed("epochs", 5)}, {}, "epochs is 5, the paper's 90"),
+        ({"protocol_fields": "{}"}, {}, "weight_decay is 0.0 in the paper, and no choice of this protocol"),
+        ({"status": "incomplete", "error": "a.tar: truncated"}, {}, "the record is incomplete: a.tar: truncated"),
+        ({"status": "failed", "value": None, "readout": None, "error": "broke"}, {}, "the record is failed: broke"),
+    ],
+)
+def test_where_one_thing_differs_the_record_stands_apart_and_the_reason_is_told(row: Row, encoder: dict[str, Any], reason: str) -> None:
+    found = compare_published([record(**row)], {"DINO": dino(**encoder)})
+    assert found.beside == ()
+    assert reason in "; ".join(found.apart[0].reasons)
+
+
+def test_a_run_that_does_not_tell_what_its_encoders_are_stands_apart() -> None:
+    assert compare_published([record()], {}).apart[0].reasons == ("encoders.json does not tell what the encoder is",)
+
+
+@pytest.mark.parametrize("more", [{"encoder": "dino"}, {"task": "cub/part-knn"}, {"protocol": "mine"}, {"metric": "mean_class_accuracy"}])
+def test_other_names_are_never_taken_for_the_papers(more: Row) -> None:
+    found = compare_published([record(**more)], {"DINO": dino(), "dino": dino()})
+    assert (found.beside, found.apart) == ((), ())
+
+
+def test_figures_that_could_not_be_read_are_told_where_the_run_has_their_task() -> None:
+    rows = [record(task="cifar10/object-retrieval", metric="AP"), record(encoder="MAE", task="cub/part-retrieval", metric="AP")]
+    found = compare_published(rows, {})
+    assert {(one.tasks[0], one.encoder, one.status) for one in found.unknown} == {
+        ("cifar10/object-retrieval", "", "not recovered"),
+        ("cub/part-retrieval", "MAE", "not published"),
+    }
+    assert compare_published([row | {"encoder": "mine"} for row in rows], {}).unknown == ()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def rename(rows: list[Row]) -> None:
+    """Records of the tiny data set become records of CUB's parts; the second encoder's weights are of another file."""
+    for row in rows:
+        row |= {name: value for name, value in record().items() if name in ("task", "protocol", "protocol_fields", "dataset_version", "readout")}
+        row["dataset"] = "cub"
+        if row["encoder"] == "DINO" and row["metric"] == "accuracy":
+            row |= {"value": 0.94, "ci_low": 0.936, "ci_high": 0.945}
+
+
+def test_the_page_sets_measured_beside_published_and_names_what_stands_apart(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    Example(shards=tmp_path / "shards", encoders=("DINO", "iBOT"), tasks=("part-linear",), edit=rename).write(out)
+    told = {"DINO": dino(), "iBOT": dino(family="ibot", load_report={"file": "<b>mine</b>.pth"})}
+    (out / "encoders.json").write_text(json.dumps(told))
+    page = write_report(out, shards=None).read_text()
+    section = page[page.index('<section id="published">') : page.index('<section id="search">')]
+    for words in ("93.2", "94.0", "[93.6, 94.5]", "+0.8", "[+0.4, +1.3]"):
+        assert words in section
+    assert "read from b&gt;.pth" in section
+    assert "<b>mine" not in section
+
+
+def test_a_run_that_repeats_nothing_has_no_such_section(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    Example(shards=tmp_path / "shards", encoders=("alpha",), tasks=("part-linear",)).write(out)
+    assert "published" not in write_report(out, shards=None).read_text().lower()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
+def test_a_damaged_account_of_the_encoders_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "encoders.json").write_text(text)
+    with pytest.raises(RequestError, match=r"encoders\.json: expected"):
+        read_encoders(tmp_path)
