@@ -25,6 +25,8 @@ from harness.report.units import is_defined
 Status = Literal["published", "gain only", "not published", "not recovered"]
 """A value; a difference between two values; a gap in the paper's own table; a value that the paper has and that could not be read."""
 TABLE = "published.csv"
+_WORDS = ("paper", "arxiv", "place", "encoder", "family", "architecture", "dataset_version", "metric", "source", "note")
+_LISTS = ("checkpoints", "protocols", "readouts")
 _SAME_RATE = 1e-6
 """Relative difference below which two learning rates are one: those of a search come out of exponentials."""
 
@@ -108,7 +110,7 @@ class Comparison:
 @functools.cache
 def table() -> tuple[Published, ...]:
     """Every published figure, in the file's order. Raises ValueError where the file is not what this module reads: a bug."""
-    with (files(__package__) / TABLE).open(encoding="utf-8", newline="") as stream:
+    with (files(__package__) / TABLE).open(encoding="utf-8") as stream:
         return tuple(_read(row) for row in csv.DictReader(stream))
 
 
@@ -147,14 +149,12 @@ def _read(row: Mapping[str, str]) -> Published:
         raise ValueError(
             f"{TABLE}: {row['paper']}, {row['encoder']}, {row['task']}: status {told!r} and value {row['value']!r} contradict each other"
         )
-    words = {
-        name: row[name] for name in ("paper", "arxiv", "place", "encoder", "family", "architecture", "dataset_version", "metric", "source", "note")
-    }
-    listed = {name: tuple(row[name].split()) for name in ("checkpoints", "protocols", "readouts")}
+    words: dict[str, Any] = {name: row[name] for name in _WORDS}
+    listed: dict[str, Any] = {name: tuple(row[name].split()) for name in _LISTS}
     return Published(
         **words,
         **listed,
-        tasks=tuple(row["task"].split()) if "/" in row["task"] else (row["task"],),
+        tasks=tuple(row["task"].split()) if "/" in row["task"] else (row["task"],),  # a task's name, and no words about one
         fields=json.loads(row["fields"]) if row["fields"] else {},
         lr=float(row["lr"]) if row["lr"] else None,
         value=float(row["value"]) if has_value else None,
@@ -181,10 +181,10 @@ def _unknown(results: Sequence[Row]) -> Iterator[Published]:
     encoders = {record["encoder"] for record in results}
     named = {figure.encoder for figure in table() if figure.protocols}
     for figure in table():
-        if figure.status in ("not recovered", "not published") and any((task, figure.metric) in asked for task in figure.tasks):
-            # a figure that is told of no single encoder is told of all of its paper's
-            if figure.encoder in encoders or (not figure.encoder and encoders & named):
-                yield figure
+        # a figure that is told of no single encoder is told of all of its paper's
+        is_of_run = figure.encoder in encoders or (not figure.encoder and bool(encoders & named))
+        if is_of_run and figure.status in ("not recovered", "not published") and any((task, figure.metric) in asked for task in figure.tasks):
+            yield figure
 
 
 def _differences(record: Row, figure: Published, encoder: Mapping[str, Any] | None) -> Iterator[str]:
