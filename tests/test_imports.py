@@ -19,7 +19,7 @@ LEVELS = (
     {"finetune"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
-    {"collect"},
+    {"collect", "estimate"},
     {"sweep"},
 )
 MAY_IMPORT_RAY = {"encode", "ledger", "search", "sweep", "cluster"}

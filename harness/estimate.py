@@ -1,0 +1,460 @@
+"""What a plan will cost, told before anything runs: images to encode, bytes of banks, time. Estimates, each with what it rests on.
+
+Speeds come from the accounts of earlier runs in the cache, where the same architecture ran on this device type at this precision; otherwise from a
+few batches timed here, where this machine has that device type; otherwise they are unknown, and so is the time. How many items a view makes of an
+image, how many windows it has and how long it takes to decode come from a look at the first images of a split.
+
+Counted is what passes an encoder, or the decoding where that takes longer. Not counted: training and scoring of heads, retrieval, intervals,
+augmentation, starting Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.augment import fitting
+from harness.bank import BankSpec, BankStore
+from harness.core import EncoderInfo, Sample, View
+from harness.device import Compute, device_type
+from harness.encoders import EncoderSpec, load
+from harness.errors import HarnessError, ShardError
+from harness.extract import ShardWork
+from harness.manifest import Manifest, Shard, shard_url
+from harness.plan import Plan, StudyPlan
+from harness.probes.finetune import FinetuneFields, rung_ends
+from harness.probes.linear import LinearFields
+from harness.probes.segmentation import SegmentationFields, windows
+from harness.readouts import parse_readout
+from harness.stream import ShardAudit, read_samples
+from harness.views.whole import Whole
+
+HELD_OUT = 0.1
+"""Share of train that heads are chosen on where there is no val."""
+TRAINING_PASSES = 3
+"""An encoder that is trained itself takes about as long as three forward passes an image: one forward, and twice that backward."""
+_PEEKED = 16
+_BANKS, _PARTS = 400, 8
+"""How many banks of the cache are looked at, the newest first, and how many parts of each."""
+_TIMED_BATCH = {True: 64, False: 2}
+"""Images in a timed batch, on a GPU and on a CPU: the same order of speed as the run's own batches, in seconds."""
+_TIMED_SECONDS, _TIMED_BATCHES = 1.0, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast an encoder is at its own input size."""
+
+    images_per_second: float | None
+    """Of one actor; None where it is unknown."""
+    basis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """What the first images of a split tell of the rest."""
+
+    samples: Sequence[Sample] = ()
+    seconds: float = 0.0
+    """To read and decode one image, on one thread."""
+    basis: str = ""
+
+    def items(self, view: View) -> float:
+        """Items that `view` makes of an image, on average; 1 where there was no image to look at."""
+        return sum(len(view(sample)) for sample in self.samples) / len(self.samples) if self.samples else 1.0
+
+    def windows(self, fields: SegmentationFields) -> float:
+        """Windows of a sliding-window test of an image, on average; 1 where there was no image to look at."""
+        counts = [_windows(sample.image.shape[0], sample.image.shape[1], fields) for sample in self.samples]
+        return sum(counts) / len(counts) if counts else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamCost:
+    """What a streamed study has its encoder do."""
+
+    study: StudyPlan
+    decoded: float
+    """Images that are read, each as often as it is."""
+    passes: float
+    """Of the encoder, in images of its own input size: larger ones count by their pixels, training ones as several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What is left to do of a plan."""
+
+    work: Sequence[ShardWork]
+    """Shards to encode."""
+    items: Mapping[tuple[str, str, str], float]
+    """(data set, split, view) to items an image, for the views whose number of items depends on the image."""
+    bases: Mapping[tuple[str, str], str]
+    """(data set, split) to what that rests on."""
+    passes: Mapping[str, float]
+    """Encoder to items that it encodes for banks."""
+    streams: Sequence[StreamCost]
+    bank_bytes: int
+    speeds: Mapping[str, Speed]
+    """Of every encoder that has something to do."""
+    decoding: float
+    """Seconds of one actor's decoding threads, for banks and streams."""
+    encoding: float | None
+    """Seconds of one actor's encoders, for banks and streams; None where a speed is unknown."""
+    seconds: float | None
+    """Of all actors side by side; None where a speed is unknown."""
+
+
+def estimate(plan: Plan, store: BankStore, *, actors: int) -> Estimate:
+    """What is left to do of `plan`; times encoders for some seconds each, where no earlier run tells their speed."""
+    work = plan.missing(store)
+    todo = [study for study in plan.studies if study.task.feed == "streamed" and study.undefined is None and not is_scored(study, store)]
+    glances = _Glances(plan)
+    items = _Items(glances, work)
+    streams = [_stream_cost(plan, study, glances) for study in todo]
+    passes: dict[str, float] = {}
+    for shard in work:
+        for one in shard.passes:
+            passes[one.encoder] = passes.get(one.encoder, 0.0) + shard.shard.samples * items.of(shard, one.view)
+    needed = dict.fromkeys([*passes, *(cost.study.encoder.name for cost in streams)])
+    speeds = Speeds(plan, store).of_all(needed)
+    decode = {key: glance.seconds / plan.sweep.resources.decode_threads for key, glance in glances.seen.items()}
+    # decoding and encoding go on side by side: whichever takes longer decides, for banks and for each stream
+    banks_decode = sum(shard.shard.samples * decode[shard.dataset, shard.split] for shard in work)
+    banks_encode = _encode_seconds(passes, speeds)
+    parts = [(banks_decode, banks_encode)]
+    for cost in streams:
+        parts.append((cost.decoded * decode[cost.study.task.dataset, "train"], _encode_seconds({cost.study.encoder.name: cost.passes}, speeds)))
+    known = [(decoding, encoding) for decoding, encoding in parts if encoding is not None]
+    is_known = len(known) == len(parts)
+    return Estimate(
+        work=work,
+        items=items.found,
+        bases={(shard.dataset, shard.split): glances.of(shard.dataset, shard.split).basis for shard in work},
+        passes=passes,
+        streams=streams,
+        bank_bytes=bytes_of_banks(plan, work, items),
+        speeds=speeds,
+        decoding=sum(decoding for decoding, _ in parts),
+        encoding=sum(encoding for _, encoding in known) if is_known else None,
+        seconds=sum(max(pair) for pair in known) / actors if is_known else None,
+    )
+
+
+def is_scored(study: StudyPlan, store: BankStore) -> bool:
+    """Whether a streamed study has read its test split to the end, which is the last thing that it does."""
+    bank = next(iter(study.banks["test"].values()))
+    return all(store.receipt(bank, file) is not None for file, _, _ in bank.shards)
+
+
+def _encode_seconds(passes: Mapping[str, float], speeds: Mapping[str, Speed]) -> float | None:
+    total = 0.0
+    for encoder, count in passes.items():
+        speed = speeds[encoder].images_per_second
+        if speed is None:
+            return None
+        total += count / speed
+    return total
+
+
+# --- how much there is to do ------------------------------------------------------------------------------------------
+
+
+class _Glances:
+    """The first images of each split, looked at once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.seen: dict[tuple[str, str], Glance] = {}
+
+    def of(self, dataset: str, split: str) -> Glance:
+        if (dataset, split) not in self.seen:
+            manifest = self._plan.manifests[dataset]
+            shards = [shard for shard in manifest.split(split).shards if shard.samples]
+            self.seen[dataset, split] = peek(self._plan.sweep.shards, manifest, shards[0]) if shards else Glance(basis="it is empty")
+        return self.seen[dataset, split]
+
+
+def peek(root: str, manifest: Manifest, shard: Shard) -> Glance:
+    """The first images of a shard; a glance without images, and why, where none can be read."""
+    audit = ShardAudit(shard=shard.file, expected=shard.samples)
+    found: list[Sample] = []
+    start = time.perf_counter()
+    try:
+        with contextlib.closing(read_samples(shard_url(root, manifest.dataset, shard), shard, manifest.annotations, audit)) as records:  # type: ignore[type-var]
+            for _, decode in records:
+                with contextlib.suppress(ShardError):
+                    found.append(decode())
+                if len(found) == _PEEKED:
+                    break
+    except (HarnessError, OSError) as error:
+        return Glance(basis=f"{shard.file} cannot be read ({' '.join(str(error).split())[:120]}), so one item an image is assumed")
+    if not found:
+        return Glance(basis=f"{shard.file} has no image that decodes, so one item an image is assumed")
+    basis = f"from the first {len(found)} images of {shard.file}"
+    return Glance(samples=found, seconds=(time.perf_counter() - start) / len(found), basis=basis)
+
+
+class _Items:
+    """Items an image of every (split, view)."""
+
+    def __init__(self, glances: _Glances, work: Sequence[ShardWork]) -> None:
+        self._glances = glances
+        self.found: dict[tuple[str, str, str], float] = {}
+        for shard in work:
+            glances.of(shard.dataset, shard.split)
+
+    def of(self, work: ShardWork, view: View) -> float:
+        if isinstance(view, Whole):
+            return 1.0
+        key = (work.dataset, work.split, view.identity)
+        if key not in self.found:
+            self.found[key] = self._glances.of(work.dataset, work.split).items(view)
+        return self.found[key]
+
+
+def _windows(height: int, width: int, fields: SegmentationFields) -> int:
+    down, across = (max(side, fields.crop) for side in fitting(height, width, fields.test_scale))
+    return len(windows(down, across, fields.crop, fields.stride))
+
+
+def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
+    """All rounds of a streamed study as they are planned from the beginning, whatever checkpoints have of it, and the scoring of the chosen head."""
+    task, search = study.task, plan.sweep.search
+    manifest = plan.manifests[task.dataset]
+    glance, fields = glances.of(task.dataset, "train"), dict(task.protocol.fields)
+    samples = manifest.split("train").samples
+    held = 0 if "val" in manifest.splits else samples * HELD_OUT
+    # without a val split, the whole of train is read to find the tenth of it
+    chosen_on, read_to_choose = (held, samples) if held else (manifest.split("val").samples, manifest.split("val").samples)
+    test = manifest.split("test").samples
+    if task.probe.name == "dense":
+        dense = SegmentationFields.read(task.name, fields)
+        trained = dense.iterations * dense.batch_size
+        area = dense.crop**2 / math.prod(study.encoder.preprocessing.size)
+        per_image = area * glance.windows(dense)
+        rounds = [(trained + read_to_choose, area * trained + per_image * chosen_on)] * search.trials
+        return _summed(study, rounds, test, per_image * test)
+    if task.probe.name == "finetune":
+        tuned = FinetuneFields.read(task.name, fields)
+        images, scored = 0.0, 0
+        heads, before = search.stack * len(study.banks["test"]), 0
+        for end in rung_ends(tuned.epochs, tuned.rungs, tuned.eta):
+            images += heads * (end - before) * (samples - held)
+            scored += heads
+            heads, before = max(1, heads // tuned.eta), end
+        one_round = (images + scored * read_to_choose, TRAINING_PASSES * images + scored * chosen_on)
+        return _summed(study, [one_round] * search.trials, test, test)
+    trained = LinearFields.read(task.name, fields).epochs * (samples - held)
+    return _summed(study, [(trained + read_to_choose, trained + chosen_on)] * search.trials, test, test)
+
+
+def _summed(study: StudyPlan, rounds: Sequence[tuple[float, float]], test_decoded: float, test_passes: float) -> StreamCost:
+    return StreamCost(
+        study=study,
+        decoded=sum(decoded for decoded, _ in rounds) + test_decoded,
+        passes=sum(passes for _, passes in rounds) + test_passes,
+    )
+
+
+def bytes_of_banks(plan: Plan, work: Sequence[ShardWork], items: _Items) -> int:
+    """About what the banks of `work` will take on disk: features, and the label maps that lie beside token grids; keys and targets are left out."""
+    total = 0.0
+    for shard in work:
+        masks = _mask_bytes(plan.manifests[shard.dataset])
+        for one in shard.passes:
+            info = plan.infos[one.encoder]
+            rows = shard.shard.samples * items.of(shard, one.view)
+            total += sum(rows * _row_bytes(plan, info, job.readout, masks) for job in one.banks)
+    return round(total)
+
+
+def _row_bytes(plan: Plan, info: EncoderInfo, text: str, masks: int) -> int:
+    """Bytes of one item of a readout: float32, or half of that for tokens where the encoder computes in less. `masks` is bytes a pixel."""
+    readout = parse_readout(text)
+    block = readout.block_index(info)
+    width = info.embed_dim if block is None else info.block_dims[block]
+    if not readout.is_dense:
+        return 4 * {"cls+mean": 2 * width, "projection": info.projection_dim or 0}.get(readout.pooling, width)
+    tokens = math.prod(info.grid) + (readout.pooling == "all" and info.has_cls)
+    beside = masks * math.prod(info.preprocessing.size) if readout.has_masks else 0
+    return tokens * width * (4 if plan.precision_of(info) == "float32" else 2) + beside
+
+
+def _mask_bytes(manifest: Manifest) -> int:
+    """Of all label maps together, a pixel: 8 bit, or 16 where there are more than 256 labels."""
+    return sum(2 if len(names) > 256 else 1 for names in manifest.mask_classes.values())
+
+
+# --- how fast it goes -------------------------------------------------------------------------------------------------
+
+
+class Speeds:
+    """Speeds of a plan's encoders; those of one architecture, input size and precision are one, whatever their weights."""
+
+    def __init__(self, plan: Plan, store: BankStore) -> None:
+        self._plan, self._store = plan, store
+        self._timed: dict[tuple[Any, ...], Speed] = {}
+
+    def of_all(self, encoders: Sequence[str] | Mapping[str, Any]) -> dict[str, Speed]:
+        """Of each of these encoders: from accounts where there are any, timed where that is possible here, else unknown."""
+        if not encoders:
+            return {}
+        told = list(known_banks(self._store, self._plan))
+        return {name: self._from_accounts(name, told) or self._timed_once(name) for name in encoders}
+
+    def _from_accounts(self, name: str, banks: Sequence[BankSpec]) -> Speed | None:
+        info, resources = self._plan.infos[name], self._plan.sweep.resources
+        same = {
+            "architecture": info.architecture,
+            "device_type": self._plan.device_type,
+            "precision": self._plan.precision_of(info),
+            "threads": resources.threads,
+        }
+        images = seconds = 0.0
+        for bank in banks:
+            identity = dict(bank.identity)
+            size = list((identity.get("preprocessing") or {}).get("size") or ())
+            # streams have images of other sizes, and altered views may drop tokens: neither tells the speed of a plain image
+            if bank.readout == "stream" or bank.view.startswith("whole;") or size != list(info.preprocessing.size):
+                continue
+            if any(identity.get(key) != value for key, value in same.items()):
+                continue
+            for file, _, _ in bank.shards[:_PARTS]:
+                receipt = self._store.receipt(bank, file)
+                if receipt is not None and receipt.images and receipt.seconds > 0:
+                    images, seconds = images + receipt.images, seconds + receipt.seconds
+        if not images:
+            return None
+        return Speed(images_per_second=images / seconds, basis=f"from the accounts of {images:,.0f} images in the cache")
+
+    def _timed_once(self, name: str) -> Speed:
+        info, plan = self._plan.infos[name], self._plan
+        gpu = not plan.device_type.startswith("cpu:")
+        if (gpu and not torch.cuda.is_available()) or device_type(gpu) != plan.device_type:
+            return Speed(
+                images_per_second=None, basis=f"no earlier run on {plan.device_type} in the cache, and none of these devices here to time it on"
+            )
+        key = (info.family, info.architecture, info.preprocessing.size, plan.precision_of(info))
+        if key not in self._timed:
+            compute = Compute(plan.precision_of(info), gpu, plan.sweep.resources.threads)
+            self._timed[key] = timed(plan.encoders[name], compute, min(_TIMED_BATCH[gpu], plan.sweep.resources.batch_size))
+        return self._timed[key]
+
+
+def timed(spec: EncoderSpec, compute: Compute, batch_size: int) -> Speed:
+    """An encoder's speed on batches of noise, after one that does not count; takes a second or the time of two batches."""
+    encoder = load(spec)
+    encoder.module.to(compute.device)
+    images = torch.randn(batch_size, 3, *encoder.info.preprocessing.size, generator=torch.Generator().manual_seed(0)).to(compute.device)
+    spent: list[float] = []
+    with torch.inference_mode(), compute.autocast():
+        _encoded_seconds(encoder, images)
+        while len(spent) < _TIMED_BATCHES and sum(spent) < _TIMED_SECONDS:
+            spent.append(_encoded_seconds(encoder, images))
+    count = len(spent) * batch_size
+    return Speed(images_per_second=count / sum(spent), basis=f"timed just now on {count} images in batches of {batch_size}")
+
+
+def _encoded_seconds(encoder: Any, images: torch.Tensor) -> float:
+    start = time.perf_counter()
+    encoder.encode(images).patches.float().mean().item()  # a number on the CPU: all that was queued on a GPU is done
+    return time.perf_counter() - start
+
+
+def known_banks(store: BankStore, plan: Plan) -> Iterator[BankSpec]:
+    """Banks that may tell how fast an encoder is: the plan's own, and the newest others of a cache on this machine."""
+    found = {bank.key: bank for study in plan.studies for bank in study.specs if study.task.feed == "banked"}
+    yield from found.values()
+    if "://" in store.root:  # to list and read hundreds of small files of an object store would take longer than it tells
+        return
+    files = sorted(Path(store.root).glob("*/bank.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files[:_BANKS]:
+        if path.parent.name in found:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            identity = tuple(sorted(plain["identity"].items()))
+            shards = tuple((file, digest, samples) for file, digest, samples in plain["shards"])
+            bank = BankSpec(**{name: plain[name] for name in ("dataset", "split", "readout", "view")}, shards=shards, identity=identity)
+            if bank.key == path.parent.name:
+                yield bank
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
+    """The plan and what it costs, line by line."""
+    tasks = max(1, len(plan.studies) // len(plan.infos))
+    trials = sum(plan.sweep.search.trials if study.task.probe.has_learning_rate else 1 for study in plan.studies if study.undefined is None)
+    yield f"{len(plan.infos)} encoders × {tasks} tasks = {len(plan.studies)} studies, {trials} trials"
+    for study in plan.studies:
+        undefined = f"  undefined: {study.undefined}" if study.undefined else ""
+        name = f"{study.encoder.name}  {study.task.name}@{study.task.protocol.name}"
+        yield f"  {name}  readouts {', '.join(study.banks['test']) or 'none'}{undefined}"
+    samples = sum(shard.shard.samples for shard in found.work)
+    views = sum(shard.shard.samples * len(shard.passes) for shard in found.work)
+    yield f"{len(plan.shard_work)} shards, {len(found.work)} of them to encode: {samples:,} images to decode, {views:,} image × encoder × view passes"
+    for (dataset, split, view), count in found.items.items():
+        yield f"  {dataset}/{split}: {count:.1f} items an image, {found.bases[dataset, split]}; {view}"
+    yield f"feature banks to write: about {size(found.bank_bytes)}"
+    yield from _told_streams(found)
+    yield f"device {plan.device_type}, precision {plan.precision}, {actors} actor{'s' if actors > 1 else ''}"
+    yield from _told_time(found, actors)
+
+
+def _told_streams(found: Estimate) -> Iterator[str]:
+    if found.streams:
+        decoded, passes = sum(cost.decoded for cost in found.streams), sum(cost.passes for cost in found.streams)
+        yield f"{len(found.streams)} streamed studies: {decoded:,.0f} images to decode, {passes:,.0f} passes of images of the encoders' own size"
+        for cost in found.streams:
+            study = cost.study
+            yield f"  {study.encoder.name}  {study.task.name}@{study.task.protocol.name}: {cost.decoded:,.0f} decoded, {cost.passes:,.0f} passes"
+
+
+def _told_time(found: Estimate, actors: int) -> Iterator[str]:
+    if not found.work and not found.streams:
+        yield "estimated time: nothing is left to encode"
+        return
+    for name, speed in found.speeds.items():
+        rate = "unknown" if speed.images_per_second is None else f"{speed.images_per_second:,.3g} images/s an actor"
+        yield f"  {name}: {rate}, {speed.basis}"
+    if found.seconds is None or found.encoding is None:
+        yield "estimated time: unknown, as the speed of an encoder is"
+        return
+    yield (
+        f"estimated time: about {duration(found.seconds)} with {actors} actor{'s' if actors > 1 else ''} "
+        f"(one actor: {duration(found.encoding)} of encoding, {duration(found.decoding)} of decoding beside it)"
+    )
+    yield "  not counted: training and scoring of heads, retrieval, intervals, augmentation, starting Ray"
+
+
+def size(count: float) -> str:
+    """Bytes in words: `12 MiB`, `1.4 TiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `12 min`, `3 h 20 min`, `12 days 4 h`."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"
