@@ -101,7 +101,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "level": task.level,
             "dataset": task.dataset,
             "dataset_version": manifest.version,
-            "split": "test",
+            "split": study.split,
             "view": task.view.identity,
             "readout": head.readout if head else None,
             "probe": task.probe.name,

@@ -346,6 +346,7 @@ class Task:
     level: Level
     dataset: str
     classes: tuple[str, ...]
+    """What the probe predicts."""
     view: View
     readouts: tuple[str, ...]
     """Candidates, in order of preference; the search chooses among them on val."""
@@ -363,3 +364,10 @@ class Task:
     """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
     instead: Task | None = None
     """What stands in for this task where the encoder cannot see its view."""
+    levels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Coarser levels of the classes, at which metrics named `<metric>@<level>` are taken: class → its class at the level."""
+    train_dataset: str | None = None
+    """The data set that the probe is trained and chosen on, where that is another one, whose labels it then predicts."""
+    counterparts: tuple[tuple[int, ...], ...] = ()
+    """Where it is trained on another data set: label → the labels there that mean the same. Items of labels without any are not scored, and any
+    prediction that is none of an item's counterparts is wrong."""

@@ -87,6 +87,10 @@ class Manifest(_Frozen):
     """What the samples carry beside the image."""
     mask_classes: dict[MaskKind, tuple[Text, ...]] = Field(default_factory=dict)
     """Names of the values of a label map: value i is `mask_classes[kind][i]`."""
+    levels: dict[Name, tuple[Count, ...]] = Field(default_factory=dict)
+    """Coarser levels of the labels by name: label i lies in class `levels[name][i]` of that level."""
+    counterparts: dict[Name, tuple[tuple[Count, ...], ...]] = Field(default_factory=dict)
+    """By the name of another data set: label i means what any of the labels `counterparts[name][i]` means there; no label, where there is none."""
     splits: dict[Name, Split]
 
     @model_validator(mode="after")
@@ -102,6 +106,12 @@ class Manifest(_Frozen):
         for kind in self.mask_classes:
             if kind not in self.annotations:
                 raise ValueError(f"mask_classes names {kind!r}, which is not one of annotations")
+        for field, tables in (("levels", self.levels), ("counterparts", self.counterparts)):
+            for name, table in tables.items():
+                if len(table) != len(self.classes):
+                    raise ValueError(f"expected {field}.{name} to have an entry for each of {len(self.classes)} classes, got {len(table)}")
+        for name, told in self.counterparts.items():
+            _no_duplicates(f"labels in counterparts.{name}", [str(label) for labels in told for label in labels])
         if not self.splits:
             raise ValueError("expected at least one split, got none")
         _no_duplicates("shard files", [shard.file for split in self.splits.values() for shard in split.shards])

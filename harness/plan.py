@@ -25,6 +25,10 @@ from harness.streamed import STREAM_VERSION
 from harness.tasks import select
 
 ROLES = ("train", "val", "test", "reference")
+POOLS: Mapping[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("test", "train", "val")}
+"""A protocol's `pool` to the splits that are scored."""
+MORE = "pool/"
+"""How the roles of a pool's further splits begin; its first split has the role `test`."""
 _HASHED_PACKAGES = ("torch", "torchvision", "timm")
 
 
@@ -43,6 +47,16 @@ class StudyPlan:
     """Why this encoder can have no value here, if so."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """Role to shards, where the study streams its images; its banks then hold the accounts alone."""
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The roles whose rows are scored together: `test`, and what else the pool has."""
+        return tuple(role for role in self.banks if role == "test" or role.startswith(MORE))
+
+    @property
+    def split(self) -> str:
+        """The splits that are scored, as a record names them."""
+        return "+".join(split_of(role, self.task) for role in self.scored)
 
     @property
     def specs(self) -> Iterator[BankSpec]:
@@ -90,7 +104,7 @@ def make_plan(sweep: Sweep, base: Path, device_type: str, precision: Precision) 
     plan = Plan(sweep=sweep, encoders=specs, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
     for info in infos.values():
         suited = {(task.name, task.protocol.name): task for task in (_suited(one, info) for one in tasks)}
-        plan.studies += [_study(plan, info, task, manifests[task.dataset]) for task in suited.values()]
+        plan.studies += [_study(plan, info, task, _manifests(task, manifests)) for task in suited.values()]
     plan.shard_work = list(_shard_work(plan))
     return plan
 
@@ -105,6 +119,13 @@ def _encoder_specs(sweep: Sweep, base: Path) -> dict[str, EncoderSpec]:
     return specs
 
 
+def _manifests(task: Task, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Role to the manifest whose split it reads; roles whose data set has no such split are absent."""
+    learnt = manifests[task.train_dataset or task.dataset]
+    found = {role: learnt if role in ("train", "val") else manifests[task.dataset] for role in (*ROLES, *_more(task))}
+    return {role: manifest for role, manifest in found.items() if split_of(role, task) in manifest.splits}
+
+
 def _suited(task: Task, info: EncoderInfo) -> Task:
     """The task, or what stands in for it where the encoder cannot see its view."""
     return task.instead if task.instead is not None and _refusal(task, info) else task
@@ -114,50 +135,64 @@ def _refusal(task: Task, info: EncoderInfo) -> str | None:
     return task.view.alteration.refuses(info) if task.view.alteration is not None else None
 
 
-def _study(plan: Plan, info: EncoderInfo, task: Task, manifest: Manifest) -> StudyPlan:
-    if "test" not in manifest.splits:
-        raise RequestError(
-            f"{task.name}: expected a split 'test' in {manifest.dataset}, got {', '.join(manifest.splits)}; rebuild it with its recipe"
-        )
-    if task.probe.needs_train and "train" not in manifest.splits:
-        raise RequestError(
-            f"{task.name}: expected a split 'train' in {manifest.dataset}, got {', '.join(manifest.splits)}; rebuild it with its recipe"
-        )
+def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Manifest]) -> StudyPlan:
+    """`manifests` by role."""
+    for role in ("train", "test"):
+        if role not in manifests and (role == "test" or task.probe.needs_train):
+            manifest = plan.manifests[task.dataset if role == "test" else task.train_dataset or task.dataset]
+            wanted, found = split_of(role, task), ", ".join(manifest.splits)
+            raise RequestError(f"{task.name}: expected a split {wanted!r} in {manifest.dataset}, got {found}; rebuild it with its recipe")
     refusal = _refusal(task, info)
     reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
     readouts = [readout for readout, reason in reasons.items() if reason is None]
     if task.feed == "streamed":
-        reasons |= _unsuitable(task, info, manifest)
+        reasons |= _unsuitable(task, info, manifests["train"])
         readouts = [readout for readout in readouts if reasons[readout] is None]
     readouts = readouts if task.chooses_readout else readouts[:1]
-    roles, selected_on = _roles(task, readouts, manifest)
+    roles, selected_on = _roles(task, readouts, manifests)
     return StudyPlan(
         encoder=info,
         task=task,
-        banks={role: {readout: _bank(plan, info, task, readout, manifest, role) for readout in readouts} for role in roles},
-        sources={role: _source(plan, manifest, role) for role in roles} if task.feed == "streamed" else {},
+        banks={role: {readout: _bank(plan, info, task, readout, manifests[role], role) for readout in readouts} for role in roles},
+        sources={role: _source(plan, manifests[role], role) for role in roles} if task.feed == "streamed" else {},
         selected_on=selected_on,
         undefined=None if readouts else refusal or "; ".join(f"{readout}: {reason}" for readout, reason in reasons.items()),
     )
 
 
-def _roles(task: Task, readouts: Sequence[str], manifest: Manifest) -> tuple[list[str], str]:
+def _roles(task: Task, readouts: Sequence[str], manifests: Mapping[str, Manifest]) -> tuple[list[str], str]:
     """The roles that a study reads, and the split that it chooses on."""
     decided = is_decided(task.probe, readouts, task.protocol.fields)
-    has_val = "val" in manifest.splits
-    chosen_on = "nothing" if decided else "val" if has_val else "train/10" if "train" in manifest.splits else "nothing"
+    chosen_on = "nothing" if decided else "val" if "val" in manifests else "train/10" if "train" in manifests else "nothing"
     wanted = {
         "train": task.probe.needs_train or chosen_on == "train/10",
         "val": chosen_on == "val",
         "test": True,
         "reference": task.reference_view is not None,
     }
-    return [role for role in ROLES if wanted[role] and split_of(role) in manifest.splits], chosen_on
+    if readouts and chosen_on.removesuffix("/10") in pool(task):
+        raise RequestError(
+            f"{task.name}: expected one readout where the pool has the split that readouts are chosen on ({chosen_on}), got {', '.join(readouts)}; "
+            f"set protocol.readouts or ask for a protocol of one"
+        )
+    return [role for role in (*ROLES, *_more(task)) if wanted.get(role, True) and role in manifests], chosen_on
 
 
-def split_of(role: str) -> str:
+def pool(task: Task) -> tuple[str, ...]:
+    """The splits whose rows are scored together, as far as the data set has them: test alone, unless the protocol has another `pool`."""
+    return POOLS[task.protocol.fields.get("pool", "test")]
+
+
+def _more(task: Task) -> list[str]:
+    """The roles of the pool's splits beside the first."""
+    return [f"{MORE}{split}" for split in pool(task)[1:]]
+
+
+def split_of(role: str, task: Task) -> str:
     """The split that a role reads."""
-    return "test" if role == "reference" else role
+    if role == "test":
+        return pool(task)[0]
+    return "test" if role == "reference" else role.removeprefix(MORE)
 
 
 def _view(task: Task, role: str) -> View:
@@ -190,7 +225,7 @@ def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
 
 
 def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, role: str) -> BankSpec:
-    resources, view, split = plan.sweep.resources, _view(task, role), split_of(role)
+    resources, view, split = plan.sweep.resources, _view(task, role), split_of(role, task)
     identity: dict[str, Any] = {
         "weights_sha256": info.weights_sha256,
         "architecture": info.architecture,
@@ -224,8 +259,9 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
     wanted: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
     for study in plan.studies:
         for role, banks in study.banks.items() if study.task.feed == "banked" else ():
-            passes, view = wanted.setdefault((study.task.dataset, split_of(role)), {}), _view(study.task, role)
+            view = _view(study.task, role)
             for readout, bank in banks.items():
+                passes = wanted.setdefault((bank.dataset, bank.split), {})
                 _, jobs = passes.setdefault((study.encoder.name, view.identity), (view, {}))
                 jobs[readout] = bank
     for (dataset, split), passes in wanted.items():

@@ -57,9 +57,7 @@ def propose(
         if score.lr is None:
             continue
         name = f"lr/{score.readout}"
-        search.add_trial(
-            optuna.trial.create_trial(params={name: score.lr}, distributions={name: distribution}, value=score.value, **_outcome(score))
-        )
+        search.add_trial(optuna.trial.create_trial(params={name: score.lr}, distributions={name: distribution}, value=score.value, **_outcome(score)))
     return [(readout, search.ask().suggest_float(f"lr/{readout}", low, high, log=True)) for readout in readouts for _ in range(stack)]
 
 

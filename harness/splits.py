@@ -1,10 +1,14 @@
-"""Rows of a bank cut in two: a selection split for data sets that have none of their own."""
+"""Rows of a bank cut in two, a selection split for data sets that have none of their own; and rows of several splits as one."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from harness.core import Rows
+from harness.errors import BankError
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
@@ -15,6 +19,25 @@ def take(rows: Rows, index: np.ndarray) -> Rows:
         targets=rows.targets[index],
         features=rows.features[index],
         masks=None if rows.masks is None else rows.masks[index],
+    )
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, one part after the other. Raises BankError where two of them have a key in common."""
+    parts = [part for part in parts if len(part)] or list(parts[:1])
+    if len(parts) == 1:
+        return parts[0]
+    keys = [key for part in parts for key in part.keys]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise BankError(f"pool: expected keys that differ between splits, got {twice!r} in two of them; score one split, or build the data set anew")
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Rows(
+        keys=keys,
+        groups=[group for part in parts for group in part.groups],
+        targets=np.concatenate([part.targets for part in parts]),
+        features=np.concatenate([part.features for part in parts]),
+        masks=np.concatenate(masks) if masks else None,
     )
 
 

@@ -31,7 +31,6 @@ from harness.errors import HarnessError, ProbeError, RunError, ShardError
 from harness.feed import Epoch, merged
 from harness.finetune import KIND as FINETUNE
 from harness.halving import Climbed, Halving, Journal
-from harness.metrics import metric
 from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
@@ -113,7 +112,7 @@ class StreamedRunner:
             values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
             return Score(values=values, n=0, **how)
         predictions = _joined(found)
-        values = tuple(estimate(metric(name), predictions, study) for name in study.metrics)
+        values = tuple(estimate(study.metric(name), predictions, study) for name in study.metrics)
         how["seconds"] = time.perf_counter() - start
         return Score(values=values, n=len(set(predictions.keys)), predictions=columns_of(predictions), **how)
 
@@ -293,7 +292,7 @@ class StreamedRunner:
         epoch = Epoch(source=_source(ref), threads=_stream(study).decode_threads)
         if study.holds_out:
             epoch.wanted = held.__contains__
-        first = metric(study.metrics[0])
+        first = study.metric(study.metrics[0])
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
         for batch in _scored(scorer, epoch, setting.network.batch_size):
@@ -476,7 +475,7 @@ def _scored(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list
 def _value(study: Study, total: np.ndarray | None, error: str | None) -> tuple[float | None, str | None]:
     if error is not None or total is None:
         return None, error or "the selection split has no such items"
-    value = float(metric(study.metrics[0]).value(total))
+    value = float(study.metric(study.metrics[0]).value(total))
     return (value, None) if np.isfinite(value) else (None, f"{study.metrics[0]} is undefined on the selection split")
 
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +28,7 @@ from harness.metrics import metric
 from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.propose import HeadScore
-from harness.splits import hold_out
+from harness.splits import hold_out, joined
 from harness.stream import Source
 
 SCORING_VERSION = 1
@@ -47,6 +47,8 @@ class BankRef:
     """The shards themselves, where the study streams them; the bank then names the stream and holds its accounts alone."""
     reference: BankRef | None = None
     """The bank of another view of the same split, which a probe compares with."""
+    more: tuple[BankRef, ...] = ()
+    """The banks of further splits, whose rows are scored together with these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,16 @@ class Study:
     """Digest of what the banks really hold: a repaired shard makes another study of it."""
     stream: Stream | None = None
     """None where the study reads banks."""
+    levels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Coarser levels of the classes, which metrics may name."""
+    counterparts: tuple[tuple[int, ...], ...] = ()
+    """Test label → labels of the data set that was trained on; empty where that is the same one."""
     decided: bool = False
     """There is nothing to choose, and nothing to train: the one head there is is scored at once."""
+
+    def metric(self, name: str) -> Metric:
+        """One of `metrics`."""
+        return metric(name, self.levels)
 
     @functools.cached_property
     def id(self) -> str:
@@ -194,7 +204,7 @@ class StudyRunner:
     def score(self, study: Study, chosen: HeadScore, held_back: BankRef) -> Score:
         """The chosen head on the test split's bank of its readout, as it is: no refit."""
         start = time.perf_counter()
-        test = self._read(study, held_back)
+        test = joined([self._read(study, ref) for ref in (held_back, *held_back.more)])
         if held_back.reference is not None:
             test = replace(test, reference=self._read(study, held_back.reference))
         stack = probe(study.probe).restore(self.state(study, chosen), self._training_rows(study, chosen.readout), **self._how(study))
@@ -202,9 +212,11 @@ class StudyRunner:
             values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
             return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start, created_at=now())
         predictions = stack.predict(test, 0)
+        if study.counterparts:
+            predictions = translated(predictions, study.counterparts)
         return Score(
             head=chosen,
-            values=tuple(estimate(metric(name), predictions, study) for name in study.metrics),
+            values=tuple(estimate(study.metric(name), predictions, study) for name in study.metrics),
             n=len(set(predictions.keys)),
             seconds=time.perf_counter() - start,
             created_at=now(),
@@ -254,7 +266,7 @@ def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> 
     try:
         if not len(selection):
             return None, "the selection split has no such items"
-        first = metric(study.metrics[0])
+        first = study.metric(study.metrics[0])
         value = float(first.value(first.counts(stack.predict(selection, position), study.classes).sum(axis=0)))
     except HarnessError as error:
         return None, str(error)
@@ -275,6 +287,23 @@ def columns_of(predictions: Predictions) -> dict[str, list[Any]]:
         "prediction": predictions.predictions.tolist(),
         "score": scores,
     }
+
+
+def translated(predictions: Predictions, counterparts: Sequence[Sequence[int]]) -> Predictions:
+    """Predictions of another data set's labels as labels of the targets' data set: -1 where a label has no counterpart there.
+
+    Items whose own label has no counterparts are left out, as ObjectNet's images of kinds that ImageNet does not have (Barbu et al., NeurIPS 2019).
+    """
+    means = {there: here for here, labels in enumerate(counterparts) for there in labels}
+    kept = np.array([target >= 0 and bool(counterparts[target]) for target in predictions.targets], bool)
+    index = np.flatnonzero(kept).tolist()
+    return Predictions(
+        keys=[predictions.keys[i] for i in index],
+        groups=[predictions.groups[i] for i in index],
+        targets=predictions.targets[index],
+        predictions=np.array([means.get(int(found), -1) for found in predictions.predictions[index]], np.int64),
+        scores=predictions.scores[index],
+    )
 
 
 def _gallery(study: Study, test: Rows) -> list[dict[str, Any]]:

@@ -27,8 +27,9 @@ from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.errors import HarnessError, RequestError
+from harness.estimate import estimate, told
 from harness.ledger import EventLog, Ledger, Lost
-from harness.plan import Plan, StudyPlan, bytes_of_banks, make_plan
+from harness.plan import Plan, StudyPlan, make_plan
 from harness.probes import is_decided
 from harness.progress import Progress
 from harness.report import terminal, write_report
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
         if options.dry_run:
             _check_writable(out, cache, keep=False)
-            _print_plan(plan, BankStore(cache))
+            _print_plan(plan, BankStore(cache), machine.actors)
             return OK
         _check_writable(out, cache, keep=True)
         if options.fresh:
@@ -181,8 +182,17 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
                 seed=search.seed,
                 contents=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
                 stream=_stream(plan, study) if streams else None,
+                levels=task.levels,
+                counterparts=task.counterparts,
             ),
-            test={readout: replace(ref, reference=refs.get("reference", {}).get(readout)) for readout, ref in refs["test"].items()},
+            test={
+                readout: replace(
+                    ref,
+                    reference=refs.get("reference", {}).get(readout),
+                    more=tuple(refs[role][readout] for role in study.scored if role != "test"),
+                )
+                for readout, ref in refs["test"].items()
+            },
         ),
     )
 
@@ -276,18 +286,9 @@ def _write_sweep(out: Path, sweep: Sweep, plan: Plan) -> None:
         temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _print_plan(plan: Plan, store: BankStore) -> None:
-    missing = plan.missing(store)
-    samples = sum(work.shard.samples for work in missing)
-    views = sum(work.shard.samples * len(work.passes) for work in missing)
-    searched = sum(plan.sweep.search.trials if study.task.probe.has_learning_rate else 1 for study in plan.studies if study.undefined is None)
-    print(f"{len(plan.infos)} encoders × {len(plan.studies) // len(plan.infos)} tasks = {len(plan.studies)} studies, {searched} trials")
-    for study in plan.studies:
-        undefined = f"  undefined: {study.undefined}" if study.undefined else ""
-        print(f"  {study.encoder.name}  {study.task.name}@{study.task.protocol.name}  readouts {', '.join(study.banks['test']) or 'none'}{undefined}")
-    print(f"{len(plan.shard_work)} shards, {len(missing)} of them to encode: {samples} images to decode, {views} image × encoder × view passes")
-    print(f"feature banks to write: about {bytes_of_banks(plan, missing) / 2**20:.0f} MiB (for views of one item an image)")
-    print(f"device {plan.device_type}, precision {plan.precision}")
+def _print_plan(plan: Plan, store: BankStore, actors: int) -> None:
+    for line in told(plan, estimate(plan, store, actors=actors), actors=actors):
+        print(line)
 
 
 if __name__ == "__main__":

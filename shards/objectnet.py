@@ -75,6 +75,7 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Photograp
         source=f"objectnet-1.0.zip; red border of {BORDER} pixels cut off",
         classes=names,
         annotations=("label",),
+        counterparts={"imagenet": classes},
         splits={"test": official.mixed(photographs, lambda photograph: photograph.path)},
         make=bind(make, root / "images"),
         content=official.content([__file__, label_maps.__file__]),

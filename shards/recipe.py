@@ -93,6 +93,8 @@ class DataSet(Generic[T]):
     parts: Sequence[str] = ()
     part_of: Mapping[str, str | None] = field(default_factory=dict)
     mask_classes: Mapping[MaskKind, Sequence[str]] = field(default_factory=dict)
+    levels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    counterparts: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     official: Mapping[str, str] = field(default_factory=dict)
     """What the data set itself calls a split, where that differs."""
     samples_per_shard: int = 1000
@@ -255,6 +257,8 @@ def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[
             part_of=dict(data_set.part_of),
             annotations=tuple(data_set.annotations),
             mask_classes={kind: tuple(names) for kind, names in data_set.mask_classes.items()},
+            levels={name: tuple(of) for name, of in data_set.levels.items()},
+            counterparts={name: tuple(tuple(labels) for labels in told) for name, told in data_set.counterparts.items()},
             splits=splits,
         )
     except ValidationError as error:

@@ -8,7 +8,7 @@ something else than an image. A file that is not there or does not decode is mis
 named in missing.txt beside it, without it nothing is built.
 
 A sample's label is the pose, whose name is its folder's. The two coarser labels, which have no names, are in each sample's JSON (`label6`, `label20`)
-and, for every pose, in hierarchy.json beside the manifest.
+and, for every pose, the levels `6` and `20` of the manifest and in hierarchy.json beside it.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def describe(source: Path, *, partial: bool = False, images: Path | None = None)
         source="yoga_train.txt and yoga_test.txt of Yoga-82, and the images that their links still gave",
         classes=names,
         annotations=("label",),
+        levels=levels,
         splits={split: official.mixed((_sized(root, pose) for pose in of_split), lambda pose: pose.path) for split, of_split in splits.items()},
         make=bind(make, root),
         content=official.content([__file__, label_maps.__file__]),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping, Sequence
 
 from harness.core import Metric
 from harness.errors import RequestError, nearest
+from harness.metrics.levels import AtLevel
 
 
 def _discover() -> dict[str, Metric]:
@@ -22,8 +24,14 @@ def _discover() -> dict[str, Metric]:
 METRICS: dict[str, Metric] = _discover()
 
 
-def metric(name: str) -> Metric:
-    """The metric of that name. Raises RequestError, with the nearest name, where there is none."""
+def metric(name: str, levels: Mapping[str, Sequence[int]] | None = None) -> Metric:
+    """The metric of that name, or for `<metric>@<level>` that metric at one of the coarser `levels` (class → class of the level).
+
+    Raises RequestError, with the nearest name, where there is none.
+    """
+    base, _, level = name.partition("@")
+    if level and levels and level in levels and base in METRICS:
+        return AtLevel(METRICS[base], level, tuple(levels[level]))
     if name not in METRICS:
         raise RequestError(f"metric: expected one of {', '.join(METRICS)}, got {name!r}{nearest(name, METRICS)}")
     return METRICS[name]

@@ -30,6 +30,8 @@ CELLS = {"cpu": 2**24, "cuda": 2**27}
 class RetrievalFields(Fields):
     exclude: Exclude = "image"
     """What a query's gallery lacks: nothing, the query, or every row of the query's image (its group)."""
+    pool: Literal["test", "train", "all"] = "test"
+    """The splits whose rows query and are found; who reads the banks brings them together."""
     max_queries: Count | None = None
     """Most queries; a seeded choice among the rows that have a target where there are more."""
 

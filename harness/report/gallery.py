@@ -69,7 +69,7 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
     manifest = load_manifest(shards, dataset)
     wanted = sorted(keys)
     found: dict[str, np.ndarray] = {}
-    for shard in manifest.split(split).shards:
+    for shard in (shard for one in split.split("+") for shard in manifest.split(one).shards):
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
         for key, decode in read_samples(shard_url(shards, dataset, shard), shard, manifest.annotations, audit):
             place = bisect_left(wanted, key)

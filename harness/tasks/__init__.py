@@ -10,12 +10,14 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.core import Feed, Level, Metric, Task, TaskProtocol, View
 from harness.errors import RequestError, nearest
 from harness.manifest import Manifest, load_manifest
+from harness.metrics import metric
+from harness.metrics.levels import AtLevel
 from harness.probes import check, probe
 from harness.readouts import parse_readout
 
@@ -51,6 +53,8 @@ class Template:
     """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
     instead: Mapping[str, str] = field(default_factory=dict)
     """Protocol to the one that stands in for it where the encoder cannot see its view."""
+    train_dataset: str | None = None
+    """Another data set to train and choose on, one of the manifest's `counterparts`."""
 
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
@@ -85,21 +89,27 @@ class Template:
             parse_readout(readout)
         check(self.probe, fields)
         told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items())
+        classes = self.classes(fields)
+        scored = classes == manifest.classes and any(one.name == "accuracy" for one in self.metrics)
+        levels = manifest.levels if scored else {}
         return Task(
             name=f"{manifest.dataset}/{self.name}",
             level=self.level,
             dataset=manifest.dataset,
-            classes=self.classes(fields),
+            classes=classes,
             view=self.view(fields),
             readouts=tuple(fields["readouts"]),
             probe=probe(self.probe),
-            metrics=self.metrics,
+            metrics=(*self.metrics, *(AtLevel(metric("accuracy"), level, of) for level, of in levels.items())),
             protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
             feed=self.feed,
             train_view=self.train_view(fields) if self.train_view else None,
             reference_view=self.reference_view(fields) if self.reference_view else None,
             chooses_readout=self.chooses_readout,
             instead=instead,
+            levels=levels,
+            train_dataset=self.train_dataset,
+            counterparts=manifest.counterparts[self.train_dataset] if self.train_dataset else (),
         )
 
 
@@ -138,6 +148,8 @@ def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[lis
         known_fields |= {field for template in known.values() for fields in template.protocols.values() for field in fields}
         for name in names:
             for task in known[name].tasks(manifest, protocol or None, overrides):
+                if task.train_dataset is not None:
+                    task = _trained_elsewhere(task, manifests.setdefault(task.train_dataset, load_manifest(shards, task.train_dataset)))
                 chosen.setdefault((task.name, task.protocol.name), task)
     for key in overrides:
         if key not in known_fields:
@@ -145,6 +157,17 @@ def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[lis
                 f"protocol.{key}: no task of these data sets has this field{nearest(key, known_fields)}; they have {', '.join(sorted(known_fields))}"
             )
     return list(chosen.values()), manifests
+
+
+def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:
+    """The task with the classes of the data set that it is trained on. Raises RequestError where its counterparts are not among them."""
+    highest = max((label for labels in task.counterparts for label in labels), default=-1)
+    if highest >= len(manifest.classes):
+        raise RequestError(
+            f"{task.name}: expected counterparts among the {len(manifest.classes)} classes of {manifest.dataset}, got label {highest}; "
+            "build both data sets with their recipes"
+        )
+    return replace(task, classes=manifest.classes)
 
 
 def _same_type(key: str, default: Any, value: Any) -> Any:

@@ -1,0 +1,35 @@
+"""A metric at a coarser level of a hierarchy of classes: 82 yoga poses scored as 20 variations, or as 6 body positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.core import Metric, Predictions
+from harness.metrics.table import check_classes
+
+
+@dataclass(frozen=True)
+class AtLevel:
+    """`base` of what targets and predictions are at a coarser level: a wrong pose of the right variation is right as a variation."""
+
+    base: Metric
+    level: str
+    of: tuple[int, ...]
+    """Class → its class at the level."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.base.name}@{self.level}"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, M] of the base metric. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, len(self.of))
+        table = np.array((*self.of, -1), np.int64)  # -1, which says that there is none, stays -1
+        coarse = replace(predictions, targets=table[predictions.targets], predictions=table[predictions.predictions])
+        return self.base.counts(coarse, max(self.of) + 1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., M] counts to [...] values; NaN where undefined."""
+        return self.base.value(sums)

@@ -1,0 +1,99 @@
+"""Labels at coarser levels, and probes that are tested on another data set than they were trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from harness.core import Predictions
+from harness.errors import ManifestError, ProbeError, RequestError
+from harness.manifest import load_manifest
+from harness.metrics import metric
+from harness.study import translated
+from harness.sweep import main
+from harness.tables import read_table
+
+POSES = {"6": (1, 1, 0, 0)}
+
+
+def predictions(targets: list[int], found: list[int]) -> Predictions:
+    keys = [f"k{i}" for i in range(len(targets))]
+    return Predictions(keys=keys, groups=keys, targets=np.array(targets), predictions=np.array(found), scores=np.ones(len(targets)))
+
+
+def amended(folder: Path, **more: Any) -> None:
+    """Add to a manifest."""
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+
+def test_a_wrong_class_of_the_right_group_is_right_at_the_coarser_level() -> None:
+    one = metric("accuracy@6", POSES)
+    assert one.name == "accuracy@6"
+    # fine: 1 of 5 right; coarse: (0→1), (2→3) and the right one are right, (1→2) and an item without a prediction are wrong; one has no target
+    counts = one.counts(predictions([0, 2, 3, 1, 0, -1], [1, 3, 3, 2, -1, 0]), 4)
+    assert counts.sum(axis=0).tolist() == [3.0, 5.0]
+    assert float(one.value(counts.sum(axis=0))) == 3 / 5
+    by_class = metric("mean_class_accuracy@6", POSES)
+    assert float(by_class.value(by_class.counts(predictions([0, 1, 2], [1, 2, 3]), 4).sum(axis=0))) == pytest.approx((1 / 2 + 1) / 2)
+    with pytest.raises(ProbeError, match="to 3, got 4"):
+        one.counts(predictions([4], [0]), 4)
+    with pytest.raises(RequestError, match="expected one of"):
+        metric("accuracy@7", POSES)
+
+
+def test_labels_of_another_data_set_are_translated() -> None:
+    there = ((5, 7), (), (6,))
+    found = translated(predictions([0, 0, 1, 2, 2, -1], [7, 6, 5, 6, 9, 5]), there)
+    assert list(found.keys) == ["k0", "k1", "k3", "k4"], "a label without counterparts, and no label, are left out"
+    assert found.targets.tolist() == [0, 0, 2, 2]
+    assert found.predictions.tolist() == [0, 2, 2, -1]
+
+
+def test_a_manifest_tells_levels_and_counterparts_of_every_class(tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path, splits={"test": 3})
+    for wrong, said in (
+        ({"levels": {"warm": [0, 1]}}, "levels.warm to have an entry for each of 3 classes, got 2"),
+        ({"counterparts": {"other": [[0]]}}, "counterparts.other to have an entry for each of 3 classes, got 1"),
+        ({"counterparts": {"other": [[0], [], [0]]}}, "labels in counterparts.other that differ, got '0' twice"),
+    ):
+        amended(folder, **{"levels": {}, "counterparts": {}, **wrong})
+        with pytest.raises(ManifestError, match=said):
+            load_manifest(str(tmp_path), "tiny")
+
+
+def test_a_sweep_scores_every_level_and_another_data_sets_images(tmp_path: Path) -> None:
+    """The other data set's three classes are the first one's, in another order, but for one that it does not have."""
+    shards = tmp_path / "shards"
+    tiny.build(shards)
+    amended(shards / "tiny", levels={"warm": [1, 0, 0]})
+    tiny.build(shards, name="abroad", splits={"test": 24}, seed=1)
+    amended(shards / "abroad", counterparts={"tiny": [[0], [], [1, 2]]})
+    tasks = ["tiny/object-knn", "abroad/object-knn-from-tiny", "abroad/object-linear-from-tiny"]
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(shards, tasks=tasks))
+    assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
+    rows = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
+    found = read_table(tmp_path / "out" / "predictions" / "tiny_vit" / "tiny" / "object-knn.parquet")
+    warm = np.mean([(row["target"] == 0) == (row["prediction"] == 0) for row in found])
+    assert rows["tiny/object-knn", "accuracy@warm"]["value"] == pytest.approx(warm)
+    for task in tasks[1:]:
+        row, found = rows[task, "accuracy"], read_table(tmp_path / "out" / "predictions" / "tiny_vit" / f"{task}.parquet")
+        assert row["n"] == len(found) == 16, "a third of the images has no counterpart"
+        assert row["value"] == pytest.approx(np.mean([one["target"] == one["prediction"] for one in found]))
+        assert {one["target"] for one in found} == {0, 2}
+        assert (row["dataset"], row["split"], row["selected_on"]) == ("abroad", "test", "val")
+    ledger = {(row["dataset"], row["split"]) for row in read_table(tmp_path / "out" / "ledger.parquet")}
+    assert ledger == {("tiny", "train"), ("tiny", "val"), ("tiny", "test"), ("abroad", "test")}
+
+
+def test_a_data_set_that_is_not_there_to_train_on_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    amended(tiny.build(tmp_path / "shards", name="abroad", splits={"test": 3}), counterparts={"tiny": [[0], [], [1]]})
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=["abroad/object-knn-from-tiny"]))
+    assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "tiny/manifest.json: no such file" in line
