@@ -123,14 +123,19 @@ def test_crops_that_cannot_be_are_refused_by_name(wrong: dict[str, Any]) -> None
 # --- readouts ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["object-retrieval", "part-retrieval"])
-def test_every_gallery_has_each_readout_alone(name: str) -> None:
-    protocols = templates(manifest(CUB_PARTS))[name].protocols
+@pytest.mark.parametrize(
+    ("parts", "name", "pool"),
+    [(CUB_PARTS, "object-retrieval", "test"), (CUB_PARTS, "part-retrieval", "all"), (COCO_PARTS, "part-retrieval", "train")],
+)
+def test_every_gallery_has_each_readout_alone(parts: tuple[str, ...], name: str, pool: str) -> None:
+    protocols = templates(manifest(parts))[name].protocols
     assert next(iter(protocols)) == "strict"
     for gallery, exclude in (("strict", "image"), ("paper", "query"), ("release", "none")):
         for readout in ("cls", "mean", "projection"):
-            assert dict(protocols[f"{gallery}-{readout}"]) == {**protocols[gallery], "readouts": (readout,)}
-            assert protocols[gallery]["exclude"] == exclude
+            # where nothing is chosen, the published splits are scored; strict keeps to test
+            scored = "test" if gallery == "strict" else pool
+            assert dict(protocols[f"{gallery}-{readout}"]) == {**protocols[gallery], "readouts": (readout,), "pool": scored}
+            assert (protocols[gallery]["exclude"], protocols[gallery]["pool"]) == (exclude, "test")
 
 
 def info(has_cls: bool = True) -> EncoderInfo:
@@ -202,8 +207,33 @@ def test_training_is_as_published(name: str) -> None:
         assert {key: fields[key] for key in published} == published
         if "attentive" in name:
             assert (fields["readouts"], fields["attention_heads"]) == (("all",), 12)
-            statistics = ("batch", 256) if protocol in ("release", "release-statistics") else ("running", fields["bn_batch"])
+            statistics = ("batch", 256) if protocol in ("release", "release-statistics", "published-release") else ("running", fields["bn_batch"])
             assert (fields["bn_eval"], fields["bn_batch"]) == statistics
+
+
+@pytest.mark.parametrize(("name", "rate"), [("linear", 0.4), ("attentive", 0.04)])
+def test_the_published_rate_is_a_protocol_of_its_own(name: str, rate: float) -> None:
+    for level in ("object", "part"):
+        protocols = templates(manifest(CUB_PARTS))[f"{level}-{name}"].protocols
+        assert protocols["published"]["lr_bounds"] == (rate, rate)
+        assert len(protocols["published"]["readouts"]) == 1
+        assert protocols["zhu2023"]["lr_bounds"] is None, "searched, within the sweep's bounds"
+        check(name, {**protocols["zhu2023"], "lr_bounds": [1e-3, 1.0]})
+        for wrong in ([1.0, 1e-3], [0.0, 1.0], 0.4, [0.1, 0.2, 0.3]):
+            with pytest.raises(RequestError, match="lr_bounds"):
+                check(name, {**protocols["zhu2023"], "lr_bounds": wrong})
+
+
+@pytest.mark.parametrize("name", ["part-linear", "part-attentive"])
+def test_published_classifiers_are_trained_on_the_centre_of_their_patches(name: str) -> None:
+    trained = task(CUB_PARTS, name)
+    assert trained.train_view is not None
+    assert (trained.train_view.fit, trained.view.fit) == ("crop", "resize")
+    assert trained.train_view.identity != trained.view.identity
+    assert task(CUB_PARTS, name, train_fit="resize").train_view is None
+    assert task(tiny.PARTS, name).train_view is None
+    with pytest.raises(RequestError, match="train_fit: expected one of crop, resize, got 'crops'; did you mean 'crop'"):
+        task(CUB_PARTS, name, train_fit="crops")
 
 
 # --- low shot -----------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch import nn
 from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import batch_order, checked_features, checked_targets, needed, on_device
-from harness.probes.fields import Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.fields import Bounds, Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
 from harness.probes.softmax import most_probable
 
@@ -50,6 +50,7 @@ class AttentiveFields(Fields):
     bn_eval: Literal["running", "batch"] = "running"
     """Statistics at prediction: those of training, or (as the release does) those of each batch of `bn_batch` rows, in their order."""
     bn_batch: Count = 256
+    lr_bounds: Bounds = None
 
 
 DEFAULTS: dict[str, Any] = AttentiveFields().model_dump()

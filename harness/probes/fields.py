@@ -15,6 +15,21 @@ NonNegative = Annotated[float, pydantic.Field(ge=0)]
 Momentum = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
+def as_tuple(value: object) -> object:
+    """A list, as YAML gives it, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _in_order(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    if bounds is not None and bounds[0] > bounds[1]:
+        raise ValueError("expected the lower bound before the upper one")
+    return bounds
+
+
+Bounds = Annotated[tuple[Positive, Positive] | None, pydantic.BeforeValidator(as_tuple), pydantic.AfterValidator(_in_order)]
+"""Bounds of the learning rates that are searched, at the protocol's batch size, in place of the sweep's; the same twice is one fixed rate."""
+
+
 class Fields(pydantic.BaseModel):
     """Base of a probe's protocol fields: each with its type, range and default."""
 

@@ -25,7 +25,7 @@ from harness.probes.features import (
     needed,
     on_device,
 )
-from harness.probes.fields import Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.fields import Bounds, Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
 from harness.probes.softmax import SoftmaxStack, restored
 
@@ -43,6 +43,7 @@ class LinearFields(Fields):
     """On weights and biases alike, as torch.optim.SGD does."""
     init_std: NonNegative = 0.01
     feature_norm: FeatureNorm = "none"
+    lr_bounds: Bounds = None
 
 
 DEFAULTS: dict[str, Any] = LinearFields().model_dump()

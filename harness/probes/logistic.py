@@ -18,7 +18,7 @@ import torch
 from harness.core import Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import FeatureNorm, Normaliser, checked_features, checked_targets, needed, on_device
-from harness.probes.fields import Count, Fields, Positive
+from harness.probes.fields import Count, Fields, Positive, as_tuple
 from harness.probes.softmax import SoftmaxStack, restored
 
 NAME = "logistic"
@@ -27,12 +27,7 @@ CHUNK = 2**16
 """Rows in one product."""
 
 
-def _as_tuple(value: object) -> object:
-    """A list, as YAML gives it, as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-Grid = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1), pydantic.BeforeValidator(_as_tuple)]
+Grid = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1), pydantic.BeforeValidator(as_tuple)]
 
 
 class LogisticFields(Fields):

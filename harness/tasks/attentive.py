@@ -12,12 +12,18 @@ from harness.metrics import metric
 from harness.probes import defaults
 from harness.tasks import Fields, Template
 from harness.tasks.objects import whole
-from harness.tasks.parts import crops, part_template
+from harness.tasks.parts import part_template, training_crops
 
 NAME = "attentive"
 METRICS = ("accuracy", "mean_class_accuracy")
 STATISTICS: Mapping[str, Fields] = {"zhu2023": {"bn_eval": "running"}, "release": {"bn_eval": "batch", "bn_batch": 256}}
 """The batch norm's statistics at test: those of training, or, as in the authors' released code, those of each test batch."""
+
+
+def with_rate(protocols: Mapping[str, Fields]) -> dict[str, Fields]:
+    """The protocols, and `zhu2023` and `release` again with the paper's one learning rate: 0.01 for every 256 images of a batch of 1,024."""
+    rate = {"lr_bounds": (0.04, 0.04)}
+    return {**protocols, "published": {**protocols["zhu2023"], **rate}, "published-release": {**protocols["release"], **rate}}
 
 
 def templates(manifest: Manifest) -> list[Template]:
@@ -30,14 +36,14 @@ def templates(manifest: Manifest) -> list[Template]:
                 level="object",
                 probe=NAME,
                 metrics=tuple(metric(one) for one in METRICS),
-                protocols={name: {**defaults(NAME), "readouts": ("all",), **fields} for name, fields in STATISTICS.items()},
+                protocols={name: {**defaults(NAME), "readouts": ("all",), **fields} for name, fields in with_rate(STATISTICS).items()},
                 view=whole,
                 classes=lambda _: manifest.classes,
                 listed=False,
             )
         )
     if "keypoints" in manifest.annotations:
-        crop = crops(manifest)
+        crop = training_crops(manifest)
         protocols = {
             "zhu2023": {**crop["paper"], **STATISTICS["zhu2023"]},
             "release": {**crop["release"], **STATISTICS["release"]},
@@ -45,6 +51,6 @@ def templates(manifest: Manifest) -> list[Template]:
             "release-crop": {**crop["release"], **STATISTICS["zhu2023"]},
             "release-statistics": {**crop["paper"], **STATISTICS["release"]},
         }
-        protocols = {name: {**fields, "readouts": ("all",)} for name, fields in protocols.items()}
+        protocols = {name: {**fields, "readouts": ("all",)} for name, fields in with_rate(protocols).items()}
         found.append(part_template(manifest, "part-attentive", NAME, METRICS, protocols, listed=False))
     return found

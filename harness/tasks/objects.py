@@ -17,14 +17,24 @@ SIDE_BY_SIDE = ("cls", "mean", "projection")
 GALLERIES: Mapping[str, Fields] = {"strict": {"exclude": "image"}, "paper": {"exclude": "query"}, "release": {"exclude": "none"}}
 """Protocol of a retrieval to what a query's gallery lacks. The authors' release leaves the query in; the paper does not say what it does."""
 
+PUBLISHED: Fields = {"readouts": ("cls",), "lr_bounds": (0.4, 0.4)}
+"""The linear probe of Zhu et al. without a search: 0.1 for every 256 images of a batch of 1,024."""
+
 
 def whole(_: Fields) -> View:
     return Whole()
 
 
-def each_readout(protocols: Mapping[str, Fields]) -> dict[str, Fields]:
-    """The protocols, and each one again for every readout alone: `strict`, …, then `strict-cls`, `strict-mean`, `strict-projection`, …"""
-    alone = {f"{name}-{readout}": {**fields, "readouts": (readout,)} for name, fields in protocols.items() for readout in SIDE_BY_SIDE}
+def each_readout(protocols: Mapping[str, Fields], pool: str = "test") -> dict[str, Fields]:
+    """The protocols, and each one again for every readout alone: `strict`, …, then `strict-cls`, `strict-mean`, `strict-projection`, …
+
+    Where there is but one readout nothing is chosen, and all splits may be scored: all but the strict ones take `pool`.
+    """
+    alone = {
+        f"{name}-{readout}": {**fields, "readouts": (readout,), "pool": "test" if name == "strict" else pool}
+        for name, fields in protocols.items()
+        for readout in SIDE_BY_SIDE
+    }
     return {**protocols, **alone}
 
 
@@ -33,8 +43,9 @@ def templates(manifest: Manifest) -> list[Template]:
     found = []
     if "label" in manifest.annotations:
         retrieval = {name: {**defaults("retrieval"), "readouts": POOLED, **fields} for name, fields in GALLERIES.items()}
+        linear = {**defaults("linear"), "readouts": POOLED}
         for name, probe, metrics, protocols in (
-            ("object-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": {**defaults("linear"), "readouts": POOLED}}),
+            ("object-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": linear, "published": {**linear, **PUBLISHED}}),
             ("object-knn", "knn", ("accuracy", "mean_class_accuracy"), {"dino": {**defaults("knn"), "readouts": POOLED}}),
             ("object-retrieval", "retrieval", ("AP", "mAP"), each_readout(retrieval)),
         ):

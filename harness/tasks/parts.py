@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
-from harness.core import View
+from harness.core import Fit, View
 from harness.errors import ProbeError, RequestError, nearest
 from harness.manifest import Manifest
 from harness.metrics import metric
@@ -17,7 +17,7 @@ from harness.probes import defaults
 from harness.probes.fields import Count, NonNegative, Positive
 from harness.probes.fields import Fields as CheckedFields
 from harness.tasks import Fields, Template
-from harness.tasks.objects import GALLERIES, each_readout
+from harness.tasks.objects import GALLERIES, PUBLISHED, each_readout
 from harness.views.keypoint_patch import KeypointPatch
 
 READOUTS = ("mean", "cls", "mean@-3")
@@ -52,6 +52,10 @@ class Selection:
     parts: tuple[str, ...]
     paper: Fields
     release: Fields
+    pool: Literal["test", "train", "all"] = "test"
+    """What the paper retrieves among."""
+    train_fit: Fit = "resize"
+    """How classifiers' training patches are brought to the input size: `crop` is a resize to more than that and a crop of the centre."""
 
 
 PAPER: Fields = {}
@@ -63,6 +67,8 @@ CUB = Selection(
     parts=("right eye", "right leg", "left wing", "tail"),
     paper={"crop_neighbours": "all"},
     release=RELEASE,
+    pool="all",
+    train_fit="crop",
 )
 PERSONS: Fields = {"min_parts": 2, "min_parts_within": "instance"}
 COCO = Selection(
@@ -70,6 +76,8 @@ COCO = Selection(
     paper={**PERSONS, "crop_neighbours": "all"},
     # the release counts the annotation's number as a coordinate, which keeps other persons far away: as near to it as what is meant comes
     release={**PERSONS, **RELEASE, "neighbours_within": "instance"},
+    pool="train",
+    train_fit="crop",
 )
 
 
@@ -81,13 +89,18 @@ def selection(manifest: Manifest) -> Selection:
     return Selection(parts=tuple(part for part in manifest.parts if part not in NOT_SELECTED), paper=PAPER, release=RELEASE)
 
 
-def crops(manifest: Manifest) -> Mapping[str, Fields]:
+def crops(manifest: Manifest) -> dict[str, dict[str, Any]]:
     """The crop's fields by protocol, `paper` and `release`, every one of them named."""
     chosen = selection(manifest)
     return {name: CropFields(parts=chosen.parts, **fields).model_dump() for name, fields in (("paper", chosen.paper), ("release", chosen.release))}
 
 
-def patch(fields: Fields) -> View:
+def training_crops(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """The same for classifiers, which the paper trains on another transform than it tests on."""
+    return {name: {**fields, "train_fit": selection(manifest).train_fit} for name, fields in crops(manifest).items()}
+
+
+def patch(fields: Fields) -> KeypointPatch:
     """The view that the protocol asks for. Raises RequestError where a field has a value that it cannot take."""
     try:
         crop = CropFields.read("part tasks", fields)
@@ -115,6 +128,14 @@ def selected(fields: Fields, manifest: Manifest) -> tuple[str, ...]:
     return tuple(fields["parts"])
 
 
+def training_patch(fields: Fields) -> View | None:
+    """The view of the patches that classifiers are trained and chosen on, where it is another one. Raises RequestError as `patch` does."""
+    fit = fields["train_fit"]
+    if fit not in get_args(Fit):
+        raise RequestError(f"protocol.train_fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}{nearest(str(fit), get_args(Fit))}")
+    return None if fit == "resize" else replace(patch(fields), fit=fit)
+
+
 def part_template(
     manifest: Manifest, name: str, probe: str, metrics: tuple[str, ...], protocols: Mapping[str, Fields], listed: bool = True
 ) -> Template:
@@ -128,17 +149,28 @@ def part_template(
         view=patch,
         classes=lambda fields: selected(fields, manifest),
         listed=listed,
+        train_view=training_patch if all("train_fit" in fields for fields in protocols.values()) else None,
     )
+
+
+def linear_protocols(training: Mapping[str, Fields]) -> dict[str, Fields]:
+    """Searched, and with the paper's readout and its one learning rate."""
+    return {
+        "zhu2023": training["paper"],
+        "release": training["release"],
+        "published": {**training["paper"], **PUBLISHED},
+        "published-release": {**training["release"], **PUBLISHED},
+    }
 
 
 def templates(manifest: Manifest) -> list[Template]:
     """Part tasks where samples have keypoints."""
     if "keypoints" not in manifest.annotations:
         return []
-    crop, accuracies = crops(manifest), ("accuracy", "mean_class_accuracy")
+    crop, training, accuracies = crops(manifest), training_crops(manifest), ("accuracy", "mean_class_accuracy")
     retrieval = {name: {"readouts": READOUTS, **crop["release" if name == "release" else "paper"], **fields} for name, fields in GALLERIES.items()}
     return [
-        part_template(manifest, "part-retrieval", "retrieval", ("AP", "mAP"), each_readout(retrieval)),
-        part_template(manifest, "part-linear", "linear", accuracies, {"zhu2023": crop["paper"], "release": crop["release"]}),
+        part_template(manifest, "part-retrieval", "retrieval", ("AP", "mAP"), each_readout(retrieval, selection(manifest).pool)),
+        part_template(manifest, "part-linear", "linear", accuracies, linear_protocols(training)),
         part_template(manifest, "part-knn", "knn", accuracies, {"dino": crop["paper"]}),
     ]

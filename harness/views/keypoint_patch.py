@@ -36,19 +36,23 @@ class KeypointPatch:
     min_parts_within: Within = "image"
     """Whether `min_parts` counts the parts of the whole image or of each instance. Keypoints that tell no instance belong to one of their own."""
 
-    fit: ClassVar[Fit] = "resize"
+    fit: Fit = "resize"
+    """`crop`: as the paper's classifiers are trained, on a patch resized to more than the input size and cropped to its centre."""
+
     alteration: ClassVar[None] = None
 
     @property
     def identity(self) -> str:
         distances = f"{self.min_distance:g}..{self.max_distance:g}"
-        within = "".join(
-            f";{name}={value}"
-            for name, value in (("neighbours-within", self.neighbours_within), ("min-within", self.min_parts_within))
-            if value != "image"
+        choices = (
+            ("neighbours-within", self.neighbours_within, "image"),
+            ("min-within", self.min_parts_within, "image"),
+            ("fit", self.fit, "resize"),
         )
+        # what is as usual is left out: banks that were made before there was a choice keep their names
+        told = "".join(f";{name}={value}" for name, value, usual in choices if value != usual)
         return (
-            f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={distances};min={self.min_parts}{within})"
+            f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={distances};min={self.min_parts}{told})"
         )
 
     def __call__(self, sample: Sample) -> list[Item]:
