@@ -1,0 +1,380 @@
+"""Fine-tuning in rounds: who climbs which rung, what an interruption costs (nothing), what is scored, what is accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from harness.augment import draw
+from harness.bank import BankStore
+from harness.collect import Accounts
+from harness.config import load_sweep
+from harness.device import Compute, device_type
+from harness.encoders import load
+from harness.errors import RequestError
+from harness.feed import Epoch
+from harness.finetune import FinetuneScorer, FinetuneTrainer
+from harness.halving import Climbed, Halving, Journal
+from harness.metrics import metric
+from harness.plan import Plan, make_plan
+from harness.propose import HeadScore, choose, propose, survivors
+from harness.search import StudyState
+from harness.streamed import StreamedRunner
+from harness.study import BankRef, Round, Study
+from harness.sweep import _outcome
+from harness.tasks import select
+from harness.trainers import Network, Setting
+
+torch.set_num_threads(1)
+PROTOCOL = {"epochs": 4, "batch_size": 8, "rungs": 2, "eta": 2, "init_std": 0.02, "layer_decay": 0.9}
+RATES = (1e-6, 1e-4, 1e-3, 3e-3)
+PROPOSALS: list[tuple[str, float | None]] = [("mean", rate) for rate in RATES]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("finetune")
+    tiny.build(root, name="tiny")
+    tiny.build(root, name="noval", splits={"train": 40, "test": 12})
+    return root
+
+
+@pytest.fixture(scope="module")
+def compute() -> Compute:
+    return Compute("float32", False, 1)
+
+
+def plan_of(root: Path, folder: Path, task: str = "tiny/finetune", architecture: str = "test_vit", **protocol: Any) -> Plan:
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = {"name": "e", "architecture": architecture, "random": True, "preprocessing": {"size": 32}}
+    (folder / "sweep.yaml").write_text(tiny.sweep_text(root, tasks=[task], encoders=[encoder], protocol={**PROTOCOL, **protocol}))
+    return make_plan(load_sweep(folder / "sweep.yaml"), folder, device_type(False), "float32")
+
+
+def state_of(root: Path, folder: Path, *, every_step: bool = False, **how: Any) -> tuple[StudyState, Accounts]:
+    """The one study of a plan, and its accounts; `every_step` saves a checkpoint after each of them."""
+    plan = plan_of(root, folder, **how)
+    if every_step:
+        plan.sweep = plan.sweep.model_copy(update={"resources": plan.sweep.resources.model_copy(update={"checkpoint_seconds": 0.0})})
+    accounts = Accounts(plan, BankStore(str(folder / "cache")), {})
+    state = _outcome(plan, plan.studies[0], accounts).state
+    assert state is not None
+    return state, accounts
+
+
+def studied(root: Path, folder: Path, **how: Any) -> tuple[Study, dict[str, BankRef], Accounts]:
+    state, accounts = state_of(root, folder, **how)
+    return state.study, dict(state.test), accounts
+
+
+def runner_in(folder: Path, compute: Compute) -> StreamedRunner:
+    return StreamedRunner(str(folder / "cache"), compute)
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_patterns_that_say_so_select_it(data: Path) -> None:
+    assert not [task for task in select(["tiny/*"], str(data), {})[0] if task.probe.name == "finetune"]
+    assert not [task for task in select(["tiny/*-streamed"], str(data), {})[0] if task.probe.name == "finetune"]
+    for pattern in ("tiny/finetune", "tiny/*finetune*"):
+        (task,), _ = select([pattern], str(data), {})
+        assert (task.name, task.level, task.feed, task.readouts) == ("tiny/finetune", "object", "streamed", ("mean",))
+
+
+def test_a_wrong_field_is_told_before_anything_runs(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="layer_decay"):
+        plan_of(data, tmp_path, layer_decay=1.5)
+
+
+def test_rates_are_searched_within_bounds_of_its_own(data: Path, tmp_path: Path) -> None:
+    state, _ = state_of(data, tmp_path, lr_bounds=[1e-5, 1e-2])
+    assert state.study.lr == (1e-3, 1.0)
+    config = state.next_config()
+    assert config is not None
+    assert [rate for _, rate in config["proposals"]] == pytest.approx([10**-4.5, 10**-3.5, 10**-2.5])
+
+
+# --- who goes on ------------------------------------------------------------------------------------------------------
+
+
+def scores(values: list[float | None], rates: list[float] | None = None) -> list[HeadScore]:
+    given = rates or [10.0**-index for index in range(len(values))]
+    return [HeadScore(round=0, head=head, lr=rate, readout="mean", value=value) for head, (value, rate) in enumerate(zip(values, given, strict=True))]
+
+
+@pytest.mark.parametrize(("values", "eta", "going"), [
+    ([0.1, 0.9, 0.3, 0.8, 0.2, 0.7], 3, [1, 3]),
+    ([0.1, 0.9, 0.3, 0.8, 0.2, 0.7], 2, [1, 3, 5]),
+    ([0.1, None, None, None, 0.2, None], 2, [0, 4]),
+    ([0.4, 0.5], 3, [1]),
+    ([None, None], 2, []),
+    ([0.5, 0.5, 0.5, 0.5, 0.5], 3, [2]),
+    ([0.5, 0.5, 0.5, 0.5, 0.9, 0.1], 2, [1, 2, 4]),
+])  # fmt: skip
+def test_the_best_of_a_rung_go_on_and_of_tied_ones_the_middle(values: list[float | None], eta: int, going: list[int]) -> None:
+    assert [one.head for one in survivors(scores(values), eta)] == going
+    assert [one.head for one in survivors(list(reversed(scores(values))), eta)] == going
+
+
+CURVES = [[0.2, 0.3, 0.9], [0.5, 0.6, 0.6], [0.4, 0.7, 0.8], [0.6, 0.5, 0.4], [None, None, None], [0.3, 0.9, 0.9], [0.1, 0.9, 0.9], [0.7, 0.65, 0.7]]
+"""Value of each of eight heads at the ends of three rungs."""
+ENDS = (2, 4, 8)
+
+
+def halving(journal: Journal, done: list[tuple[int, int]], dropped: list[int], save: Callable[[Journal], None] = lambda _: None) -> Halving:
+    def climb(head: int, end: int) -> Climbed:
+        done.append((head, end))
+        value = CURVES[head][ENDS.index(end)]
+        return Climbed(value=value, error=None if value is not None else "diverged", epochs=end if value is not None else 0)
+
+    return Halving(round_index=0, journal=journal, ends=ENDS, eta=2, climb=climb, drop=dropped.append, save=save)
+
+
+def fresh() -> Journal:
+    return Journal(proposals=[["mean", 10.0 ** -(index + 1)] for index in range(len(CURVES))])
+
+
+def test_heads_climb_as_halving_by_hand() -> None:
+    done: list[tuple[int, int]] = []
+    dropped: list[int] = []
+    heads = halving(fresh(), done, dropped).run()
+    # at 2 epochs the best half of eight are 7 (0.7), 3 (0.6), 1 (0.5), 2 (0.4); of these at 4 epochs 2 (0.7) and 7 (0.65)
+    assert done == [(head, 2) for head in range(8)] + [(1, 4), (2, 4), (3, 4), (7, 4)] + [(2, 8), (7, 8)]
+    assert [(one.value, one.epochs, one.stopped) for one in heads] == [
+        (0.2, 2, True), (0.6, 4, True), (0.8, 8, False), (0.5, 4, True), (None, 0, False), (0.3, 2, True), (0.1, 2, True), (0.7, 8, False)
+    ]  # fmt: skip
+    assert heads[4].error == "diverged"
+    assert sorted(dropped) == [0, 1, 3, 4, 5, 6]
+    chosen = choose(heads, ("mean",))
+    assert chosen == heads[2]
+
+
+def test_a_head_that_was_stopped_is_never_chosen_however_good() -> None:
+    best = HeadScore(round=0, head=0, lr=0.1, readout="mean", value=0.9, epochs=1, stopped=True)
+    last = HeadScore(round=0, head=1, lr=0.2, readout="mean", value=0.2, epochs=8)
+    assert choose([best, last], ("mean",)) == last
+    assert choose([best], ("mean",)) is None
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 12, 13, 14])
+def test_an_interrupted_round_climbs_no_rung_twice(kept: int) -> None:
+    class Stopped(Exception):
+        pass
+
+    saved: list[str] = []
+
+    def save(journal: Journal) -> None:
+        saved.append(journal.to_json())
+        if len(saved) == kept:
+            raise Stopped
+
+    whole = halving(fresh(), [], []).run()
+    first: list[tuple[int, int]] = []
+    if kept:
+        with pytest.raises(Stopped):
+            halving(fresh(), first, [], save).run()
+    journal = Journal.from_json(saved[-1]) if saved else fresh()
+    second: list[tuple[int, int]] = []
+    assert halving(journal, second, []).run() == whole
+    assert len(first) == kept
+    assert len(first + second) == len(set(first + second)) == 14
+
+
+def test_what_was_stopped_early_guides_less_than_what_was_not() -> None:
+    """Proposals look where finished heads were good, though stopped ones told of higher values elsewhere."""
+
+    def proposed(stopped: bool) -> list[float]:
+        low = [HeadScore(round=0, head=i, lr=10 ** (-4 + i / 10), readout="mean", value=0.9, epochs=1, stopped=stopped) for i in range(8)]
+        high = [HeadScore(round=0, head=8 + i, lr=10 ** (-1 + i / 10), readout="mean", value=0.5, epochs=9) for i in range(8)]
+        found = propose(study="a", seed=0, round_index=1, history=low + high, readouts=("mean",), stack=8, bounds=(1e-5, 1.0))
+        return [rate for _, rate in found]
+
+    def among_the_low(rates: list[float]) -> int:
+        return sum(rate < 1e-3 for rate in rates)
+
+    assert among_the_low(proposed(stopped=True)) < among_the_low(proposed(stopped=False))
+    assert proposed(stopped=True) == proposed(stopped=True)
+
+
+def test_rounds_of_stopped_heads_survive_the_journal() -> None:
+    one = Round(index=0, heads=(HeadScore(round=0, head=0, lr=0.1, readout="mean", value=0.5, epochs=3, stopped=True),), seconds=1.0)
+    assert Round.from_json(one.to_json()) == one
+    old = json.loads(one.to_json())
+    for head in old["heads"]:
+        del head["epochs"], head["stopped"]
+    assert Round.from_json(json.dumps(old)).heads[0] == HeadScore(round=0, head=0, lr=0.1, readout="mean", value=0.5)
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_efficientnet"])
+def test_a_planted_task_is_learned(architecture: str, data: Path, compute: Compute, tmp_path: Path) -> None:
+    study, test, _ = studied(data, tmp_path, architecture=architecture, epochs=9, eta=3, drop_path=0.0)
+    runner = runner_in(tmp_path, compute)
+    proposals: list[tuple[str, float | None]] = [("mean", 1e-6), ("mean", 1e-3), ("mean", 1e-2)]
+    found = runner.run_round(study, 0, proposals)
+    chosen = choose(found.heads, study.readouts)
+    assert chosen is not None
+    score = runner.score(study, chosen, test["mean"])
+    assert [value.value for value in score.values] == [1.0, 1.0]
+    assert score.n == 24
+    assert score.predictions["target"] == score.predictions["prediction"]
+
+
+def by_hand(study: Study, rate: float, epochs: int, compute: Compute) -> tuple[float, dict[str, torch.Tensor]]:
+    """Accuracy on val and the network after so many epochs of the whole schedule, in the plainest of loops."""
+    assert study.stream is not None
+    network = Network(load(study.stream.encoder), compute, 8)
+    setting = Setting(network=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
+    trainer = FinetuneTrainer(setting, [("mean", rate)])
+    source, step = study.train["mean"].source, 0
+    assert source is not None
+    for epoch in range(epochs):
+        order = draw(study.seed, epoch, "order of the samples")
+        seen = Epoch(source=source, threads=1, order=order)
+        drawn = [fed.value for fed in seen.read(lambda sample, epoch=epoch: trainer.draw(sample, draw(study.seed, epoch, sample.key)))]  # type: ignore[misc]
+        for start in range(0, len(drawn), 8):
+            trainer.step(drawn[start : start + 8], step, 4 * 5)
+            step += 1
+    (state,) = trainer.fitted()
+    scorer = FinetuneScorer(setting, [("mean", state)])
+    held = study.val["mean"].source
+    assert held is not None
+    samples = list(Epoch(source=held, threads=1).read(scorer.view))
+    (found,) = scorer.predict([one.key for one in samples], [one.value for one in samples])
+    assert not isinstance(found, Exception)
+    accuracy = metric("accuracy")
+    return float(accuracy.value(accuracy.counts(found, 3).sum(axis=0))), state
+
+
+def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(data: Path, compute: Compute, tmp_path: Path) -> None:
+    study, _, _ = studied(data, tmp_path)
+    found = runner_in(tmp_path, compute).run_round(study, 0, PROPOSALS)
+    assert len(found.heads) == 4
+    first = [by_hand(study, rate, 2, compute)[0] for rate in RATES]
+    going = [one.head for one in survivors(scores(list(first), list(RATES)), 2)]
+    assert len(going) == 2
+    for head in found.heads:
+        assert head.stopped == (head.head not in going)
+        assert head.epochs == (2 if head.stopped else 4)
+        if head.stopped:
+            assert head.value == first[head.head]
+            continue
+        value, state = by_hand(study, RATES[head.head], 4, compute)
+        assert head.value == value
+        kept = runner_in(tmp_path, compute)._heads.state(study, head)
+        assert kept.keys() == state.keys()
+        assert all(torch.equal(kept[name], state[name]) for name in state)
+    states = load_file(tmp_path / "cache" / "studies" / study.id / "round-0.safetensors")
+    assert {int(name.split("/")[0]) for name in states} == set(going), "only what can be chosen is kept"
+
+
+class Stopped(Exception):
+    """An interruption."""
+
+
+@pytest.mark.parametrize(("architecture", "saves"), [("test_vit", 1), ("test_vit", 12), ("test_vit", 60), ("test_efficientnet", 13)])
+def test_an_interrupted_round_goes_on_to_the_same_bits(
+    architecture: str, saves: int, data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study_in(name: str) -> Study:
+        return studied(data, tmp_path / name, every_step=name == "stopped", architecture=architecture, drop_path=0.2)[0]
+
+    def published(name: str, study: Study) -> bytes:
+        return (tmp_path / name / "cache" / "studies" / study.id / "round-0.safetensors").read_bytes()
+
+    straight, study = study_in("straight"), study_in("stopped")
+    whole = runner_in(tmp_path / "straight", compute).run_round(straight, 0, PROPOSALS)
+    runner, written = runner_in(tmp_path / "stopped", compute), 0
+    save: Callable[..., None] = runner._save
+
+    def counted(*arguments: Any) -> None:
+        nonlocal written
+        save(*arguments)
+        written += 1
+        if written == saves:
+            raise Stopped
+
+    monkeypatch.setattr(runner, "_save", counted)
+    with pytest.raises(Stopped):
+        runner.run_round(study, 0, PROPOSALS)
+    steps: list[int] = []
+    step = FinetuneTrainer.step
+    monkeypatch.setattr(FinetuneTrainer, "step", lambda self, batch, at, total: (steps.append(at), step(self, batch, at, total)))
+    again = runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
+    assert again.heads == whole.heads
+    assert published("stopped", study) == published("straight", straight)
+    # two epochs of five steps for four heads, and as much again for two of them; each epoch saves once more at its end
+    assert len(steps) == 60 - (saves - saves // 6)
+    assert not list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
+
+    assert runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS).heads == whole.heads
+    assert len(steps) == 60 - (saves - saves // 6), "what is done is not done again"
+    if saves == 1:
+        (tmp_path / "stopped" / "cache" / "studies" / study.id / "round-0.safetensors").unlink()
+        runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
+        assert published("stopped", study) == published("straight", straight), "what the cache has lost is made again"
+
+
+@pytest.mark.parametrize("dataset", ["tiny", "noval"])
+def test_the_account_says_that_every_sample_was_seen_once(dataset: str, data: Path, compute: Compute, tmp_path: Path) -> None:
+    study, test, accounts = studied(data, tmp_path, task=f"{dataset}/finetune")
+    runner = runner_in(tmp_path, compute)
+    found = runner.run_round(study, 0, PROPOSALS[1:3])
+    assert all(head.error is None and head.value is not None for head in found.heads)
+    chosen = choose(found.heads, study.readouts)
+    assert chosen is not None
+    score = runner.score(study, chosen, test["mean"])
+    receipts = {bank.split: accounts.of(bank) for bank in accounts.banks()}
+    expected = {"train": 36, "val": 18, "test": 24} if dataset == "tiny" else {"train": 40, "test": 12}
+    assert {split: sum(one.seen for one in each) for split, each in receipts.items()} == expected
+    assert score.n == expected["test"]
+    assert {one.status for each in receipts.values() for one in each} == {"ok"}
+    assert {one.attempts for one in receipts["train"]} == {1}
+
+
+def test_a_broken_image_costs_that_sample_and_is_named(compute: Compute, tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path / "root")
+    rng = np.random.default_rng(0)
+    records = [tiny.members(rng, f"train-{index:05d}", index % 3) for index in range(12)]
+    records[5][0] = (records[5][0][0], b"no picture")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][0] = tiny.write_tar(folder / "train-000.tar", records)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    study, _, accounts = studied(tmp_path / "root", tmp_path)
+    found = runner_in(tmp_path, compute).run_round(study, 0, PROPOSALS[1:3])
+    assert all(head.value is not None for head in found.heads)
+    (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
+    assert [(one.status, one.seen, one.failed) for one in accounts.of(train)] == [("incomplete", 11, 1), ("ok", 12, 0), ("ok", 12, 0)]
+    assert accounts.of(train)[0].reasons == {"broken image": ["train-00005"]}
+
+
+def test_a_round_needs_no_test_shards_and_leaves_the_encoder_alone(compute: Compute, tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path / "root")
+    study, _, _ = studied(tmp_path / "root", tmp_path)
+    for shard in folder.glob("test-*.tar"):
+        shard.unlink()
+    runner = runner_in(tmp_path, compute)
+    assert runner.run_round(study, 0, PROPOSALS[1:3]).heads[0].value is not None
+    assert runner._loaded is not None
+    assert runner._loaded[1].module.digest() == runner._loaded[1].info.weights_sha256
+    assert not any(parameter.requires_grad for parameter in runner._loaded[1].module.parameters())
+
+
+def test_a_rate_that_diverges_costs_itself_alone(data: Path, compute: Compute, tmp_path: Path) -> None:
+    study, _, _ = studied(data, tmp_path)
+    found = runner_in(tmp_path, compute).run_round(study, 0, [("mean", 1e30), ("mean", 1e-3)])
+    assert (found.heads[0].value, found.heads[0].stopped) == (None, False)
+    assert "search below it" in (found.heads[0].error or "")
+    assert (found.heads[1].epochs, found.heads[1].stopped) == (4, False)
+    assert choose(found.heads, study.readouts) == found.heads[1]

@@ -1,0 +1,82 @@
+"""Fine-tuning through the real command: killed in the middle of a rung, it goes on to the bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from runs import Run, same_values, wait_for
+
+pytestmark = pytest.mark.slow
+
+PROTOCOL = {"epochs": 9, "batch_size": 6, "rungs": 3, "eta": 2, "init_std": 0.02, "layer_decay": 0.9, "lr_bounds": [1e-5, 1e-2]}
+
+
+def sweep_of(shards: Path) -> str:
+    """Two rounds of four learning rates, which save their heads after every step."""
+    return tiny.sweep_text(
+        shards,
+        tasks=["tiny/finetune"],
+        encoders=[{"name": "tiny_vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}],
+        search={"trials": 2, "stack": 4, "seed": 0},
+        resources={"batch_size": 8, "precision": "float32", "checkpoint_seconds": 0, "actors": 1},
+        protocol=PROTOCOL,
+    )
+
+
+def climbed(run: Run) -> int:
+    """Steps that the journals in the run's cache say are done: heads at ends of rungs."""
+    found = 0
+    for path in run.cache.glob("*/rungs-*.json"):
+        found += sum(len(rung) for rung in json.loads(path.read_text())["climbed"])
+    return found
+
+
+def position(run: Run) -> dict[str, Any] | None:
+    """Where the checkpoint that was written last says that training is."""
+    paths = sorted(run.cache.glob("*/checkpoint-*"), key=lambda path: path.stat().st_mtime_ns if path.exists() else 0)
+    try:
+        return json.loads(bytes(load_file(paths[-1])["progress"].tolist())) if paths else None
+    except FileNotFoundError:
+        return None
+
+
+def test_a_fine_tuning_killed_in_its_middle_goes_on_to_the_bit(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards")
+    (tmp_path / "sweep.yaml").write_text(sweep_of(tmp_path / "shards"))
+    straight, killed = (Run(sweep=tmp_path / "sweep.yaml", out=tmp_path / name, cache=tmp_path / f"{name}.cache") for name in ("straight", "killed"))
+    assert straight.run() == 0, straight.log
+    process = killed.start()
+    wait_for(lambda: climbed(killed) >= 5 and (position(killed) or {"step": 0})["step"] % 6 > 1, process, "the middle of the second rung")
+    trials = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name().startswith("ray::ResourceTr")]
+    assert trials
+    process.send_signal(signal.SIGKILL)
+    killed.finish(process)
+    assert not psutil.wait_procs(trials, timeout=60)[1], "a trial ends within seconds of its driver"
+    left = climbed(killed)
+    assert 5 <= left < 14, "it was not in the middle of its rounds"
+
+    assert killed.run() == 0, killed.log
+    same_values(straight, killed)
+    (row, _) = killed.table("results")
+    assert (row["task"], row["probe"], row["status"], row["readout"]) == ("tiny/finetune", "finetune", "ok", "mean")
+    assert 1e-5 <= json.loads(row["hyperparameters"])["lr"] <= 1e-2
+    assert row["value"] == 1.0, "the planted task is learned"
+    assert row["num_trials"] == 8
+    for run in (straight, killed):
+        sums = {split: sum(one["seen"] for one in run.table("ledger") if one["split"] == split) for split in ("train", "val", "test")}
+        assert sums == {"train": 36, "val": 18, "test": 24}
+    heads = killed.table("trials")
+    assert len(heads) == 8
+    assert all(head["val_value"] is not None and head["status"] == "ok" for head in heads)
+
+    before = (killed.rounds, killed.table("results"))
+    assert killed.run() == 0
+    assert before == (killed.rounds, killed.table("results")), "the same command again does nothing again"
