@@ -44,7 +44,14 @@ class StudyState:
     def planned_rounds(self) -> int:
         if self.study.decided:
             return 0
-        return self.study.trials if probe(self.study.probe).has_learning_rate else 1
+        low, high = self.bounds
+        return self.study.trials if probe(self.study.probe).has_learning_rate and low < high else 1
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of the learning rates: the protocol's own, or else the sweep's. Equal ones leave one rate and one round."""
+        low, high = self.study.protocol.get("lr_bounds") or self.study.lr
+        return low, high
 
     @property
     def heads(self) -> list[HeadScore]:
@@ -73,8 +80,8 @@ class StudyState:
                 round_index=index,
                 history=self.heads,
                 readouts=study.readouts,
-                stack=study.stack,
-                bounds=study.protocol.get("lr_bounds") or study.lr,
+                stack=study.stack if self.bounds[0] < self.bounds[1] else 1,
+                bounds=self.bounds,
             )
             return {"round": index, "proposals": proposals}
         if self.score is not None:

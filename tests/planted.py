@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from harness.core import EncoderInfo, Preprocessing, Task, Tokens
 from harness.device import Compute
 from harness.extract import BankJob, Extractor, Pass, ShardWork
 from harness.manifest import Manifest, load_manifest, shard_url
+from harness.plan import POOLS
 from harness.probes import grid
 from harness.propose import choose, first_rates
 from harness.readouts import parse_readout, unavailable
@@ -211,7 +212,8 @@ class World:
         heads = runner.run_round(study, 0, [(readout, rate) for readout in readouts for rate in rates]).heads
         head = choose(heads, readouts)
         assert head is not None, [each.error for each in heads]
-        return runner.score(study, head, refs["test"][head.readout])
+        first, *more = (refs[split][head.readout] for split in POOLS[task.protocol.fields.get("pool", "test")])
+        return runner.score(study, head, replace(first, more=tuple(more)))
 
     def _bank(self, encoder: str, task: Task, readout: str, split: str) -> BankSpec:
         """The bank of a readout, extracted from the tars if it is not there yet."""

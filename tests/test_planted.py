@@ -130,6 +130,16 @@ def test_who_knows_the_object_retrieves_the_parts_of_its_class_first(world: Worl
     assert ap(world, "objects", "part-retrieval@paper") == pytest.approx(expected)
 
 
+def test_a_pool_of_all_splits_is_one_gallery(world: World) -> None:
+    # 96 pictures instead of 48, and every one of them a query
+    everything = sum(planted.SPLITS.values())
+    score = world.score("positions", "part-retrieval@paper-cls", pool="all")
+    assert score.n == everything * P
+    assert values(score)["AP"] == pytest.approx((everything - 1) / (everything * P - 1))
+    train = world.score("positions", "part-retrieval@paper-cls", pool="train")
+    assert values(train)["AP"] == pytest.approx((planted.SPLITS["train"] - 1) / (planted.SPLITS["train"] * P - 1))
+
+
 # --- who knows nothing gets chance ------------------------------------------------------------------------------------------
 
 

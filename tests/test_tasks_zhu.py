@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import pytest
 import tiny
 import torch
 
+from harness.config import load_sweep
 from harness.core import EncoderInfo, Keypoint, Preprocessing, Rows, Sample, Task, Tokens
 from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest
+from harness.plan import Plan, make_plan
 from harness.probes import check, defaults, probe
 from harness.probes.lowshot import low_shot
 from harness.readouts import parse_readout, read, unavailable
+from harness.search import StudyState
+from harness.study import Study
 from harness.tasks import select, templates
 
 CPU = torch.device("cpu")
@@ -224,6 +229,29 @@ def test_the_published_rate_is_a_protocol_of_its_own(name: str, rate: float) -> 
                 check(name, {**protocols["zhu2023"], "lr_bounds": wrong})
 
 
+def test_one_rate_is_tried_once(tmp_path: Path) -> None:
+    study = Study(
+        name="any",
+        probe="linear",
+        metrics=("accuracy",),
+        classes=2,
+        protocol={"lr_bounds": (0.4, 0.4)},
+        readouts=("cls", "mean"),
+        train={},
+        val={},
+        holds_out=False,
+        trials=4,
+        stack=8,
+        lr=(1e-3, 10.0),
+        seed=0,
+        contents="",
+    )
+    state = StudyState(study=study, test={})
+    assert state.planned_rounds == 1
+    assert state.next_config() == {"round": 0, "proposals": [("cls", pytest.approx(0.4)), ("mean", pytest.approx(0.4))]}
+    assert StudyState(study=replace(study, protocol={"lr_bounds": None}), test={}).planned_rounds == 4
+
+
 @pytest.mark.parametrize("name", ["part-linear", "part-attentive"])
 def test_published_classifiers_are_trained_on_the_centre_of_their_patches(name: str) -> None:
     trained = task(CUB_PARTS, name)
@@ -234,6 +262,43 @@ def test_published_classifiers_are_trained_on_the_centre_of_their_patches(name: 
     assert task(tiny.PARTS, name).train_view is None
     with pytest.raises(RequestError, match="train_fit: expected one of crop, resize, got 'crops'; did you mean 'crop'"):
         task(CUB_PARTS, name, train_fit="crops")
+
+
+# --- what is retrieved among ----------------------------------------------------------------------------------------------------
+
+
+def planned(tmp_path: Path, *tasks: str, splits: dict[str, int], **protocol: Any) -> Plan:
+    tiny.build(tmp_path, splits=splits)
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path, tasks=list(tasks), protocol=protocol))
+    return make_plan(load_sweep(str(tmp_path / "sweep.yaml"), []), tmp_path, "cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("pool", "splits", "expected"),
+    [
+        ("test", ("train", "val", "test"), "test"),
+        ("train", ("train", "val", "test"), "train"),
+        ("all", ("train", "val", "test"), "test+train+val"),
+        ("all", ("train", "test"), "test+train"),
+    ],
+)
+def test_a_pool_reads_its_splits_and_nothing_else(tmp_path: Path, pool: str, splits: tuple[str, ...], expected: str) -> None:
+    plan = planned(tmp_path, "tiny/part-retrieval@paper-cls", splits=dict.fromkeys(splits, 3), pool=pool)
+    (study,) = plan.studies
+    assert (study.split, study.selected_on) == (expected, "nothing")
+    assert sorted(bank.split for bank in study.specs) == sorted(expected.split("+"))
+    assert sorted(work.split for work in plan.shard_work) == sorted(expected.split("+"))
+
+
+@pytest.mark.parametrize(("pool", "splits"), [("all", ("train", "test")), ("train", ("train", "test")), ("all", ("train", "val", "test"))])
+def test_readouts_are_not_chosen_on_what_is_scored(tmp_path: Path, pool: str, splits: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError, match="expected one readout where the pool has the split that readouts are chosen on"):
+        planned(tmp_path, "tiny/part-retrieval@paper", splits=dict.fromkeys(splits, 3), pool=pool)
+
+
+def test_train_may_be_scored_where_readouts_are_chosen_on_val(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "tiny/object-retrieval", splits={"train": 3, "val": 3, "test": 3}, pool="train")
+    assert (plan.studies[0].split, plan.studies[0].selected_on) == ("train", "val")
 
 
 # --- low shot -----------------------------------------------------------------------------------------------------------------

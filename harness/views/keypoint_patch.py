@@ -43,17 +43,11 @@ class KeypointPatch:
 
     @property
     def identity(self) -> str:
-        distances = f"{self.min_distance:g}..{self.max_distance:g}"
-        choices = (
-            ("neighbours-within", self.neighbours_within, "image"),
-            ("min-within", self.min_parts_within, "image"),
-            ("fit", self.fit, "resize"),
-        )
+        bounds = f"{self.min_distance:g}..{self.max_distance:g}"
+        within = (("neighbours-within", self.neighbours_within, "image"), ("min-within", self.min_parts_within, "image"))
         # what is as usual is left out: banks that were made before there was a choice keep their names
-        told = "".join(f";{name}={value}" for name, value, usual in choices if value != usual)
-        return (
-            f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={distances};min={self.min_parts}{told})"
-        )
+        told = "".join(f";{name}={value}" for name, value, usual in (*within, ("fit", self.fit, "resize")) if value != usual)
+        return f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={bounds};min={self.min_parts}{told})"
 
     def __call__(self, sample: Sample) -> list[Item]:
         visible = [k for k in sample.keypoints if k.visible]
