@@ -221,7 +221,7 @@ class StudyRunner:
             seconds=time.perf_counter() - start,
             created_at=now(),
             predictions=columns_of(predictions),
-            neighbours=_gallery(study, test) if study.probe == "retrieval" else [],
+            neighbours=_gallery(study, test) if study.probe in ("retrieval", "locality") else [],
         )
 
     def state(self, study: Study, chosen: HeadScore) -> dict[str, torch.Tensor]:

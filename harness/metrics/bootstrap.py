@@ -9,7 +9,7 @@ Shape legend: R resamples, N rows, G groups (images), M counts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,7 +39,9 @@ def interval(metric: Metric, predictions: Predictions, classes: int, *, resample
 
     `level` in (0, 1). No interval is given with fewer than two groups. Raises ProbeError on a level, or a number of resamples, that cannot be.
     """
-    return _estimate(metric.value, metric.counts(predictions, classes), resamples, seed, level)
+    found = _estimate(metric.value, metric.counts(predictions, classes), resamples, seed, level)
+    why = getattr(metric, "undefined", None)  # some metrics know better why they are undefined
+    return replace(found, reason=why) if found.value is None and found.n_groups and why else found
 
 
 def paired_interval(

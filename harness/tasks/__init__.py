@@ -88,7 +88,8 @@ class Template:
         for readout in fields["readouts"]:
             parse_readout(readout)
         check(self.probe, fields)
-        told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items())
+        named = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
+        told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
         classes = self.classes(fields)
         scored = classes == manifest.classes and any(one.name == "accuracy" for one in self.metrics)
         levels = manifest.levels if scored else {}

@@ -1,0 +1,50 @@
+"""The spread of accuracy over draws of the same images, such as bags of patches drawn anew.
+
+Shape legend: N rows, G groups (images), R draws.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.core import Metric, Predictions
+from harness.metrics.table import check_classes, group_index, grouped_sum, ratio
+
+_DRAW = re.compile(r"#(\d+)$")
+
+
+@dataclass(frozen=True)
+class AccuracySD:
+    """Standard deviation over draws of the accuracy of each, a fraction: over R draws, with R - 1 in the denominator.
+
+    The draw is the number after the last `#` of a row's key; rows without one are of one draw. Draws without any item that has a target are left out.
+    """
+
+    name: str = "accuracy_sd"
+    undefined: str = "the spread over draws needs at least two of them"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, 2R]: correct by draw, then counted by draw. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, classes)
+        index, groups = group_index(predictions.groups)
+        draw, draws = group_index([match[1] if (match := _DRAW.search(key)) else "" for key in predictions.keys])
+        known = predictions.targets >= 0
+        correct = known & (predictions.targets == predictions.predictions)
+        return np.concatenate([grouped_sum(index, len(groups), draw, len(draws), what) for what in (correct, known)], axis=1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., 2R] counts to [...]; NaN where fewer than two draws were counted."""
+        correct, counted = np.split(sums, 2, axis=-1)
+        accuracy = ratio(correct, counted)
+        defined = ~np.isnan(accuracy)
+        draws = defined.sum(axis=-1)
+        mean = ratio(np.where(defined, accuracy, 0.0).sum(axis=-1), draws)
+        squares = np.where(defined, np.square(accuracy - mean[..., None]), 0.0).sum(axis=-1)
+        spread: np.ndarray = np.sqrt(ratio(squares, draws - 1))
+        return spread
+
+
+METRICS: tuple[Metric, ...] = (AccuracySD(),)

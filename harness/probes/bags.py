@@ -1,0 +1,220 @@
+"""Bags of patches as rows: the mean of a bag's first n patches, and probes that see such means where others see images.
+
+The patches of a bag are encoded once, and every n is read from that pass. Each draw of bags trains heads of its own and is predicted by them.
+
+BagSSL: Chen et al., TMLR 2023 (arXiv 2206.08954). The plain mean of patch features, without normalisation, is that of EMP-SSL (Tong et al., arXiv
+2304.03977), whose released evaluation is the nearest executable description.
+
+Shape legend: N rows, I images, D features, n patches of a bag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+
+from harness.core import FittedStack, Predictions, Probe, Rows
+from harness.errors import ProbeError
+from harness.probes.features import checked_features, needed
+from harness.probes.fields import Count, Fields
+from harness.views.bag import CENTRE_CROP, FRAME_SIDE, Bag, Placement, side_of_area
+
+Normalize = Literal["none", "each", "after"]
+Share = Annotated[float, pydantic.Field(gt=0, le=1)]
+Side = Annotated[float, pydantic.Field(gt=0, le=FRAME_SIDE)]
+
+PATCH = re.compile(r"(?P<sample>.*)#(?P<draw>\d+)\.(?P<index>\d+)", re.DOTALL)
+"""The key of a patch. A sample's key has no dot in its last part, so none looks like this."""
+CHUNK_VALUES = 2**22
+"""Patch features averaged at once: 32 MiB in float64."""
+
+
+class BagFields(Fields):
+    """What a bag of patches is."""
+
+    patches: Count = 16
+    """Patches that are encoded of each draw of an image; any bag size up to it is read from them."""
+    patch_area: Share = 0.25
+    """A patch's share of the frame's area, as in EMP-SSL; where `patch_side` is set, that counts instead."""
+    patch_side: Side | None = None
+    """A patch's side in pixels of a frame of 224."""
+    frame: Share = CENTRE_CROP
+    """Side of the frame, which patches are cut from, as a share of the image's shorter side. The paper's is not known to us."""
+    patch_seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    draws: Count = 3
+    """How often bags are drawn anew from the same image. A grid is drawn once."""
+    placement: Placement = "random"
+    bag_size: Annotated[int, pydantic.Field(ge=0)] = 1
+    """The first so many patches of a draw are a bag; 0 is the whole image, as other tasks see it, in place of a bag."""
+    normalize: Normalize = "none"
+    """Unit length: never, of each patch before the mean, or of the mean."""
+
+    @pydantic.field_validator("placement")
+    @classmethod
+    def _grids_are_square(cls, placement: Placement, info: pydantic.ValidationInfo) -> Placement:
+        patches, draws = info.data.get("patches", 1), info.data.get("draws", 1)
+        if placement == "grid" and (round(patches**0.5) ** 2 != patches or draws > 1):
+            raise ValueError(f"a grid has a square number of patches and one draw, not patches {patches} and draws {draws}")
+        return placement
+
+    @pydantic.field_validator("bag_size")
+    @classmethod
+    def _no_more_than_there_are(cls, size: int, info: pydantic.ValidationInfo) -> int:
+        if size > info.data.get("patches", size):
+            raise ValueError(f"a bag has at most the {info.data['patches']} patches that are encoded (protocol field patches)")
+        return size
+
+    @property
+    def side(self) -> float:
+        """Of a patch, in pixels of a frame of 224."""
+        return self.patch_side if self.patch_side is not None else side_of_area(self.patch_area)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole image stands for the bag: it is asked for, or a patch is no smaller than the frame."""
+        return self.bag_size == 0 or self.side == FRAME_SIDE
+
+    def bag(self) -> Bag:
+        """The view that gives all patches."""
+        return Bag(
+            patches=self.patches, side=float(self.side), placement=self.placement, seed=self.patch_seed, draws=self.draws, frame=float(self.frame)
+        )
+
+
+class BagProbeFields(BagFields):
+    """Of the probes that are trained."""
+
+    gallery: Literal["bag", "whole"] = "bag"
+    """What is trained on: bags like those of the test split, or whole images, which asks what averaging patches at evaluation alone gives."""
+
+
+# --- means ------------------------------------------------------------------------------------------------------------
+
+
+def bags(probe: str, rows: Rows, size: int, normalize: Normalize) -> dict[int | None, Rows]:
+    """Draw to one row an image, `<key>#<draw>`: the mean of the first `size` patches, float32 [I, D], summed in float64.
+
+    Rows of whole images are bags of one patch, of no draw (None), under their own keys, whatever the size. `normalize` is that of BagFields.
+    Raises ProbeError where rows of both kinds are mixed, or an image has fewer patches than `size`.
+    """
+    checked_features(probe, rows)
+    matches = [PATCH.fullmatch(key) for key in rows.keys]
+    if not any(matches):
+        return {None: _mean_of(rows, rows.keys, np.arange(len(rows))[:, None], normalize)}
+    if not all(matches) or size < 1:
+        raise ProbeError(f"{probe} probe: expected patches of bags, at least one of each, got bag size {size} or other rows; give the bank of a bag")
+    sample_of = {sample: number for number, sample in enumerate(dict.fromkeys(match["sample"] for match in matches if match))}
+    names = list(sample_of)
+    samples, draws, indices = np.array(
+        [(sample_of[match["sample"]], int(match["draw"]), int(match["index"])) for match in matches if match], dtype=np.int64
+    ).T
+    found: dict[int | None, Rows] = {}
+    for draw in np.unique(draws).tolist():
+        chosen = np.flatnonzero((draws == draw) & (indices < size))
+        chosen = chosen[np.lexsort((indices[chosen], samples[chosen]))]
+        if len(chosen) % size or np.any(indices[chosen].reshape(-1, size) != np.arange(size)):
+            raise ProbeError(f"{probe} probe: expected {size} patches of every image, got fewer in draw {draw}; encode more of them (field patches)")
+        table = chosen.reshape(-1, size)
+        found[draw] = _mean_of(rows, [f"{names[samples[first]]}#{draw}" for first in table[:, 0]], table, normalize)
+    return found
+
+
+def _mean_of(rows: Rows, keys: Sequence[str], table: np.ndarray, normalize: Normalize) -> Rows:
+    """`table` int64 [I, n] says which rows are a bag."""
+    width = rows.features.shape[1]
+    means = np.empty((len(table), width), dtype=np.float32)
+    step = max(1, CHUNK_VALUES // (table.shape[1] * width))
+    for start in range(0, len(table), step):
+        patches = rows.features[table[start : start + step]].astype(np.float64)
+        mean = (unit_length(patches) if normalize == "each" else patches).mean(axis=1)
+        means[start : start + step] = unit_length(mean) if normalize == "after" else mean
+    first = table[:, 0]
+    return Rows(keys=keys, groups=[rows.groups[i] for i in first], targets=rows.targets[first], features=means)
+
+
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """float64 [..., D] at unit length; zeros stay zeros."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    scaled: np.ndarray = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return scaled
+
+
+# --- probes on means --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BagStack:
+    """A fitted stack for every draw, or one fitted to whole images for all."""
+
+    probe: str
+    stacks: Mapping[int | None, FittedStack]
+    fields: BagFields
+
+    def predict(self, rows: Rows, head: int) -> Predictions:
+        """Of every image in every draw, draw after draw. Raises ProbeError where `rows` do not fit."""
+        found = [self._of(draw).predict(one, head) for draw, one in bags(self.probe, rows, self.fields.bag_size, self.fields.normalize).items()]
+        return Predictions(
+            keys=[key for one in found for key in one.keys],
+            groups=[group for one in found for group in one.groups],
+            targets=np.concatenate([one.targets for one in found]),
+            predictions=np.concatenate([one.predictions for one in found]),
+            scores=np.concatenate([one.scores for one in found]),
+        )
+
+    def _of(self, draw: int | None) -> FittedStack:
+        stack = self.stacks.get(draw, self.stacks.get(None))
+        if stack is None:
+            raise ProbeError(f"{self.probe} probe: expected draws {', '.join(map(str, self.stacks))}, got {draw}; train and test on the same draws")
+        return stack
+
+    def state(self, head: int) -> dict[str, torch.Tensor]:
+        """Every draw's own, as `<draw>/<name>`, `whole/<name>` where whole images were trained on."""
+        return {
+            f"{'whole' if draw is None else draw}/{name}": tensor for draw, stack in self.stacks.items() for name, tensor in stack.state(head).items()
+        }
+
+
+@dataclass(frozen=True)
+class BagProbe:
+    """Another probe on the means of bags; it searches what that one searches, one stack of heads for each draw."""
+
+    name: str
+    inner: Probe
+    needs_train: bool = True
+
+    fields: ClassVar[type[BagFields]]
+    """The fields of bags and of the other probe."""
+
+    @property
+    def has_learning_rate(self) -> bool:
+        return self.inner.has_learning_rate
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> BagStack:
+        """One head a learning rate, of every draw. Raises ProbeError on rows, rates or fields that cannot be."""
+        fields = self.fields.read(self.name, protocol)
+        how: dict[str, Any] = {"classes": classes, "protocol": fields.model_dump(), "seed": seed, "device": device}
+        train_bags = bags(self.name, needed(self.name, train), fields.bag_size, fields.normalize)
+        return BagStack(probe=self.name, stacks={draw: self.inner.fit(rows, lrs, **how) for draw, rows in train_bags.items()}, fields=fields)
+
+    def restore(
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> BagStack:
+        """The stacks of one head that `state` was taken from; where that is empty, they are what the training rows make them."""
+        fields = self.fields.read(self.name, protocol)
+        how: dict[str, Any] = {"classes": classes, "protocol": fields.model_dump(), "seed": seed, "device": device}
+        if not state:
+            train_bags = bags(self.name, needed(self.name, train), fields.bag_size, fields.normalize)
+            return BagStack(probe=self.name, stacks={draw: self.inner.restore({}, rows, **how) for draw, rows in train_bags.items()}, fields=fields)
+        parts: dict[int | None, dict[str, torch.Tensor]] = {}
+        for name, tensor in state.items():
+            draw, _, its = name.partition("/")
+            parts.setdefault(None if draw == "whole" else int(draw), {})[its] = tensor
+        return BagStack(probe=self.name, stacks={draw: self.inner.restore(part, None, **how) for draw, part in parts.items()}, fields=fields)

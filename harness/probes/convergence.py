@@ -1,0 +1,117 @@
+"""How near the mean of an image's first n patch embeddings comes to the embedding of the whole image (BagSSL: Chen et al., arXiv 2206.08954).
+
+Beside it stands the floor: the same mean against the whole of another image. What patches share with any image is no convergence.
+
+Shape legend: I images, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.core import Predictions, Probe, Rows
+from harness.errors import ProbeError
+from harness.metrics.quantities import CONVERGENCE, measured
+from harness.metrics.table import ratio
+from harness.probes.bags import BagFields, bags
+from harness.probes.fields import no_learning_rate
+
+NAME = "convergence"
+
+
+class ConvergenceFields(BagFields):
+    """Those of a bag; `normalize` applies to the whole image's embedding as to a bag of one."""
+
+
+DEFAULTS: dict[str, Any] = ConvergenceFields().model_dump()
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """float64 [I] cosines of the rows of two arrays [I, D]; NaN where one of them is zero."""
+    return ratio((first * second).sum(axis=1), np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
+
+
+def relative_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """float64 [I]: ‖first - second‖ / ‖second‖ of the rows of two arrays [I, D]; NaN where second is zero."""
+    return ratio(np.linalg.norm(first - second, axis=1), np.linalg.norm(second, axis=1))
+
+
+def others(targets: np.ndarray) -> np.ndarray:
+    """int64 [I]: for each image the next one, in order and around the end, of another class; simply the next where there is but one class."""
+    count = len(targets)
+    around = np.concatenate([targets, targets])
+    changes = np.flatnonzero(around[1:] != around[:-1]) + 1
+    if not len(changes):
+        return (np.arange(count) + 1) % count
+    found: np.ndarray = changes[np.searchsorted(changes, np.arange(count), side="right")] % count
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConvergenceStack:
+    """Nothing is fitted."""
+
+    fields: ConvergenceFields
+
+    def predict(self, rows: Rows, head: int) -> Predictions:
+        """One row a (image and draw, quantity), see harness.metrics.quantities: cosine and relative distance, to the own image and to another one.
+
+        Raises ProbeError where `rows` have no reference, or an image is not in it.
+        """
+        if rows.reference is None:
+            raise ProbeError(f"{NAME} probe: expected rows with those of whole images as reference, got none; give the bank of the whole images")
+        (whole,) = bags(NAME, rows.reference, 1, self.fields.normalize).values()
+        place = {key: index for index, key in enumerate(whole.keys)}
+        found = [self._of(one, draw, whole, place) for draw, one in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
+        values = {name: np.concatenate([each[name] for _, each in found]) for name in CONVERGENCE}
+        keys, groups = [key for one, _ in found for key in one.keys], [group for one, _ in found for group in one.groups]
+        return measured(CONVERGENCE, keys, groups, values)
+
+    def _of(self, rows: Rows, draw: int | None, whole: Rows, place: Mapping[str, int]) -> tuple[Rows, dict[str, np.ndarray]]:
+        suffix = "" if draw is None else f"#{draw}"
+        lost = [key for key in rows.keys if key.removesuffix(suffix) not in place]
+        if lost:
+            raise ProbeError(f"{NAME} probe: expected the whole image of every bag, got none of {lost[0]!r}; give both banks of one split")
+        means = rows.features.astype(np.float64)
+        own = whole.features[[place[key.removesuffix(suffix)] for key in rows.keys]].astype(np.float64)
+        foreign = means[others(rows.targets)] if len(rows) > 1 else np.full_like(means, np.nan)
+        return rows, {
+            "cosine": cosine(means, own),
+            "cosine_floor": cosine(foreign, own),
+            "relative_distance": relative_distance(means, own),
+            "relative_distance_floor": relative_distance(foreign, own),
+        }
+
+    def state(self, head: int) -> dict[str, torch.Tensor]:
+        """Empty: nothing is fitted."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ConvergenceProbe:
+    """Bags against the whole images that come along as `Rows.reference`. Nothing is trained, so `lrs` is [None]."""
+
+    name: str = NAME
+    has_learning_rate: bool = False
+    needs_train: bool = False
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> ConvergenceStack:
+        """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
+        no_learning_rate(NAME, lrs)
+        return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
+
+    def restore(
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> ConvergenceStack:
+        """The same."""
+        return ConvergenceStack(fields=ConvergenceFields.read(NAME, protocol))
+
+
+PROBE: Probe = ConvergenceProbe()

@@ -1,0 +1,121 @@
+"""Whether a patch's nearest neighbour, among all other patches, is of the same part, of the same image, of the same class.
+
+BagSSL (Chen et al., TMLR 2023, arXiv 2206.08954) shows such neighbours as pictures, in embedding and in projection space; here they are counted.
+
+Shape legend: N patches, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.core import Predictions, Probe, Rows
+from harness.metrics.quantities import LOCALITY, measured
+from harness.metrics.table import ratio
+from harness.probes.fields import Count, Fields, no_learning_rate
+from harness.probes.retrieval import Exclude, neighbours
+
+NAME = "locality"
+
+
+class LocalityFields(Fields):
+    exclude: Exclude = "query"
+    """What a query's gallery lacks: the patch itself, or every patch of its image; with none, each patch is its own neighbour."""
+    max_queries: Count | None = None
+    """Most queries; a seeded choice among the patches where there are more."""
+
+
+DEFAULTS: dict[str, Any] = LocalityFields().model_dump()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LocalityStack:
+    """Nothing is fitted."""
+
+    fields: LocalityFields
+    seed: int
+    device: torch.device
+
+    def predict(self, rows: Rows, head: int) -> Predictions:
+        """One row a (patch, quantity), see harness.metrics.quantities: 1 or 0 whether the neighbour is the same, and the chance that any is.
+
+        Where `rows` have those of their whole images as reference, their targets are parts and the reference's are classes; else theirs are
+        classes. Raises ProbeError where `rows` do not fit.
+        """
+        queries = self._queries(len(rows))
+        index, _ = neighbours(rows, queries=queries, top=1, exclude=self.fields.exclude, device=self.device)
+        targets, (_, images) = np.asarray(rows.targets, np.int64), np.unique(np.asarray(rows.groups), return_inverse=True)
+        values: dict[str, np.ndarray] = {}
+        for name, kind in (
+            ("part", targets if rows.reference is not None else np.full_like(targets, -1)),
+            ("image", images if self.fields.exclude != "image" else np.full_like(targets, -1)),
+            ("class", targets if rows.reference is None else labels(rows, rows.reference)),
+        ):
+            defined = (kind[queries] >= 0) & (index[:, 0] >= 0)
+            values[f"same_{name}"] = np.where(defined, (kind[queries] == kind[index[:, 0]]).astype(np.float64), np.nan)
+            values[f"same_{name}_chance"] = np.where(defined, self._chance(kind, images)[queries], np.nan)
+        return measured(LOCALITY, [rows.keys[i] for i in queries], [rows.groups[i] for i in queries], values)
+
+    def _chance(self, kind: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """float64 [N]: the share of each patch's gallery that is of its own kind."""
+        same, gallery = _counted(kind), np.full(len(kind), len(kind))
+        if self.fields.exclude == "query":
+            same, gallery = same - 1, gallery - 1
+        elif self.fields.exclude == "image":
+            _, pairs = np.unique(np.stack([kind, images]), axis=1, return_inverse=True)
+            same, gallery = same - _counted(pairs.reshape(-1)), gallery - _counted(images)
+        return ratio(same, gallery)
+
+    def _queries(self, count: int) -> np.ndarray:
+        """int64 [Q], ascending."""
+        if self.fields.max_queries is None or count <= self.fields.max_queries:
+            return np.arange(count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).numpy()
+        return np.sort(order[: self.fields.max_queries])
+
+    def state(self, head: int) -> dict[str, torch.Tensor]:
+        """Empty: nothing is fitted."""
+        return {}
+
+
+def labels(rows: Rows, whole: Rows) -> np.ndarray:
+    """int64 [N]: the target of each patch's whole image, whose key is the patch's up to its last `#`; -1 where there is none."""
+    known = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
+    return np.array([known.get(key.rpartition("#")[0], -1) for key in rows.keys], dtype=np.int64)
+
+
+def _counted(kind: np.ndarray) -> np.ndarray:
+    """int64 [N]: how many are of each one's kind."""
+    _, inverse, counts = np.unique(kind, return_inverse=True, return_counts=True)
+    found: np.ndarray = counts[inverse]
+    return found
+
+
+@dataclass(frozen=True)
+class LocalityProbe:
+    """Every patch against all patches of its split. Nothing is trained, so `lrs` is [None]."""
+
+    name: str = NAME
+    has_learning_rate: bool = False
+    needs_train: bool = False
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> LocalityStack:
+        """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
+        no_learning_rate(NAME, lrs)
+        return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
+
+    def restore(
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> LocalityStack:
+        """The same; the seed chooses the queries where `max_queries` limits them."""
+        return LocalityStack(fields=LocalityFields.read(NAME, protocol), seed=seed, device=device)
+
+
+PROBE: Probe = LocalityProbe()
