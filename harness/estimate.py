@@ -131,7 +131,7 @@ def estimate(plan: Plan, store: BankStore, *, actors: int) -> Estimate:
     banks_encode = _encode_seconds(passes, speeds)
     parts = [(banks_decode, banks_encode)]
     for cost in streams:
-        parts.append((cost.decoded * decode[cost.study.task.dataset, "train"], _encode_seconds({cost.study.encoder.name: cost.passes}, speeds)))
+        parts.append((cost.decoded * decode[learnt_from(cost.study), "train"], _encode_seconds({cost.study.encoder.name: cost.passes}, speeds)))
     known = [(decoding, encoding) for decoding, encoding in parts if encoding is not None]
     is_known = len(known) == len(parts)
     return Estimate(
@@ -152,6 +152,11 @@ def is_scored(study: StudyPlan, store: BankStore) -> bool:
     """Whether a streamed study has read its test split to the end, which is the last thing that it does."""
     bank = next(iter(study.banks["test"].values()))
     return all(store.receipt(bank, file) is not None for file, _, _ in bank.shards)
+
+
+def learnt_from(study: StudyPlan) -> str:
+    """The data set that a study trains on."""
+    return study.task.train_dataset or study.task.dataset
 
 
 def _encode_seconds(passes: Mapping[str, float], speeds: Mapping[str, Speed]) -> float | None:
@@ -227,24 +232,23 @@ def _windows(height: int, width: int, fields: SegmentationFields) -> int:
 
 def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
     """All rounds of a streamed study as they are planned from the beginning, whatever checkpoints have of it, and the scoring of the chosen head."""
-    task, search = study.task, plan.sweep.search
-    manifest = plan.manifests[task.dataset]
-    glance, fields = glances.of(task.dataset, "train"), dict(task.protocol.fields)
-    samples = manifest.split("train").samples
-    held = 0 if "val" in manifest.splits else samples * HELD_OUT
+    task, search, fields = study.task, plan.sweep.search, dict(study.task.protocol.fields)
+    glance = glances.of(learnt_from(study), "train")
+    samples, test = study.sources["train"].samples, study.sources["test"].samples
+    held = 0.0 if "val" in study.sources else samples * HELD_OUT
     # without a val split, the whole of train is read to find the tenth of it
-    chosen_on, read_to_choose = (held, samples) if held else (manifest.split("val").samples, manifest.split("val").samples)
-    test = manifest.split("test").samples
+    read_to_choose = samples if held else study.sources["val"].samples
+    chosen_on = held or read_to_choose
     if task.probe.name == "dense":
         dense = SegmentationFields.read(task.name, fields)
-        trained = dense.iterations * dense.batch_size
+        crops = dense.iterations * dense.batch_size
         area = dense.crop**2 / math.prod(study.encoder.preprocessing.size)
         per_image = area * glance.windows(dense)
-        rounds = [(trained + read_to_choose, area * trained + per_image * chosen_on)] * search.trials
+        rounds = [(crops + read_to_choose, area * crops + per_image * chosen_on)] * search.trials
         return _summed(study, rounds, test, per_image * test)
     if task.probe.name == "finetune":
         tuned = FinetuneFields.read(task.name, fields)
-        images, scored = 0.0, 0
+        images, scored = 0.0, 0.0
         heads, before = search.stack * len(study.banks["test"]), 0
         for end in rung_ends(tuned.epochs, tuned.rungs, tuned.eta):
             images += heads * (end - before) * (samples - held)
@@ -284,7 +288,7 @@ def _row_bytes(plan: Plan, info: EncoderInfo, text: str, masks: int) -> int:
     if not readout.is_dense:
         return 4 * {"cls+mean": 2 * width, "projection": info.projection_dim or 0}.get(readout.pooling, width)
     tokens = math.prod(info.grid) + (readout.pooling == "all" and info.has_cls)
-    beside = masks * math.prod(info.preprocessing.size) if readout.has_masks else 0
+    beside = masks * math.prod(info.preprocessing.size)
     return tokens * width * (4 if plan.precision_of(info) == "float32" else 2) + beside
 
 
@@ -414,7 +418,8 @@ def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
 def _told_streams(found: Estimate) -> Iterator[str]:
     if found.streams:
         decoded, passes = sum(cost.decoded for cost in found.streams), sum(cost.passes for cost in found.streams)
-        yield f"{len(found.streams)} streamed studies: {decoded:,.0f} images to decode, {passes:,.0f} passes of images of the encoders' own size"
+        count = f"{len(found.streams)} streamed stud{'y' if len(found.streams) == 1 else 'ies'}"
+        yield f"{count}: {decoded:,.0f} images to decode, {passes:,.0f} passes of images of the encoders' own size"
         for cost in found.streams:
             study = cost.study
             yield f"  {study.encoder.name}  {study.task.name}@{study.task.protocol.name}: {cost.decoded:,.0f} decoded, {cost.passes:,.0f} passes"

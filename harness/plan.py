@@ -287,19 +287,3 @@ def _is_complete(receipt: Receipt | None) -> bool:
 
 def _fields(work: ShardWork) -> dict[str, Any]:
     return {name: getattr(work, name) for name in work.__dataclass_fields__}
-
-
-def bytes_of_banks(plan: Plan, work: Sequence[ShardWork]) -> int:
-    """An estimate of what the banks of `work` will take on disk, from the encoders' widths and one item a sample."""
-    total = 0
-    for shard in work:
-        for one in shard.passes:
-            info = plan.infos[one.encoder]
-            for job in one.banks:
-                readout = parse_readout(job.readout)
-                block = readout.block_index(info)
-                width = info.embed_dim if block is None else info.block_dims[block]
-                cells = info.grid[0] * info.grid[1] * (2 if plan.precision != "float32" else 4) if readout.is_dense else 4
-                width = {"cls+mean": 2 * width, "projection": info.projection_dim or 0}.get(readout.pooling, width)
-                total += shard.shard.samples * width * cells
-    return total
