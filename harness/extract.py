@@ -162,7 +162,7 @@ class Extractor:
         for readout, rows, values in zip(one.readouts, one.rows, features, strict=True):
             half = readout.is_dense and self._compute.precision != "float32"
             array = values[: len(batch)].to("cpu", torch.float16 if half else torch.float32).numpy()
-            _append(rows, batch, array, with_masks=readout.is_dense)
+            _append(rows, batch, array, with_masks=readout.has_masks)
         one.seconds += time.perf_counter() - start
 
     def _batch(self, values: list[torch.Tensor]) -> torch.Tensor:

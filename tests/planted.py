@@ -190,7 +190,7 @@ class World:
 
     def score_task(self, encoder: str, task: Task, lr: tuple[float, float] = (0.1, 1.0)) -> Score:
         readouts = tuple(readout for readout in task.readouts if unavailable(parse_readout(readout), ENCODERS[encoder].info) is None)
-        refs = {split: {readout: BankRef(bank=self._bank(encoder, task, readout, split)) for readout in readouts} for split in SPLITS}
+        refs = {split: {readout: BankRef(bank=self.bank(encoder, task, readout, split)) for readout in readouts} for split in SPLITS}
         study = Study(
             name=f"{encoder} {task.name}",
             probe=task.probe.name,
@@ -215,7 +215,7 @@ class World:
         first, *more = (refs[split][head.readout] for split in POOLS[task.protocol.fields.get("pool", "test")])
         return runner.score(study, head, replace(first, more=tuple(more)))
 
-    def _bank(self, encoder: str, task: Task, readout: str, split: str) -> BankSpec:
+    def bank(self, encoder: str, task: Task, readout: str, split: str) -> BankSpec:
         """The bank of a readout, extracted from the tars if it is not there yet."""
         shards = self.manifest.split(split).shards
         bank = BankSpec(

@@ -14,6 +14,8 @@ import planted
 import pytest
 from planted import CLASSES, PARTS, World, values
 
+from harness.bank import BankStore
+from harness.errors import BankError
 from harness.manifest import MaskKind
 from harness.readouts import parse_readout, unavailable
 from harness.tasks import select
@@ -182,6 +184,15 @@ def test_without_a_head_the_projection_is_undefined_with_its_reason(world: World
     (task,) = select(["planted/object-retrieval@strict-projection"], str(world.shards), {})[0]
     reasons = [unavailable(parse_readout(readout), planted.ENCODERS["objects"].info) for readout in task.readouts]
     assert reasons == ["the checkpoint has no pretraining head"]
+
+
+def test_a_bank_of_all_tokens_carries_no_label_maps(world: World) -> None:
+    (task,) = select(["planted/object-attentive"], str(world.shards), {})[0]
+    store = BankStore(str(world.cache))
+    rows = store.rows(world.bank("objects", task, "all", "test"))
+    assert rows.features.shape == (IMAGES, 1 + planted.HEIGHT * planted.WIDTH, 1 + C)
+    with pytest.raises(BankError, match="label maps"):
+        store.rows(world.bank("objects", task, "all", "test"), mask="object")
 
 
 # --- segmentation -----------------------------------------------------------------------------------------------------------
