@@ -29,7 +29,7 @@ from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe
+from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 
 COUNTS = {
@@ -94,13 +94,13 @@ def describe(
     )
 
 
-def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene) -> recipe.Record:
+def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene) -> tars.Record:
     """One image with its original bytes and the masks that the list asks for. Raises RequestError where a map does not fit the image."""
     image, extension = official.original(source / f"{scene.path}.jpg")
     size = official.size(image)
     objects = numbers(source / f"{scene.path}_seg.png", size)
     parts = numbers(source / f"{scene.path}_parts_1.png", size) if scene.bytes[2] is not None else np.zeros_like(objects)
-    return recipe.Record(
+    return tars.Record(
         key=scene.key,
         image=image,
         extension=extension,

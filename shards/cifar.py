@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import RequestError
-from shards import official, recipe
+from shards import official, recipe, tars
 
 SIDE = 32
 
@@ -110,11 +110,11 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Picture]:
     )
 
 
-def make(root: Path, remedy: str, picture: Picture) -> recipe.Record:
+def make(root: Path, remedy: str, picture: Picture) -> tars.Record:
     """One picture as a PNG."""
     planes = _pixels(root / picture.batch, remedy)[picture.row].reshape(3, SIDE, SIDE)
     about = {"file": picture.file} | ({} if picture.coarse is None else {"coarse": picture.coarse})
-    return recipe.Record(key=picture.key, image=official.png(planes.transpose(1, 2, 0)), extension="png", label=picture.label, about=about)
+    return tars.Record(key=picture.key, image=official.png(planes.transpose(1, 2, 0)), extension="png", label=picture.label, about=about)
 
 
 def _edition(source: Path) -> tuple[Path, Edition]:

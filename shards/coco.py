@@ -36,7 +36,7 @@ from pycocotools.coco import COCO
 
 from harness.core import Box, Keypoint
 from harness.errors import RequestError
-from shards import official, recipe
+from shards import official, recipe, tars
 
 SPLITS = {"train": "train2017", "test": "val2017"}
 IMAGES = {"train2017 images": 118_287, "val2017 images": 5_000}
@@ -248,7 +248,7 @@ def _scenes(coco: Any, photographs: Mapping[int, Photograph], category: Mapping[
 # --- one sample -------------------------------------------------------------------------------------------------------
 
 
-def make_crop(source: Path, crop: Crop) -> recipe.Record:
+def make_crop(source: Path, crop: Crop) -> tars.Record:
     """An object cut out by its box, as a PNG, with its mask."""
     photograph = crop.photograph
     pixels = _pixels(source / photograph.file)
@@ -256,7 +256,7 @@ def make_crop(source: Path, crop: Crop) -> recipe.Record:
         raise _other_size(photograph, pixels.shape[1], pixels.shape[0])
     left, top, right, bottom = region(crop.box, photograph.width, photograph.height)
     figure = mask_of(json.loads(crop.outline), photograph.height, photograph.width)
-    return recipe.Record(
+    return tars.Record(
         key=f"{photograph.number:012d}-{crop.number}",
         image=official.png(pixels[top:bottom, left:right]),
         extension="png",
@@ -266,14 +266,14 @@ def make_crop(source: Path, crop: Crop) -> recipe.Record:
     )
 
 
-def make_scene(source: Path, scene: Scene) -> recipe.Record:
+def make_scene(source: Path, scene: Scene) -> tars.Record:
     """An image with its original bytes, and its persons."""
     photograph = scene.photograph
     image, extension = official.original(source / photograph.file)
     width, height = official.size(image)
     if (width, height) != (photograph.width, photograph.height):
         raise _other_size(photograph, width, height)
-    return recipe.Record(
+    return tars.Record(
         key=f"{photograph.number:012d}",
         image=image,
         extension=extension,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.core import Box, Keypoint
 from harness.errors import RequestError
-from shards import official, recipe
+from shards import official, recipe, tars
 
 COUNTS = {"train images": 5994, "test images": 5794, "classes": 200, "parts": 15}
 REMEDY = "unpack CUB_200_2011.tgz whole"
@@ -64,12 +64,12 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Bird]:
     )
 
 
-def make(images: Path, bird: Bird) -> recipe.Record:
+def make(images: Path, bird: Bird) -> tars.Record:
     """One photograph with its original bytes. A part that lies outside of it stays where it is, but is not visible."""
     image, extension = official.original(images / bird.file)
     width, height = official.size(image)
     x, y, box_width, box_height = bird.box
-    return recipe.Record(
+    return tars.Record(
         key=f"{bird.number:05d}",
         image=image,
         extension=extension,

@@ -25,7 +25,7 @@ from pathlib import Path
 import scipy.io
 
 from harness.errors import RequestError
-from shards import official, recipe
+from shards import official, recipe, tars
 
 COUNTS = {"train images": 1_281_167, "val images": 50_000, "classes": 1000}
 PER_CLASS = (732, 1300)
@@ -76,11 +76,11 @@ def describe(
     )
 
 
-def make(source: Path, photograph: Photograph) -> recipe.Record:
+def make(source: Path, photograph: Photograph) -> tars.Record:
     """One photograph with its original bytes."""
     image, extension = official.original(source / photograph.file)
     key = re.sub(r"[^A-Za-z0-9_-]", "_", Path(photograph.file).stem)
-    return recipe.Record(key=key, image=image, extension=extension, label=photograph.label, about={"file": photograph.file})
+    return tars.Record(key=key, image=image, extension=extension, label=photograph.label, about={"file": photograph.file})
 
 
 def _file(photograph: Photograph) -> str:

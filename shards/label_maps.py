@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from harness.errors import RequestError
-from shards import official, recipe
+from shards import official, tars
 
 IGNORED = 255
 """What mmsegmentation, and so the data sets that were prepared for it, ignores beside 0."""
@@ -86,7 +86,7 @@ def check(labels: np.ndarray, path: Path, size: tuple[int, int], classes: int) -
         raise RequestError(f"{path}: expected labels from 0 to {classes}, got {int(labels.max())}; is this the data set that the recipe is for?")
 
 
-def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignored: int | None, item: tuple[str, Pair]) -> recipe.Record:
+def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignored: int | None, item: tuple[str, Pair]) -> tars.Record:
     """One image with its original bytes, and its label map as `kind`, object or part. `roots`: split → folders of its images and its label maps.
 
     The label `ignored`, where there is one, becomes 0. Raises RequestError where the label map does not fit.
@@ -99,7 +99,7 @@ def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignore
         labels = np.where(labels == ignored, 0, labels).astype(labels.dtype)
     check(labels, maps / pair.labels, official.size(image), classes)
     labels = smallest(labels)
-    return recipe.Record(
+    return tars.Record(
         key=pair.key,
         image=image,
         extension=extension,

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from harness.errors import RequestError
-from shards import label_maps, official, recipe
+from shards import label_maps, official, recipe, tars
 
 COUNTS = {"images": 50273, "classes": 313, "classes of ImageNet": 113}
 """The last: ObjectNet's classes that ImageNet-1k has, too."""
@@ -86,7 +86,7 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Photograp
     )
 
 
-def make(images: Path, photograph: Photograph) -> recipe.Record:
+def make(images: Path, photograph: Photograph) -> tars.Record:
     """One photograph without its border. Raises RequestError where it is broken or has no inside."""
     path = images / photograph.path
     try:
@@ -99,7 +99,7 @@ def make(images: Path, photograph: Photograph) -> recipe.Record:
     inside = pixels[BORDER:-BORDER, BORDER:-BORDER]
     encoded = io.BytesIO()
     Image.fromarray(inside).save(encoded, "PNG", compress_level=COMPRESSION)
-    return recipe.Record(
+    return tars.Record(
         key=photograph.key,
         image=encoded.getvalue(),
         extension="png",

@@ -15,7 +15,7 @@ import PIL
 from PIL import Image
 
 from harness.errors import RequestError
-from shards.recipe import ImageExtension
+from shards.tars import ImageExtension
 
 _SIGNATURES: tuple[tuple[bytes, int, ImageExtension], ...] = ((b"\xff\xd8\xff", 0, "jpg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
 

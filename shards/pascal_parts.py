@@ -28,7 +28,7 @@ from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe
+from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 
 COUNTS = {"train images": 4998, "val images": 5105}
@@ -99,7 +99,7 @@ def describe(
     )
 
 
-def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -> recipe.Record:
+def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -> tars.Record:
     """One photograph with its original bytes and the masks that the list asks for. Raises RequestError where a mask has not the photograph's size."""
     image, extension = official.original(images / f"{picture.key}.jpg")
     path = annotations / f"{picture.key}.mat"
@@ -114,7 +114,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
         for name, mask in thing.parts:
             if label := chosen.part_label(thing.name, name):
                 parts[mask] = label
-    return recipe.Record(
+    return tars.Record(
         key=picture.key,
         image=image,
         extension=extension,

@@ -25,7 +25,7 @@ from PIL import Image
 
 from harness.core import Box, Keypoint
 from harness.errors import RequestError
-from shards import recipe
+from shards import recipe, tars
 
 HERE = Path(__file__).parent
 PARTS = ("head", "body", "foot", "tail", "eye")
@@ -172,7 +172,7 @@ def draw(what: str, name: str) -> float:
 # --- one sample -------------------------------------------------------------------------------------------------------
 
 
-def compose(source: Path, stamp: Stamp) -> recipe.Record:
+def compose(source: Path, stamp: Stamp) -> tars.Record:
     """One composite: the stamp over a crop of its texture."""
     placed = place(Image.open(source / stamp.path).convert("RGBA"), stamp.path)
     alpha = placed.rgba[..., 3:].astype(np.uint32)
@@ -180,7 +180,7 @@ def compose(source: Path, stamp: Stamp) -> recipe.Record:
     figure = (placed.rgba[..., 3] >= SOLID).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(blended.astype(np.uint8)).save(file, "JPEG", quality=QUALITY, subsampling="4:2:0", optimize=True)
-    return recipe.Record(
+    return tars.Record(
         key=stamp.key,
         image=file.getvalue(),
         extension="jpg",

@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 from harness.errors import RequestError
-from shards import label_maps, official, recipe
+from shards import label_maps, official, recipe, tars
 
 COUNTS = {"poses": 82, "variations": 20, "body positions": 6}
 REMEDY = "get yoga_train.txt and yoga_test.txt of Yoga-82 again"
@@ -99,11 +99,11 @@ def describe(source: Path, *, partial: bool = False, images: Path | None = None)
     )
 
 
-def make(images: Path, pose: Pose) -> recipe.Record:
+def make(images: Path, pose: Pose) -> tars.Record:
     """One photograph with its original bytes."""
     image, extension = official.original(images / pose.path)
     top, fine = pose.coarse
-    return recipe.Record(key=pose.key, image=image, extension=extension, label=pose.label, about={"file": pose.path, "label6": top, "label20": fine})
+    return tars.Record(key=pose.key, image=image, extension=extension, label=pose.label, about={"file": pose.path, "label6": top, "label20": fine})
 
 
 # --- the lists --------------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from PIL import Image
 from harness.core import Box, Keypoint
 from harness.errors import HarnessError, RequestError, RunError, ShardError
 from harness.manifest import load_manifest
-from shards import recipe
-from shards.recipe import DataSet, Record
+from shards import recipe, tars
+from shards.recipe import DataSet
+from shards.tars import Record
 
 SIZE = 16
 
@@ -242,14 +243,14 @@ def test_a_shard_that_does_not_hold_what_was_written_is_caught(tmp_path: Path) -
     recipe.build(data_set(), tmp_path / "toy")
     rules = next(recipe._jobs(data_set())).rules
     tar = tmp_path / "toy" / "train-00000.tar"
-    recipe.verify_shard(tar, ["s000", "s001", "s002"], rules)
+    tars.verify_shard(tar, ["s000", "s001", "s002"], rules)
     with pytest.raises(ShardError, match="expected 4 samples"):
-        recipe.verify_shard(tar, ["s000", "s001", "s002", "s003"], rules)
+        tars.verify_shard(tar, ["s000", "s001", "s002", "s003"], rules)
     with pytest.raises(ShardError, match="expected 3 samples with the keys"):
-        recipe.verify_shard(tar, ["s000", "s002", "s001"], rules)
+        tars.verify_shard(tar, ["s000", "s002", "s001"], rules)
     cut_last_sample(tar)
     with pytest.raises(ShardError, match="expected zeros at its end"):
-        recipe.verify_shard(tar, ["s000", "s001"], rules)
+        tars.verify_shard(tar, ["s000", "s001"], rules)
 
 
 # --- going on, and replacing ------------------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ from functools import partial
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_recipe import counted, data_set
-from shards import recipe
+from shards import recipe, tars
 
 def make(number):
     if number == 8:

@@ -16,7 +16,7 @@ from harness.errors import RequestError, ShardError
 from harness.manifest import load_manifest
 from harness.views.keypoint_patch import KeypointPatch
 from harness.views.whole import Whole
-from shards import coco, recipe
+from shards import coco, recipe, tars
 
 WIDTH, HEIGHT = 40, 30
 POINTS = ("nose", "right_wrist", "left_ankle")
@@ -229,10 +229,10 @@ def test_patches_of_persons_are_cut_by_the_image_or_by_the_person(source: Path, 
 
 
 def test_a_keypoint_of_a_box_that_is_not_there_is_no_sample(tmp_path: Path) -> None:
-    rules = recipe._Rules(annotations=frozenset({"boxes", "keypoints"}), classes=1, parts=frozenset(POINTS), mask_values={})
+    rules = tars.Rules(annotations=frozenset({"boxes", "keypoints"}), classes=1, parts=frozenset(POINTS), mask_values={})
     about = {"boxes": [{}], "keypoints": [{"part": "nose", "x": 1, "y": 1, "visible": True, "instance": 1}]}
     with pytest.raises(ShardError, match="expected nose of one of 1 boxes, got instance 1"):
-        recipe._verify_about("a", about, (WIDTH, HEIGHT), rules)
+        tars.verify_about("a", about, (WIDTH, HEIGHT), rules)
 
 
 # --- counts and broken sources ----------------------------------------------------------------------------------------
