@@ -1,17 +1,31 @@
 """Successive halving within a round: learning rates climb rungs of more and more epochs, and at each one the best of them go on.
 
-Synchronous: a rung is over when all of its heads are, so that who goes on depends on their values alone. Each head's step is journalled when it is
-done, and a round that was interrupted goes on with the one that was not.
+Synchronous: a rung is over when all of its heads are, so that who goes on depends on their values alone, and not on which of them came first. The
+climbs of one rung may run side by side.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from harness.probes.finetune import NAME, FinetuneFields, rung_ends
 from harness.propose import HeadScore, survivors
+
+Proposal = tuple[str, float | None]
+"""Readout and learning rate of one head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """One head from the end of a rung to that of the next one."""
+
+    head: int
+    rung: int
+    epochs: int
+    """At the end of the rung, counted from the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,71 +37,68 @@ class Climbed:
     error: str | None
     epochs: int
     """Epochs that it has behind it."""
+    seconds: float = 0.0
+    """That this climb took; after an interruption, since then."""
     account: Mapping[str, Any] = field(default_factory=dict)
     """What became of the samples in all its epochs, and what that took: plain values, for whoever climbs."""
-
-
-@dataclass(kw_only=True)
-class Journal:
-    """How far a round has come."""
-
-    proposals: list[list[Any]]
-    """Readout and learning rate of each head."""
-    starts: int = 0
-    climbed: list[dict[str, dict[str, Any]]] = field(default_factory=list)
-    """Of each rung the heads (by number) that are done with it, as `Climbed`."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> Journal:
-        return Journal(**json.loads(text))
-
-    def last(self, head: int) -> Climbed | None:
-        """A head at the end of the highest rung that it is done with."""
-        found = [rung[str(head)] for rung in self.climbed if str(head) in rung]
-        return Climbed(**found[-1]) if found else None
+    def from_json(text: str) -> Climbed:
+        return Climbed(**json.loads(text))
 
 
-@dataclass(kw_only=True, eq=False)
+Done = Mapping[tuple[int, int], Climbed]
+"""Rung and head to how that went."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Halving:
     """One round."""
 
     round_index: int
-    journal: Journal
+    proposals: Sequence[Proposal]
     ends: Sequence[int]
     """Epochs after which each rung ends."""
     eta: int
-    climb: Callable[[int, int], Climbed]
-    """Train a head on to the end of so many epochs, and score it."""
-    drop: Callable[[int], None]
-    """Forget the weights of a head that does not go on."""
-    save: Callable[[Journal], None]
+    """Of the heads of a rung one in so many goes on."""
 
-    def run(self) -> list[HeadScore]:
+    @staticmethod
+    def planned(probe: str, protocol: Mapping[str, Any], round_index: int, proposals: Sequence[Proposal]) -> Halving | None:
+        """A round as its protocol plans it; None where the probe trains all its heads to the end. Raises ProbeError for fields that cannot be."""
+        if probe != NAME:
+            return None
+        fields = FinetuneFields.read(NAME, protocol)
+        ends = rung_ends(fields.epochs, fields.rungs, fields.eta)
+        return Halving(round_index=round_index, proposals=proposals, ends=ends, eta=fields.eta)
+
+    def open(self, done: Done) -> list[Climb]:
+        """What is to be climbed next, in any order: what is missing of the lowest rung that is not over. Empty where the round is."""
+        return self._walk(done)[0]
+
+    def heads(self, done: Done) -> list[HeadScore]:
         """Every head as the last rung that it came to left it, in the order of the proposals."""
+        return self._walk(done)[1]
+
+    def _walk(self, done: Done) -> tuple[list[Climb], list[HeadScore]]:
         heads = [
             HeadScore(round=self.round_index, head=number, lr=rate, readout=readout, value=None)
-            for number, (readout, rate) in enumerate(self.journal.proposals)
+            for number, (readout, rate) in enumerate(self.proposals)
         ]
         going = list(heads)
         for rung, end in enumerate(self.ends):
-            done = [self._climbed(head, rung, end) for head in going]
-            going = survivors(done, self.eta) if rung < len(self.ends) - 1 else done
+            missing = [Climb(head=head.head, rung=rung, epochs=end) for head in going if (rung, head.head) not in done]
+            if missing:
+                return missing, heads
+            over = [_after(head, done[rung, head.head]) for head in going]
+            going = survivors(over, self.eta) if rung < len(self.ends) - 1 else over
             kept = {head.head for head in going}
-            for head in done:
+            for head in over:
                 heads[head.head] = replace(head, stopped=head.value is not None and head.head not in kept)
-                if head.head not in kept or head.value is None:
-                    self.drop(head.head)
-        return heads
+        return [], heads
 
-    def _climbed(self, head: HeadScore, rung: int, end: int) -> HeadScore:
-        while len(self.journal.climbed) <= rung:
-            self.journal.climbed.append({})
-        done = self.journal.climbed[rung]
-        if str(head.head) not in done:
-            done[str(head.head)] = asdict(self.climb(head.head, end))
-            self.save(self.journal)
-        found = Climbed(**done[str(head.head)])
-        return replace(head, value=found.value, error=found.error, epochs=found.epochs)
+
+def _after(head: HeadScore, climbed: Climbed) -> HeadScore:
+    return replace(head, value=climbed.value, error=climbed.error, epochs=climbed.epochs)

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from harness.device import Compute
 from harness.errors import RunError
+from harness.halving import Climb, Climbed, Halving
 from harness.probes import grid, probe
 from harness.propose import HeadScore, choose, propose
 from harness.provenance import provenance
@@ -39,6 +40,10 @@ class StudyState:
     test: Mapping[str, BankRef]
     rounds: list[Round] = field(default_factory=list)
     score: Score | None = None
+    _config: dict[str, Any] | None = None
+    """Of the round under way, where its heads climb."""
+    _climbed: dict[tuple[int, int], Climbed] = field(default_factory=dict)
+    """What they have climbed of it, by rung and head."""
 
     @property
     def planned_rounds(self) -> int:
@@ -92,6 +97,28 @@ class StudyState:
             return None
         return {"chosen": asdict(chosen)}
 
+    def next_steps(self) -> list[dict[str, Any]]:
+        """All that may run side by side: the climbs of a rung where a round has rungs, else the one thing that comes next."""
+        config = self._config or self.next_config()
+        if config is None:
+            return []
+        proposals = [(readout, rate) for readout, rate in config.get("proposals", ())]
+        halving = Halving.planned(self.study.probe, self.study.protocol, config["round"], proposals) if proposals else None
+        if halving is None:
+            return [config]
+        self._config = config
+        return [{**config, "climb": asdict(climb)} for climb in halving.open(self._climbed)] or [config]
+
+    def take(self, step: Mapping[str, Any], payload: str) -> None:
+        """Note what became of one of `next_steps`."""
+        if "climb" in step:
+            self._climbed[step["climb"]["rung"], step["climb"]["head"]] = Climbed.from_json(payload)
+        elif "round" in step:
+            self.rounds.append(Round.from_json(payload))
+            self._config, self._climbed = None, {}
+        else:
+            self.score = Score.from_json(payload)
+
 
 def _first_error(heads: Sequence[HeadScore]) -> str:
     return next((head.error for head in heads if head.error), "no head could be scored on the selection split")
@@ -110,9 +137,13 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
         step, runner = self.config["step"], self._runner_of(study)
         if "chosen" in step:
             chosen = HeadScore(**step["chosen"])
-            outcome: Round | Score = runner.score(study, chosen, test[chosen.readout])
+            outcome: Round | Score | Climbed = runner.score(study, chosen, test[chosen.readout])
         else:
-            outcome = runner.run_round(study, step["round"], [(readout, rate) for readout, rate in step["proposals"]])
+            proposals = [(readout, rate) for readout, rate in step["proposals"]]
+            if "climb" in step and isinstance(runner, StreamedRunner):
+                outcome = runner.climb(study, step["round"], proposals, Climb(**step["climb"]))
+            else:
+                outcome = runner.run_round(study, step["round"], proposals)
         return {"payload": outcome.to_json(), "done": True}
 
     def _runner_of(self, study: Study) -> StudyRunner | StreamedRunner:
@@ -133,40 +164,39 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
 
 
 class Proposer(Searcher):  # type: ignore[misc]
-    """Tune's search algorithm: gives the next step of a study that has none running."""
+    """Tune's search algorithm: gives the next step of a study that has none running, or another one of those that may run side by side."""
 
     def __init__(self, states: Sequence[StudyState], on_step: Callable[[StudyState], None]) -> None:
         super().__init__(metric=None, mode=None)
         self._states = states
-        self._running: dict[str, int] = {}
+        self._running: dict[str, tuple[int, dict[str, Any]]] = {}
         self._on_step = on_step
         self.errors: dict[int, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         for index, state in enumerate(self._states):
-            if index in self._running.values() or index in self.errors:
+            running = [step for study, step in self._running.values() if study == index]
+            if index in self.errors or any("climb" not in step for step in running):
                 continue
             left = state.steps_left
-            step = state.next_config()
+            steps = state.next_steps()
+            step = next((step for step in steps if step not in running), None)
             if step is not None:
-                self._running[trial_id] = index
+                self._running[trial_id] = (index, step)
                 return {"study": index, "step": step}
-            if left:  # nothing to score: every head failed
+            if left and not running:  # nothing to score: every head failed
                 self._on_step(state)
         return None if self._running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        index = self._running.pop(trial_id, None)
-        if index is None:
+        if trial_id not in self._running:
             return
+        index, step = self._running.pop(trial_id)
         state = self._states[index]
         if error or not result or "payload" not in result:
             self.errors[index] = f"the trial's process was lost {MAX_FAILURES + 1} times"
             return
-        if len(state.rounds) < state.planned_rounds:
-            state.rounds.append(Round.from_json(result["payload"]))
-        else:
-            state.score = Score.from_json(result["payload"])
+        state.take(step, result["payload"])
         self._on_step(state)
 
     def __getstate__(self) -> dict[str, Any]:

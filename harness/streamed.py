@@ -30,7 +30,7 @@ from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError
 from harness.feed import Epoch, merged
 from harness.finetune import KIND as FINETUNE
-from harness.halving import Climbed, Halving, Journal
+from harness.halving import Climb, Climbed, Halving
 from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
@@ -74,8 +74,9 @@ class StreamedRunner:
 
     def run_round(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Round:
         """Train `proposals` (readout, learning rate) as one stack on the train stream, and score every head on the selection split."""
-        if study.probe == finetune.NAME:
-            return self._run_halving(study, index, proposals)
+        halving = Halving.planned(study.probe, study.protocol, index, proposals)
+        if halving is not None:
+            return self._run_halving(study, index, halving)
         start = time.perf_counter()
         states: dict[str, torch.Tensor] = {}
         try:
@@ -182,95 +183,93 @@ class StreamedRunner:
 
     # --- successive halving -------------------------------------------------------------------------------------------
 
-    def _run_halving(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Round:
-        """Train each of `proposals` alone, one after the other and rung by rung; those that come to the end can be scored."""
+    def climb(self, study: Study, index: int, proposals: Sequence[Proposal], climb: Climb) -> Climbed:
+        """Train one head of a round on to the end of a rung, and score it on the selection split; known from then on, and not done again.
+
+        The climbs of one rung may run in different processes that share the cache.
+        """
+        place, key = _climb(study, index, climb), {"proposal": list(proposals[climb.head])}
+        data = self._store.read_bytes(*place)
+        kept = None if data is None else json.loads(data)
+        if kept is not None and kept["key"] == key:
+            return Climbed.from_json(kept["climbed"])
         start = time.perf_counter()
         try:
-            fields = finetune.FinetuneFields.read(finetune.NAME, study.protocol)
-            halving = Halving(
-                round_index=index,
-                journal=self._journal(study, index, proposals),
-                ends=finetune.rung_ends(fields.epochs, fields.rungs, fields.eta),
-                eta=fields.eta,
-                climb=lambda head, end: self._climb(study, index, head, proposals[head], end),
-                drop=lambda head: self._store.discard(*_checkpoint(study, index, head)),
-                save=lambda journal: self._keep(study, index, journal),
-            )
-            halving.journal.starts += 1
-            halving.save(halving.journal)
-            before = halving.journal.to_json()
-            heads = halving.run()
-            if halving.journal.to_json() != before or not self._heads.has_state(study, index):
-                self._publish_finished(study, index, heads, proposals)
-            self._account_of_climbs(study, halving.journal)
+            found = self._climbed(study, index, proposals[climb.head], climb)
         except RunError:
             raise
         except HarnessError as error:
-            heads = [
-                HeadScore(round=index, head=number, lr=rate, readout=readout, value=None, error=str(error))
-                for number, (readout, rate) in enumerate(proposals)
-            ]
-            self._publish(study, index, {})
+            found = Climbed(value=None, error=str(error), epochs=0)
+        found = replace(found, seconds=time.perf_counter() - start)
+        self._store.publish(place, json.dumps({"key": key, "climbed": found.to_json()}).encode(), replace=True)
+        return found
+
+    def _run_halving(self, study: Study, index: int, halving: Halving) -> Round:
+        """Climb what is not climbed yet, rung by rung; keep the networks of those that came to the end, and the account of train."""
+        done: dict[tuple[int, int], Climbed] = {}
+        while climbs := halving.open(done):
+            for climb in climbs:
+                done[climb.rung, climb.head] = self.climb(study, index, halving.proposals, climb)
+        start = time.perf_counter()
+        heads = halving.heads(done)
+        finished = [head for head in heads if head.value is not None and not head.stopped]
+        fresh = any(self._store.read_bytes(*_checkpoint(study, index, head.head)) is not None for head in finished)
+        if fresh or not self._heads.has_state(study, index):
+            self._publish(study, index, self._networks(study, index, halving, finished))
+        self._account_of_climbs(study, done)
         for head in heads:
             self._store.discard(*_checkpoint(study, index, head.head))
-        return Round(index=index, heads=tuple(heads), seconds=time.perf_counter() - start)
+        seconds = sum(one.seconds for one in done.values()) + time.perf_counter() - start
+        return Round(index=index, heads=tuple(heads), seconds=seconds)
 
-    def _climb(self, study: Study, index: int, head: int, proposal: Proposal, end: int) -> Climbed:
-        """Train one head on to the end of `end` epochs, and score it on the selection split."""
-        training, network, error = self._trained(study, index, head, proposal, end)
+    def _climbed(self, study: Study, index: int, proposal: Proposal, climb: Climb) -> Climbed:
+        training, network, error = self._trained(study, index, climb.head, proposal, climb.epochs)
         progress = training.progress
-        account = {"audits": progress.audits, "images": progress.images + network.images, "seconds": progress.seconds + network.seconds, "lost": {}}
+        account = {
+            "audits": progress.audits,
+            "lost": {},
+            "starts": progress.starts - climb.rung,  # each rung begins with what the one below it left
+            "images": progress.images + network.images,
+            "seconds": progress.seconds + network.seconds,
+        }
         if error is not None:
             return Climbed(value=None, error=error, epochs=progress.epoch, account=account)
         fitted = training.trainer.fitted()
         del training  # room for the one that is scored
         ((value, error),), account["lost"] = self._measured(study, [proposal], fitted)
-        return Climbed(value=value, error=error, epochs=end, account=account)
+        return Climbed(value=value, error=error, epochs=climb.epochs, account=account)
 
-    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, end: int) -> tuple[_Training, Network, str | None]:
-        """One head at the end of `end` epochs, the network that it was trained in, and why it did not come to that end, if so."""
+    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[_Training, Network, str | None]:
+        """One head at the end of so many epochs, the network that it was trained in, and why it did not come to that end, if so."""
         setting = self._setting(study)
         trainer = _KINDS[study.probe].trainer(setting, [proposal])
         training = self._training(study, setting, trainer, [proposal], _checkpoint(study, index, head))
-        training.until = end
+        training.until = epochs
         try:
             training.run()
         except ProbeError as error:
             return training, setting.network, str(error)
         return training, setting.network, None
 
-    def _publish_finished(self, study: Study, index: int, heads: Sequence[HeadScore], proposals: Sequence[Proposal]) -> None:
-        """The whole networks of those that came to the end; what a checkpoint no longer holds is trained again, to the same bits."""
+    def _networks(self, study: Study, index: int, halving: Halving, finished: Sequence[HeadScore]) -> dict[str, torch.Tensor]:
+        """The whole networks of those that came to the end; what the cache has lost is trained again, to the same bits."""
         states: dict[str, torch.Tensor] = {}
-        for head in heads:
-            if head.value is None or head.stopped:
-                continue
-            assert head.epochs is not None
-            training, _, _ = self._trained(study, index, head.head, proposals[head.head], head.epochs)
+        for head in finished:
+            training, _, _ = self._trained(study, index, head.head, halving.proposals[head.head], halving.ends[-1])
             states |= {f"{head.head}/{name}": tensor.contiguous() for name, tensor in training.trainer.fitted()[0].items()}
-        self._publish(study, index, states)
+        return states
 
-    def _account_of_climbs(self, study: Study, journal: Journal) -> None:
+    def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], Climbed]) -> None:
         """Publish what became of train: of every shard the worst of all heads' epochs."""
-        accounts = [last.account for head in range(len(journal.proposals)) if (last := journal.last(head)) is not None]
+        last = {head: one.account for (_, head), one in sorted(done.items())}  # an account holds all that came before it
         worst: list[dict[str, Any]] = []
-        for account in accounts:
-            if account["audits"]:
+        for account in last.values():
+            if account.get("audits"):
                 worst = _worst(worst, [ShardAudit(**audit) for audit in account["audits"]])
         audits = [ShardAudit(**audit) for audit in worst]
-        merged(audits, next((account["lost"] for account in accounts if account["lost"]), {}))
-        images, seconds = (sum(account[name] for account in accounts) for name in ("images", "seconds"))
-        _Account(audits=audits, images=images, seconds=seconds, starts=journal.starts).publish(self._store, _any(study.train))
-
-    def _journal(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Journal:
-        """What is known of this very round; an empty one, where nothing is."""
-        fresh = Journal(proposals=[list(one) for one in proposals])
-        data = self._store.read_bytes(*_rungs(study, index))
-        found = fresh if data is None else Journal.from_json(data.decode())
-        return found if found.proposals == fresh.proposals else fresh
-
-    def _keep(self, study: Study, index: int, journal: Journal) -> None:
-        self._store.publish(_rungs(study, index), journal.to_json().encode(), replace=True)
+        merged(audits, next((account["lost"] for account in last.values() if account.get("lost")), {}))
+        images, seconds, starts = ([account.get(name, 0) for account in last.values()] for name in ("images", "seconds", "starts"))
+        _Account(audits=audits, images=sum(images), seconds=sum(seconds), starts=max(starts)).publish(self._store, _any(study.train))
 
     # --- selection ----------------------------------------------------------------------------------------------------
 
@@ -519,9 +518,9 @@ def _checkpoint(study: Study, index: int, head: int | None = None) -> tuple[str,
     return _any(study.train).bank.key, f"checkpoint-{study.id}-{index}{'' if head is None else f'-{head}'}.safetensors"
 
 
-def _rungs(study: Study, index: int) -> tuple[str, str]:
-    """The journal of a round of successive halving, beside its checkpoints; it stays, and a round that was done is not done again."""
-    return _any(study.train).bank.key, f"rungs-{study.id}-{index}.json"
+def _climb(study: Study, index: int, climb: Climb) -> tuple[str, str]:
+    """How a climb went, beside the checkpoints; it stays when the round is over."""
+    return _any(study.train).bank.key, f"climb-{study.id}-{index}-{climb.rung}-{climb.head}.json"
 
 
 def _any(refs: Mapping[str, BankRef]) -> BankRef:

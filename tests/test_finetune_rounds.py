@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from ray.tune.search import Searcher
 from safetensors.torch import load_file
 
 from harness.augment import draw
@@ -22,13 +25,13 @@ from harness.encoders import load
 from harness.errors import RequestError
 from harness.feed import Epoch
 from harness.finetune import FinetuneScorer, FinetuneTrainer
-from harness.halving import Climbed, Halving, Journal
+from harness.halving import Climb, Climbed, Halving
 from harness.metrics import metric
 from harness.plan import Plan, make_plan
 from harness.propose import HeadScore, choose, propose, survivors
-from harness.search import StudyState
+from harness.search import Proposer, StudyState
 from harness.streamed import StreamedRunner
-from harness.study import BankRef, Round, Study
+from harness.study import BankRef, Round, Score, Study
 from harness.sweep import _outcome
 from harness.tasks import select
 from harness.trainers import Network, Setting
@@ -127,35 +130,33 @@ def test_the_best_of_a_rung_go_on_and_of_tied_ones_the_middle(values: list[float
 
 CURVES = [[0.2, 0.3, 0.9], [0.5, 0.6, 0.6], [0.4, 0.7, 0.8], [0.6, 0.5, 0.4], [None, None, None], [0.3, 0.9, 0.9], [0.1, 0.9, 0.9], [0.7, 0.65, 0.7]]
 """Value of each of eight heads at the ends of three rungs."""
-ENDS = (2, 4, 8)
 
 
-def halving(journal: Journal, done: list[tuple[int, int]], dropped: list[int], save: Callable[[Journal], None] = lambda _: None) -> Halving:
-    def climb(head: int, end: int) -> Climbed:
-        done.append((head, end))
-        value = CURVES[head][ENDS.index(end)]
-        return Climbed(value=value, error=None if value is not None else "diverged", epochs=end if value is not None else 0)
-
-    return Halving(round_index=0, journal=journal, ends=ENDS, eta=2, climb=climb, drop=dropped.append, save=save)
+def climbed(climb: Climb) -> Climbed:
+    value = CURVES[climb.head][climb.rung]
+    return Climbed(value=value, error=None if value is not None else "diverged", epochs=climb.epochs if value is not None else 0)
 
 
-def fresh() -> Journal:
-    return Journal(proposals=[["mean", 10.0 ** -(index + 1)] for index in range(len(CURVES))])
+HALVING = Halving(round_index=0, proposals=[("mean", 10.0 ** -(index + 1)) for index in range(len(CURVES))], ends=(2, 4, 8), eta=2)
+HEADS = [(0.2, 2, True), (0.6, 4, True), (0.8, 8, False), (0.5, 4, True), (None, 0, False), (0.3, 2, True), (0.1, 2, True), (0.7, 8, False)]
+"""By hand: at 2 epochs the best half of eight are 7 (0.7), 3 (0.6), 1 (0.5), 2 (0.4); of these at 4 epochs 2 (0.7) and 7 (0.65)."""
 
 
-def test_heads_climb_as_halving_by_hand() -> None:
-    done: list[tuple[int, int]] = []
-    dropped: list[int] = []
-    heads = halving(fresh(), done, dropped).run()
-    # at 2 epochs the best half of eight are 7 (0.7), 3 (0.6), 1 (0.5), 2 (0.4); of these at 4 epochs 2 (0.7) and 7 (0.65)
-    assert done == [(head, 2) for head in range(8)] + [(1, 4), (2, 4), (3, 4), (7, 4)] + [(2, 8), (7, 8)]
-    assert [(one.value, one.epochs, one.stopped) for one in heads] == [
-        (0.2, 2, True), (0.6, 4, True), (0.8, 8, False), (0.5, 4, True), (None, 0, False), (0.3, 2, True), (0.1, 2, True), (0.7, 8, False)
-    ]  # fmt: skip
+@pytest.mark.parametrize("order", range(4))
+def test_heads_climb_as_halving_by_hand_whatever_comes_first(order: int) -> None:
+    done: dict[tuple[int, int], Climbed] = {}
+    seen: list[set[int]] = [set(), set(), set()]
+    while climbs := HALVING.open(done):
+        climb = random.Random(order).choice(climbs)
+        assert (climb.rung, climb.head) not in done
+        assert climb.epochs == (2, 4, 8)[climb.rung]
+        seen[climb.rung].add(climb.head)
+        done[climb.rung, climb.head] = Climbed.from_json(climbed(climb).to_json())
+    assert seen == [set(range(8)), {1, 2, 3, 7}, {2, 7}]
+    heads = HALVING.heads(done)
+    assert [(one.value, one.epochs, one.stopped) for one in heads] == HEADS
     assert heads[4].error == "diverged"
-    assert sorted(dropped) == [0, 1, 3, 4, 5, 6]
-    chosen = choose(heads, ("mean",))
-    assert chosen == heads[2]
+    assert choose(heads, ("mean",)) == heads[2]
 
 
 def test_a_head_that_was_stopped_is_never_chosen_however_good() -> None:
@@ -165,28 +166,49 @@ def test_a_head_that_was_stopped_is_never_chosen_however_good() -> None:
     assert choose([best], ("mean",)) is None
 
 
-@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 12, 13, 14])
-def test_an_interrupted_round_climbs_no_rung_twice(kept: int) -> None:
-    class Stopped(Exception):
-        pass
+def value_of(rate: float, rung: int) -> float:
+    """Best at 1e-3; what is best early is not best late."""
+    return 1 - abs(math.log10(rate) + (4 if rung == 0 else 3)) / 4
 
-    saved: list[str] = []
 
-    def save(journal: Journal) -> None:
-        saved.append(journal.to_json())
-        if len(saved) == kept:
-            raise Stopped
+def searched(state: StudyState, order: int) -> tuple[list[Round], int]:
+    """Every round of a study in a search whose trials come back in some order, and the most that ran at once."""
+    draws, running, most, number = random.Random(order), list[tuple[str, dict[str, Any]]](), 0, 0
+    proposer = Proposer([state], lambda _: None)
+    while True:
+        config = proposer.suggest(str(number))
+        if isinstance(config, dict):
+            running.append((str(number), config["step"]))
+            number, most = number + 1, max(most, len(running))
+            continue
+        if config == Searcher.FINISHED:
+            return state.rounds, most
+        trial, step = running.pop(draws.randrange(len(running)) if order else 0)
+        if "climb" in step:
+            climb = Climb(**step["climb"])
+            rate = step["proposals"][climb.head][1]
+            outcome: Any = Climbed(value=value_of(rate, climb.rung), error=None, epochs=climb.epochs)
+        elif "round" in step:
+            assert not running, "a round ends when all its climbs have"
+            halving = Halving.planned("finetune", state.study.protocol, step["round"], step["proposals"])
+            assert halving is not None
+            done: dict[tuple[int, int], Climbed] = {}
+            while climbs := halving.open(done):
+                for one in climbs:
+                    value = value_of(halving.proposals[one.head][1] or 0.0, one.rung)
+                    done[one.rung, one.head] = Climbed(value=value, error=None, epochs=one.epochs)
+            outcome = Round(index=step["round"], heads=tuple(halving.heads(done)), seconds=0.0)
+        else:
+            outcome = Score(head=HeadScore(**step["chosen"]), values=(), n=1, seconds=0.0)
+        proposer.on_trial_complete(trial, {"payload": outcome.to_json()})
 
-    whole = halving(fresh(), [], []).run()
-    first: list[tuple[int, int]] = []
-    if kept:
-        with pytest.raises(Stopped):
-            halving(fresh(), first, [], save).run()
-    journal = Journal.from_json(saved[-1]) if saved else fresh()
-    second: list[tuple[int, int]] = []
-    assert halving(journal, second, []).run() == whole
-    assert len(first) == kept
-    assert len(first + second) == len(set(first + second)) == 14
+
+def test_climbs_of_a_rung_run_side_by_side_and_their_order_changes_nothing(data: Path, tmp_path: Path) -> None:
+    (first, most), *others = [searched(state_of(data, tmp_path / str(order))[0], order) for order in range(4)]
+    assert most == 3, "the stack of the sweep"
+    assert len(first) == 2
+    assert all(rounds == first for rounds, _ in others)
+    assert all(sum(not head.stopped for head in one.heads) == 1 for one in first)
 
 
 def test_what_was_stopped_early_guides_less_than_what_was_not() -> None:
@@ -277,6 +299,27 @@ def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(dat
         assert all(torch.equal(kept[name], state[name]) for name in state)
     states = load_file(tmp_path / "cache" / "studies" / study.id / "round-0.safetensors")
     assert {int(name.split("/")[0]) for name in states} == set(going), "only what can be chosen is kept"
+
+
+def test_climbs_in_processes_of_their_own_give_the_same_bits(data: Path, compute: Compute, tmp_path: Path) -> None:
+    alone, _, _ = studied(data, tmp_path / "alone")
+    whole = runner_in(tmp_path / "alone", compute).run_round(alone, 0, PROPOSALS)
+    study, _, accounts = studied(data, tmp_path / "apart")
+    halving = Halving.planned(study.probe, study.protocol, 0, PROPOSALS)
+    assert halving is not None
+    done: dict[tuple[int, int], Climbed] = {}
+    while climbs := halving.open(done):
+        for climb in reversed(climbs):
+            done[climb.rung, climb.head] = runner_in(tmp_path / "apart", compute).climb(study, 0, PROPOSALS, climb)
+    found = runner_in(tmp_path / "apart", compute).run_round(study, 0, PROPOSALS)
+    assert found.heads == whole.heads
+    assert found.seconds >= sum(one.seconds for one in done.values()) > 0
+    first, second = (tmp_path / name / "cache" / "studies" / study.id / "round-0.safetensors" for name in ("alone", "apart"))
+    assert first.read_bytes() == second.read_bytes()
+    (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
+    assert [(one.seen, one.attempts) for one in accounts.of(train)] == [(12, 1)] * 3
+    # four heads of two epochs, two of which go on for two more
+    assert sum(one.images for one in accounts.of(train)) == 36 * (4 * 2 + 2 * 2)
 
 
 class Stopped(Exception):
