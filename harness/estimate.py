@@ -288,7 +288,7 @@ def _row_bytes(plan: Plan, info: EncoderInfo, text: str, masks: int) -> int:
     if not readout.is_dense:
         return 4 * {"cls+mean": 2 * width, "projection": info.projection_dim or 0}.get(readout.pooling, width)
     tokens = math.prod(info.grid) + (readout.pooling == "all" and info.has_cls)
-    beside = masks * math.prod(info.preprocessing.size)
+    beside = masks * math.prod(info.preprocessing.size) if readout.has_masks else 0
     return tokens * width * (4 if plan.precision_of(info) == "float32" else 2) + beside
 
 

@@ -87,6 +87,7 @@ def dino(**more: Any) -> dict[str, Any]:
     """What encoders.json says of the paper's DINO."""
     figure = figures("cub/part-linear", "cls", "accuracy", "DINO")[0]
     told = {
+        "preprocessing": dict(figure.preprocessing),
         "family": figure.family,
         "architecture": figure.architecture,
         "random": False,
@@ -153,7 +154,7 @@ def changed(name: str, value: Any) -> str:
         ({}, {"architecture": "vit(patch=8)"}, "the encoder's architecture is vit(patch=8), the paper's vit(patch=16, width=768"),
         ({}, {"load_report": {"file": "/tmp/mine.pth"}}, "the encoder was read from mine.pth, the paper's from dino_vitbase16_pretrain.pth"),
         ({}, {"load_report": None}, "the encoder was read from no file"),
-        ({}, {"notes": ["preprocessing overridden: size"]}, "preprocessing overridden: size"),
+        ({}, {"preprocessing": {"interpolation": "bilinear"}}, 'images have interpolation "bilinear"'),
         ({"dataset_version": "CUB-200-2011, partial: 3 train"}, {}, "the data set is 'CUB-200-2011, partial: 3 train', the paper's 'CUB-200-2011'"),
         ({"readout": "mean"}, {}, "the readout is mean, the paper's cls"),
         ({"protocol_fields": changed("epochs", 5)}, {}, "epochs is 5, the paper's 90"),
@@ -166,6 +167,21 @@ def test_where_one_thing_differs_the_record_stands_apart_and_the_reason_is_told(
     found = compare_published([record(**row)], {"DINO": dino(**encoder)})
     assert found.beside == ()
     assert reason in "; ".join(found.apart[0].reasons)
+
+
+def test_where_the_paper_tells_no_transform_the_encoders_own_is_taken_and_another_stands_apart() -> None:
+    figure = figures("lip/part-segmentation-streamed", "tokens", "mIoU", "DINO")[0]
+    row = record(
+        task=figure.tasks[0],
+        protocol="paper",
+        metric="mIoU",
+        readout="tokens",
+        dataset_version="LIP",
+        protocol_fields=json.dumps(dict(figure.fields)),
+    )
+    assert len(compare_published([row], {"DINO": dino()}).beside) == 1
+    (one,) = compare_published([row], {"DINO": dino(notes=["preprocessing overridden: size"])}).apart
+    assert one.reasons == ("preprocessing overridden: size",)
 
 
 def test_a_run_that_does_not_tell_what_its_encoders_are_stands_apart() -> None:

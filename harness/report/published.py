@@ -55,6 +55,8 @@ class Published:
     fields: Mapping[str, Any]
     """Protocol fields that a record must have, with their values."""
     lr: float | None
+    preprocessing: Mapping[str, Any]
+    """What the encoder's preprocessing must be, as encoders.json tells it; the encoder's own where this is empty."""
     metric: str
     value: float | None
     """A fraction; None unless the status is `published` or `gain only`."""
@@ -156,6 +158,7 @@ def _read(row: Mapping[str, str]) -> Published:
         **listed,
         tasks=tuple(row["task"].split()) if "/" in row["task"] else (row["task"],),  # a task's name, and no words about one
         fields=json.loads(row["fields"]) if row["fields"] else {},
+        preprocessing=json.loads(row["preprocessing"]) if row["preprocessing"] else {},
         lr=float(row["lr"]) if row["lr"] else None,
         value=float(row["value"]) if has_value else None,
         status=cast(Status, told),
@@ -217,9 +220,16 @@ def _encoder_differences(figure: Published, encoder: Mapping[str, Any] | None) -
     file = Path(str((encoder.get("load_report") or {}).get("file") or "")).name
     if file not in figure.checkpoints:
         yield f"the encoder was read from {file or 'no file'}, the paper's from {' or '.join(figure.checkpoints)}"
-    for note in encoder.get("notes") or ():
-        if str(note).startswith("preprocessing overridden"):
-            yield str(note)
+    yield from _preprocessing_differences(figure, encoder)
+
+
+def _preprocessing_differences(figure: Published, encoder: Mapping[str, Any]) -> Iterator[str]:
+    own = encoder.get("preprocessing") or {}
+    for name, value in figure.preprocessing.items():
+        if own.get(name) != value:
+            yield f"the encoder's images have {name} {json.dumps(own.get(name))}, the paper's {json.dumps(value)}"
+    if not figure.preprocessing:
+        yield from (str(note) for note in encoder.get("notes") or () if str(note).startswith("preprocessing overridden"))
 
 
 def _remarks(record: Row, figure: Published) -> Iterator[str]:
