@@ -14,9 +14,11 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from harness.core import Encoder, Sample
+from harness.core import Encoder, Preprocessing, Sample
 from harness.device import Compute
 from harness.encoders import EncoderSpec, load
+from harness.encoders._create import wrap
+from harness.encoders._identity import Identity
 from harness.encoders._resnet import Resnet, ResnetShape
 from harness.errors import ProbeError, ShardError
 from harness.finetune import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
@@ -152,9 +154,13 @@ def test_rates_of_a_convolutional_network_by_block(encoders: dict[str, Encoder])
     assert {name: found[name] for name in expected} == expected
 
 
-def test_a_network_that_tells_no_layers_is_one_layer() -> None:
+def test_a_network_that_tells_no_layers_is_one_layer_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     trunk = Resnet(ResnetShape(stem=8, layers=(1, 1, 1, 1), bottleneck=False))
     assert set(layers_of(trunk).values()) == {0}
+    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=Preprocessing(size=(32, 32), resize=32), random=True)
+    found = scales(FinetuneNetwork(wrap(trunk, about), "mean", 3), layer_decay=0.5)
+    assert {scale for scale, _ in found.values()} == {1.0}
+    assert "no effect" in caplog.text
 
 
 @pytest.mark.parametrize(("architecture", "places"), [("test_vit", 6), ("test_convnext", 9), ("test_resnet", 4)])

@@ -37,7 +37,7 @@ from harness.tasks import select
 from harness.trainers import Network, Setting
 
 torch.set_num_threads(1)
-PROTOCOL = {"epochs": 4, "batch_size": 8, "rungs": 2, "eta": 2, "init_std": 0.02, "layer_decay": 0.9}
+PROTOCOL = {"epochs": 2, "batch_size": 8, "rungs": 2, "eta": 2, "init_std": 0.02, "layer_decay": 0.9}
 RATES = (1e-6, 1e-4, 1e-3, 3e-3)
 PROPOSALS: list[tuple[str, float | None]] = [("mean", rate) for rate in RATES]
 
@@ -266,7 +266,7 @@ def by_hand(study: Study, rate: float, epochs: int, compute: Compute) -> tuple[f
         seen = Epoch(source=source, threads=1, order=order)
         drawn = [fed.value for fed in seen.read(lambda sample, epoch=epoch: trainer.draw(sample, draw(study.seed, epoch, sample.key)))]  # type: ignore[misc]
         for start in range(0, len(drawn), 8):
-            trainer.step(drawn[start : start + 8], step, 4 * 5)
+            trainer.step(drawn[start : start + 8], step, 2 * 5)
             step += 1
     (state,) = trainer.fitted()
     scorer = FinetuneScorer(setting, [("mean", state)])
@@ -283,16 +283,16 @@ def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(dat
     study, _, _ = studied(data, tmp_path)
     found = runner_in(tmp_path, compute).run_round(study, 0, PROPOSALS)
     assert len(found.heads) == 4
-    first = [by_hand(study, rate, 2, compute)[0] for rate in RATES]
+    first = [by_hand(study, rate, 1, compute)[0] for rate in RATES]
     going = [one.head for one in survivors(scores(list(first), list(RATES)), 2)]
     assert len(going) == 2
     for head in found.heads:
         assert head.stopped == (head.head not in going)
-        assert head.epochs == (2 if head.stopped else 4)
+        assert head.epochs == (1 if head.stopped else 2)
         if head.stopped:
             assert head.value == first[head.head]
             continue
-        value, state = by_hand(study, RATES[head.head], 4, compute)
+        value, state = by_hand(study, RATES[head.head], 2, compute)
         assert head.value == value
         kept = runner_in(tmp_path, compute)._heads.state(study, head)
         assert kept.keys() == state.keys()
@@ -318,15 +318,15 @@ def test_climbs_in_processes_of_their_own_give_the_same_bits(data: Path, compute
     assert first.read_bytes() == second.read_bytes()
     (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
     assert [(one.seen, one.attempts) for one in accounts.of(train)] == [(12, 1)] * 3
-    # four heads of two epochs, two of which go on for two more
-    assert sum(one.images for one in accounts.of(train)) == 36 * (4 * 2 + 2 * 2)
+    # four heads of one epoch, two of which go on for another one
+    assert sum(one.images for one in accounts.of(train)) == 36 * (4 + 2)
 
 
 class Stopped(Exception):
     """An interruption."""
 
 
-@pytest.mark.parametrize(("architecture", "saves"), [("test_vit", 1), ("test_vit", 12), ("test_vit", 60), ("test_efficientnet", 13)])
+@pytest.mark.parametrize(("architecture", "saves"), [("test_vit", 1), ("test_vit", 6), ("test_vit", 30), ("test_efficientnet", 7)])
 def test_an_interrupted_round_goes_on_to_the_same_bits(
     architecture: str, saves: int, data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,12 +357,12 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     again = runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
     assert again.heads == whole.heads
     assert published("stopped", study) == published("straight", straight)
-    # two epochs of five steps for four heads, and as much again for two of them; each epoch saves once more at its end
-    assert len(steps) == 60 - (saves - saves // 6)
+    # an epoch of five steps for four heads, and another one for two of them; each epoch saves once more at its end
+    assert len(steps) == 30 - (saves - saves // 6)
     assert not list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
 
     assert runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS).heads == whole.heads
-    assert len(steps) == 60 - (saves - saves // 6), "what is done is not done again"
+    assert len(steps) == 30 - (saves - saves // 6), "what is done is not done again"
     if saves == 1:
         (tmp_path / "stopped" / "cache" / "studies" / study.id / "round-0.safetensors").unlink()
         runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
@@ -419,5 +419,5 @@ def test_a_rate_that_diverges_costs_itself_alone(data: Path, compute: Compute, t
     found = runner_in(tmp_path, compute).run_round(study, 0, [("mean", 1e30), ("mean", 1e-3)])
     assert (found.heads[0].value, found.heads[0].stopped) == (None, False)
     assert "search below it" in (found.heads[0].error or "")
-    assert (found.heads[1].epochs, found.heads[1].stopped) == (4, False)
+    assert (found.heads[1].epochs, found.heads[1].stopped) == (2, False)
     assert choose(found.heads, study.readouts) == found.heads[1]
