@@ -252,13 +252,21 @@ class Rows:
         return len(self.keys)
 
 
+QUANTITIES: Mapping[str, tuple[str, ...]] = {
+    "convergence": ("cosine", "cosine_floor", "relative_distance", "relative_distance_floor"),
+    "locality": ("same_part", "same_part_chance", "same_image", "same_image_chance", "same_class", "same_class_chance"),
+}
+"""Probe to what it measures of every item, where it predicts nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
     """One row per scored item. Enough to recompute every metric of its task.
 
     Classification: target and predicted class, score = the predicted class's probability. Retrieval: target = the query's class, prediction = its
     nearest neighbour's class (-1 without any), score = its average precision (NaN where undefined). Segmentation: one row per
-    (image, true class, predicted class) that occurs, score = number of pixels.
+    (image, true class, predicted class) that occurs, score = number of pixels. Measurements: one row per (item, quantity), target = the quantity's
+    number in QUANTITIES, prediction = -1, score = its value (NaN where undefined).
     """
 
     keys: Sequence[str]

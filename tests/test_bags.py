@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from harness.core import Predictions, Rows
+from harness.core import QUANTITIES, Predictions, Rows
 from harness.errors import ProbeError, RequestError
 from harness.metrics import metric
 from harness.metrics.bootstrap import interval
-from harness.metrics.quantities import CONVERGENCE, LOCALITY
 from harness.probes import check, defaults, is_decided, probe
 from harness.probes.bags import bags
 from harness.probes.convergence import others
 from harness.probes.linear import LinearProbe
 
 CLASSES, WIDTH = 3, 8
+CONVERGENCE, LOCALITY = QUANTITIES["convergence"], QUANTITIES["locality"]
 HOW: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
 
 
@@ -342,7 +342,7 @@ def test_neighbours_and_chance_by_brute_force(exclude: str) -> None:
 def test_patches_without_parts_have_classes_alone() -> None:
     found = probe("locality").fit(None, [None], protocol={}, **HOW).predict(patches(draws=1), 0)
     assert interval(metric("same_part"), found, CLASSES).value is None
-    assert interval(metric("same_part"), found, CLASSES).reason == "these patches have no parts, or no other patch"
+    assert interval(metric("same_part"), found, CLASSES).reason == "these patches have no parts, or there is no other patch"
     share, chance = (interval(metric(name), found, CLASSES).value for name in ("same_class", "same_class_chance"))
     assert share is not None
     assert chance == pytest.approx(39 / 119)

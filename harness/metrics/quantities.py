@@ -1,23 +1,16 @@
-"""Means of quantities that a probe measures of each item, where nothing is predicted.
-
-The rows of the predictions are one a (item, quantity): the target says which quantity, by its number in a tuple below, the score is its value, NaN
-where it is undefined, and the prediction is -1.
+"""Means of quantities that a probe measures of each item, where nothing is predicted: those of harness.core.QUANTITIES.
 
 Shape legend: N rows, G groups (images).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from harness.core import Metric, Predictions
+from harness.core import QUANTITIES, Metric, Predictions
 from harness.metrics.table import group_index, ratio
-
-CONVERGENCE = ("cosine", "cosine_floor", "relative_distance", "relative_distance_floor")
-LOCALITY = ("same_part", "same_part_chance", "same_image", "same_image_chance", "same_class", "same_class_chance")
 
 
 @dataclass(frozen=True)
@@ -26,6 +19,8 @@ class MeanOf:
 
     name: str
     number: int
+    """Among the probe's quantities: the target of its rows."""
+    unit: str
     undefined: str
     """Why it is NaN where it is."""
 
@@ -41,26 +36,22 @@ class MeanOf:
         return ratio(sums[..., 0], sums[..., 1])
 
 
-def measured(names: Sequence[str], keys: Sequence[str], groups: Sequence[str], values: Mapping[str, np.ndarray]) -> Predictions:
-    """The rows of N items: all items of the first quantity of `names`, then all of the second, … `values` are float64 [N] by quantity."""
-    count = len(names)
-    return Predictions(
-        keys=list(keys) * count,
-        groups=list(groups) * count,
-        targets=np.repeat(np.arange(count, dtype=np.int64), len(keys)),
-        predictions=np.full(count * len(keys), -1, dtype=np.int64),
-        scores=np.concatenate([np.asarray(values[name], np.float64) for name in names]),
-    )
-
-
-_NO_OTHER = "there is no other image to compare with, or embeddings are zero"
-_WHY = {
-    "cosine": "the embeddings are zero",
-    "cosine_floor": _NO_OTHER,
-    "relative_distance": "the embeddings are zero",
-    "relative_distance_floor": _NO_OTHER,
-    **dict.fromkeys(("same_part", "same_part_chance"), "these patches have no parts, or no other patch"),
-    **dict.fromkeys(("same_image", "same_image_chance"), "a query's own image is not in its gallery, or there is no other patch"),
-    **dict.fromkeys(("same_class", "same_class_chance"), "these patches have no class, or no other patch"),
+_COSINE, _NORM, _FRACTION = "cosine", "share of the norm", "fraction"
+_ZERO, _NO_OTHER = "the embeddings are zero", "there is no other image to compare with, or embeddings are zero"
+_NO_PART, _OWN_IMAGE, _NO_CLASS = (
+    f"{what}, or there is no other patch"
+    for what in ("these patches have no parts", "a query's own image is not in its gallery", "these patches have no class")
+)
+_ABOUT = {
+    "cosine": (_COSINE, _ZERO),
+    "cosine_floor": (_COSINE, _NO_OTHER),
+    "relative_distance": (_NORM, _ZERO),
+    "relative_distance_floor": (_NORM, _NO_OTHER),
+    "same_part": (_FRACTION, _NO_PART),
+    "same_part_chance": (_FRACTION, _NO_PART),
+    "same_image": (_FRACTION, _OWN_IMAGE),
+    "same_image_chance": (_FRACTION, _OWN_IMAGE),
+    "same_class": (_FRACTION, _NO_CLASS),
+    "same_class_chance": (_FRACTION, _NO_CLASS),
 }
-METRICS: tuple[Metric, ...] = tuple(MeanOf(name, number, _WHY[name]) for family in (CONVERGENCE, LOCALITY) for number, name in enumerate(family))
+METRICS: tuple[Metric, ...] = tuple(MeanOf(name, number, *_ABOUT[name]) for names in QUANTITIES.values() for number, name in enumerate(names))

@@ -23,11 +23,10 @@ from harness.core import FittedStack, Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import checked_features, needed
 from harness.probes.fields import Count, Fields
-from harness.views.bag import CENTRE_CROP, FRAME_SIDE, Bag, Placement, side_of_area
 
 Normalize = Literal["none", "each", "after"]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
-Side = Annotated[float, pydantic.Field(gt=0, le=FRAME_SIDE)]
+Side = Annotated[float, pydantic.Field(gt=0, le=224)]
 
 PATCH = re.compile(r"(?P<sample>.*)#(?P<draw>\d+)\.(?P<index>\d+)", re.DOTALL)
 """The key of a patch. A sample's key has no dot in its last part, so none looks like this."""
@@ -44,12 +43,12 @@ class BagFields(Fields):
     """A patch's share of the frame's area, as in EMP-SSL; where `patch_side` is set, that counts instead."""
     patch_side: Side | None = None
     """A patch's side in pixels of a frame of 224."""
-    frame: Share = CENTRE_CROP
+    frame: Share = 224 / 256
     """Side of the frame, which patches are cut from, as a share of the image's shorter side. The paper's is not known to us."""
     patch_seed: Annotated[int, pydantic.Field(ge=0)] = 0
     draws: Count = 3
     """How often bags are drawn anew from the same image. A grid is drawn once."""
-    placement: Placement = "random"
+    placement: Literal["random", "grid"] = "random"
     bag_size: Annotated[int, pydantic.Field(ge=0)] = 1
     """The first so many patches of a draw are a bag; 0 is the whole image, as other tasks see it, in place of a bag."""
     normalize: Normalize = "none"
@@ -57,7 +56,7 @@ class BagFields(Fields):
 
     @pydantic.field_validator("placement")
     @classmethod
-    def _grids_are_square(cls, placement: Placement, info: pydantic.ValidationInfo) -> Placement:
+    def _grids_are_square(cls, placement: str, info: pydantic.ValidationInfo) -> str:
         patches, draws = info.data.get("patches", 1), info.data.get("draws", 1)
         if placement == "grid" and (round(patches**0.5) ** 2 != patches or draws > 1):
             raise ValueError(f"a grid has a square number of patches and one draw, not patches {patches} and draws {draws}")
@@ -69,22 +68,6 @@ class BagFields(Fields):
         if size > info.data.get("patches", size):
             raise ValueError(f"a bag has at most the {info.data['patches']} patches that are encoded (protocol field patches)")
         return size
-
-    @property
-    def side(self) -> float:
-        """Of a patch, in pixels of a frame of 224."""
-        return self.patch_side if self.patch_side is not None else side_of_area(self.patch_area)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the whole image stands for the bag: it is asked for, or a patch is no smaller than the frame."""
-        return self.bag_size == 0 or self.side == FRAME_SIDE
-
-    def bag(self) -> Bag:
-        """The view that gives all patches."""
-        return Bag(
-            patches=self.patches, side=float(self.side), placement=self.placement, seed=self.patch_seed, draws=self.draws, frame=float(self.frame)
-        )
 
 
 class BagProbeFields(BagFields):

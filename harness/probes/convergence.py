@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import QUANTITIES, Predictions, Probe, Rows
 from harness.errors import ProbeError
-from harness.metrics.quantities import CONVERGENCE, measured
-from harness.metrics.table import ratio
 from harness.probes.bags import BagFields, bags
 from harness.probes.fields import no_learning_rate
+from harness.probes.measured import measured, quotient
 
 NAME = "convergence"
 
@@ -33,12 +32,12 @@ DEFAULTS: dict[str, Any] = ConvergenceFields().model_dump()
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """float64 [I] cosines of the rows of two arrays [I, D]; NaN where one of them is zero."""
-    return ratio((first * second).sum(axis=1), np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
+    return quotient((first * second).sum(axis=1), np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
 
 
 def relative_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """float64 [I]: ‖first - second‖ / ‖second‖ of the rows of two arrays [I, D]; NaN where second is zero."""
-    return ratio(np.linalg.norm(first - second, axis=1), np.linalg.norm(second, axis=1))
+    return quotient(np.linalg.norm(first - second, axis=1), np.linalg.norm(second, axis=1))
 
 
 def others(targets: np.ndarray) -> np.ndarray:
@@ -59,7 +58,7 @@ class ConvergenceStack:
     fields: ConvergenceFields
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a (image and draw, quantity), see harness.metrics.quantities: cosine and relative distance, to the own image and to another one.
+        """One row a (image and draw, quantity), see harness.core.QUANTITIES: cosine and relative distance, to the own image and to another one.
 
         Raises ProbeError where `rows` have no reference, or an image is not in it.
         """
@@ -68,9 +67,9 @@ class ConvergenceStack:
         (whole,) = bags(NAME, rows.reference, 1, self.fields.normalize).values()
         place = {key: index for index, key in enumerate(whole.keys)}
         found = [self._of(one, draw, whole, place) for draw, one in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
-        values = {name: np.concatenate([each[name] for _, each in found]) for name in CONVERGENCE}
+        values = {name: np.concatenate([each[name] for _, each in found]) for name in QUANTITIES[NAME]}
         keys, groups = [key for one, _ in found for key in one.keys], [group for one, _ in found for group in one.groups]
-        return measured(CONVERGENCE, keys, groups, values)
+        return measured(NAME, keys, groups, values)
 
     def _of(self, rows: Rows, draw: int | None, whole: Rows, place: Mapping[str, int]) -> tuple[Rows, dict[str, np.ndarray]]:
         suffix = "" if draw is None else f"#{draw}"

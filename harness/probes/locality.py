@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from harness.core import Predictions, Probe, Rows
-from harness.metrics.quantities import LOCALITY, measured
-from harness.metrics.table import ratio
 from harness.probes.fields import Count, Fields, no_learning_rate
+from harness.probes.measured import measured, quotient
 from harness.probes.retrieval import Exclude, neighbours
 
 NAME = "locality"
@@ -42,7 +41,7 @@ class LocalityStack:
     device: torch.device
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a (patch, quantity), see harness.metrics.quantities: 1 or 0 whether the neighbour is the same, and the chance that any is.
+        """One row a (patch, quantity), see harness.core.QUANTITIES: 1 or 0 whether the neighbour is the same, and the chance that any is.
 
         Where `rows` have those of their whole images as reference, their targets are parts and the reference's are classes; else theirs are
         classes. Raises ProbeError where `rows` do not fit.
@@ -59,7 +58,7 @@ class LocalityStack:
             defined = (kind[queries] >= 0) & (index[:, 0] >= 0)
             values[f"same_{name}"] = np.where(defined, (kind[queries] == kind[index[:, 0]]).astype(np.float64), np.nan)
             values[f"same_{name}_chance"] = np.where(defined, self._chance(kind, images)[queries], np.nan)
-        return measured(LOCALITY, [rows.keys[i] for i in queries], [rows.groups[i] for i in queries], values)
+        return measured(NAME, [rows.keys[i] for i in queries], [rows.groups[i] for i in queries], values)
 
     def _chance(self, kind: np.ndarray, images: np.ndarray) -> np.ndarray:
         """float64 [N]: the share of each patch's gallery that is of its own kind."""
@@ -69,7 +68,7 @@ class LocalityStack:
         elif self.fields.exclude == "image":
             _, pairs = np.unique(np.stack([kind, images]), axis=1, return_inverse=True)
             same, gallery = same - _counted(pairs.reshape(-1)), gallery - _counted(images)
-        return ratio(same, gallery)
+        return quotient(same, gallery)
 
     def _queries(self, count: int) -> np.ndarray:
         """int64 [Q], ascending."""

@@ -11,18 +11,17 @@ from typing import Annotated, Any
 
 import pydantic
 
-from harness.core import View
+from harness.core import QUANTITIES, View
 from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest
 from harness.metrics import metric
-from harness.metrics.quantities import CONVERGENCE, LOCALITY
 from harness.probes import defaults
 from harness.probes.bags import BagFields, Share
 from harness.probes.fields import Fields as CheckedFields
 from harness.tasks import Fields, Template
 from harness.tasks.objects import whole
 from harness.tasks.parts import crops, patch, selected
-from harness.views.bag import CENTRE_CROP, FRAME_SIDE, Bag
+from harness.views.bag import CENTRE_CROP, FRAME_SIDE, Bag, side_of_area
 from harness.views.whole import Whole
 
 CURVES: Mapping[str, str] = {"bag_sizes": "bag_size", "patch_sides": "patch_side"}
@@ -42,9 +41,12 @@ class GridFields(CheckedFields):
 
 
 def bag(fields: Fields) -> View:
-    """The bag that the protocol asks for, or the whole image where that stands for it."""
+    """The bag that the protocol asks for; the whole image where that is asked for, or a patch is no smaller than the frame."""
     read = BagFields.read("bag tasks", fields)
-    return Whole() if read.is_whole else read.bag()
+    side = float(read.patch_side) if read.patch_side is not None else side_of_area(read.patch_area)
+    if read.bag_size == 0 or side == FRAME_SIDE:
+        return Whole()
+    return Bag(patches=read.patches, side=side, placement=read.placement, seed=read.patch_seed, draws=read.draws, frame=float(read.frame))
 
 
 def tiles(fields: Fields) -> View:
@@ -87,7 +89,7 @@ def locality_template(manifest: Manifest) -> Template:
         name="patch-locality",
         level="part",
         probe="locality",
-        metrics=tuple(metric(one) for one in LOCALITY),
+        metrics=tuple(metric(one) for one in QUANTITIES["locality"]),
         protocols={space: {**defaults("locality"), **patches, "readouts": readouts} for space, readouts in SPACES.items()},
         view=patch if has_parts else tiles,
         reference_view=whole if has_parts else None,
@@ -104,7 +106,7 @@ def templates(manifest: Manifest) -> list[Template]:
         found += [
             bag_template(manifest, "bag-knn", "bag_knn", ACCURACIES, train_view=trained_on),
             bag_template(manifest, "bag-linear", "bag_linear", ACCURACIES, train_view=trained_on),
-            bag_template(manifest, "bag-convergence", "convergence", CONVERGENCE, reference_view=whole),
+            bag_template(manifest, "bag-convergence", "convergence", QUANTITIES["convergence"], reference_view=whole),
         ]
     if {"label", "keypoints"} & set(manifest.annotations):
         found.append(locality_template(manifest))
