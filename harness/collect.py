@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import save
 
 from harness.bank import BankSpec, BankStore, Receipt
+from harness.core import Task
 from harness.errors import BankError
 from harness.ledger import Lost, account
 from harness.plan import Plan, StudyPlan
-from harness.probes import probe
+from harness.probes.finetune import NAME as FINETUNE
+from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.search import StudyState
 from harness.study import StudyRunner, Value
@@ -170,11 +172,19 @@ def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
                 "readout": head.readout,
                 "metric": task.metrics[0].name,
                 "val_value": head.value,
-                "epochs": task.protocol.fields.get("epochs") if probe(task.probe.name).has_learning_rate else None,
+                "epochs": _epochs(task, head),
                 "seconds": one.seconds,
-                "status": "ok" if head.value is not None else "failed",
+                "status": "failed" if head.value is None else "stopped" if head.stopped else "ok",
                 "error": head.error,
             }
+
+
+def _epochs(task: Task, head: HeadScore) -> int | None:
+    """How long a head was trained: less than the protocol says where successive halving stopped it."""
+    if head.epochs is not None or not task.probe.has_learning_rate:
+        return head.epochs
+    epochs: int | None = task.protocol.fields.get("epochs")
+    return epochs
 
 
 def _ledger(accounts: Accounts) -> Iterator[dict[str, Any]]:
@@ -212,12 +222,17 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
 
 
 def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
-    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without weights leave nothing."""
+    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without weights leave nothing.
+
+    A fine-tuned network is more than a head: it stays in the cache alone.
+    """
     runner = StudyRunner(cache, torch.device("cpu"))
     for outcome in outcomes:
         if outcome.state is None or outcome.state.score is None or outcome.state.score.head is None:
             continue
         task = outcome.plan.task
+        if task.probe.name == FINETUNE:
+            continue
         path = out / "heads" / file_name(outcome.plan.encoder.name) / f"{task.name}@{task.protocol.name}.safetensors"
         try:
             state = runner.state(outcome.state.study, outcome.state.score.head)

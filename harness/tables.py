@@ -76,7 +76,7 @@ TRIALS = _schema(
     val_value=pa.float64(),
     epochs=pa.int64(),
     seconds=pa.float64(),
-    status=pa.string(),
+    status=pa.string(),  # ok, stopped, failed
     error=pa.string(),
 )
 

@@ -72,7 +72,11 @@ def test_a_fine_tuning_killed_in_its_middle_goes_on_to_the_bit(tmp_path: Path) -
         assert sums == {"train": 36, "val": 18, "test": 24}
     heads = killed.table("trials")
     assert len(heads) == 8
-    assert all(head["val_value"] is not None and head["status"] == "ok" for head in heads)
+    assert all(head["val_value"] is not None for head in heads)
+    assert {head["status"] for head in heads} == {"ok", "stopped"}
+    finished = {head["epochs"] for head in heads if head["status"] == "ok"}
+    assert len(finished) == 1
+    assert all(head["epochs"] < max(finished) for head in heads if head["status"] == "stopped"), "stopped heads tell how far they came"
 
     before = (killed.rounds, killed.table("results"))
     assert killed.run() == 0
