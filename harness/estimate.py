@@ -30,6 +30,7 @@ from harness.errors import HarnessError, ShardError
 from harness.extract import ShardWork
 from harness.manifest import Manifest, Shard, shard_url
 from harness.plan import Plan, StudyPlan
+from harness.probes import is_decided
 from harness.probes.finetune import FinetuneFields, rung_ends
 from harness.probes.linear import LinearFields
 from harness.probes.segmentation import SegmentationFields, windows
@@ -154,6 +155,18 @@ def is_scored(study: StudyPlan, store: BankStore) -> bool:
     return all(store.receipt(bank, file) is not None for file, _, _ in bank.shards)
 
 
+def rounds_of(plan: Plan, study: StudyPlan) -> int:
+    """Rounds that its search takes: none where nothing is to be chosen, one where there is one learning rate or none."""
+    if study.undefined is not None or is_decided(study.task.probe, tuple(study.banks["test"]), study.task.protocol.fields):
+        return 0
+    return plan.sweep.search.trials if study.task.probe.has_learning_rate and _searches(plan, study) else 1
+
+
+def _searches(plan: Plan, study: StudyPlan) -> bool:
+    low, high = study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
+    return bool(low < high)
+
+
 def learnt_from(study: StudyPlan) -> str:
     """The data set that a study trains on."""
     return study.task.train_dataset or study.task.dataset
@@ -232,7 +245,7 @@ def _windows(height: int, width: int, fields: SegmentationFields) -> int:
 
 def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
     """All rounds of a streamed study as they are planned from the beginning, whatever checkpoints have of it, and the scoring of the chosen head."""
-    task, search, fields = study.task, plan.sweep.search, dict(study.task.protocol.fields)
+    task, fields, rounds = study.task, dict(study.task.protocol.fields), rounds_of(plan, study)
     glance = glances.of(learnt_from(study), "train")
     samples, test = study.sources["train"].samples, study.sources["test"].samples
     held = 0.0 if "val" in study.sources else samples * HELD_OUT
@@ -244,28 +257,24 @@ def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
         crops = dense.iterations * dense.batch_size
         area = dense.crop**2 / math.prod(study.encoder.preprocessing.size)
         per_image = area * glance.windows(dense)
-        rounds = [(crops + read_to_choose, area * crops + per_image * chosen_on)] * search.trials
-        return _summed(study, rounds, test, per_image * test)
+        return _cost(study, rounds, (crops + read_to_choose, area * crops + per_image * chosen_on), (test, per_image * test))
     if task.probe.name == "finetune":
         tuned = FinetuneFields.read(task.name, fields)
         images, scored = 0.0, 0.0
-        heads, before = search.stack * len(study.banks["test"]), 0
+        heads, before = (plan.sweep.search.stack if _searches(plan, study) else 1) * len(study.banks["test"]), 0
         for end in rung_ends(tuned.epochs, tuned.rungs, tuned.eta):
             images += heads * (end - before) * (samples - held)
             scored += heads
             heads, before = max(1, heads // tuned.eta), end
-        one_round = (images + scored * read_to_choose, TRAINING_PASSES * images + scored * chosen_on)
-        return _summed(study, [one_round] * search.trials, test, test)
+        return _cost(study, rounds, (images + scored * read_to_choose, TRAINING_PASSES * images + scored * chosen_on), (test, test))
     trained = LinearFields.read(task.name, fields).epochs * (samples - held)
-    return _summed(study, [(trained + read_to_choose, trained + chosen_on)] * search.trials, test, test)
+    return _cost(study, rounds, (trained + read_to_choose, trained + chosen_on), (test, test))
 
 
-def _summed(study: StudyPlan, rounds: Sequence[tuple[float, float]], test_decoded: float, test_passes: float) -> StreamCost:
-    return StreamCost(
-        study=study,
-        decoded=sum(decoded for decoded, _ in rounds) + test_decoded,
-        passes=sum(passes for _, passes in rounds) + test_passes,
-    )
+def _cost(study: StudyPlan, rounds: int, of_round: tuple[float, float], of_test: tuple[float, float]) -> StreamCost:
+    """(decoded, passes) of every round and of the scoring."""
+    decoded, passes = (rounds * each + once for each, once in zip(of_round, of_test, strict=True))
+    return StreamCost(study=study, decoded=decoded, passes=passes)
 
 
 def bytes_of_banks(plan: Plan, work: Sequence[ShardWork], items: _Items) -> int:
@@ -398,8 +407,8 @@ def known_banks(store: BankStore, plan: Plan) -> Iterator[BankSpec]:
 def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
     """The plan and what it costs, line by line."""
     tasks = max(1, len(plan.studies) // len(plan.infos))
-    trials = sum(plan.sweep.search.trials if study.task.probe.has_learning_rate else 1 for study in plan.studies if study.undefined is None)
-    yield f"{len(plan.infos)} encoders × {tasks} tasks = {len(plan.studies)} studies, {trials} trials"
+    trials = sum(rounds_of(plan, study) for study in plan.studies)
+    yield f"{len(plan.infos)} encoders × {tasks} tasks = {len(plan.studies)} studies, {trials} rounds of search"
     for study in plan.studies:
         undefined = f"  undefined: {study.undefined}" if study.undefined else ""
         name = f"{study.encoder.name}  {study.task.name}@{study.task.protocol.name}"
@@ -435,9 +444,10 @@ def _told_time(found: Estimate, actors: int) -> Iterator[str]:
     if found.seconds is None or found.encoding is None:
         yield "estimated time: unknown, as the speed of an encoder is"
         return
+    decoding = f"{duration(found.decoding)} of decoding beside it" if found.decoding else "decoding not looked at"
     yield (
         f"estimated time: about {duration(found.seconds)} with {actors} actor{'s' if actors > 1 else ''} "
-        f"(one actor: {duration(found.encoding)} of encoding, {duration(found.decoding)} of decoding beside it)"
+        f"(one actor: {duration(found.encoding)} of encoding, {decoding})"
     )
     yield "  not counted: training and scoring of heads, retrieval, intervals, augmentation, starting Ray"
 

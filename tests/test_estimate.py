@@ -122,6 +122,30 @@ def test_fine_tuning_counts_the_rungs_of_its_heads_and_three_passes_an_image(pla
     assert cost.passes == 3 * 21 * IMAGES["train"] + 13 * IMAGES["val"] + IMAGES["test"]
 
 
+@pytest.mark.parametrize(
+    ("task", "more", "rounds"),
+    [
+        ("object-linear", {}, 2),
+        ("object-linear", {"search": {"trials": 2, "stack": 3, "lr": [0.1, 0.1]}}, 1),
+        ("object-linear@published", {}, 1),
+        ("object-knn", {}, 1),
+        ("object-retrieval@paper-cls", {}, 0),
+        ("object-retrieval@paper-projection", {}, 0),
+    ],
+)
+def test_rounds_of_search_are_those_that_there_is_something_to_choose_in(
+    planned: Callable[..., Plan], task: str, more: dict[str, Any], rounds: int
+) -> None:
+    plan = planned(tasks=[f"tiny/{task}"], **more)
+    assert [module.rounds_of(plan, study) for study in plan.studies] == [rounds]
+
+
+def test_one_fixed_learning_rate_trains_one_stream(planned: Callable[..., Plan], store: BankStore) -> None:
+    plan = planned(tasks=["tiny/object-linear-streamed"], protocol={"epochs": 7}, search={"trials": 2, "stack": 3, "lr": [0.1, 0.1]})
+    (cost,) = estimate(plan, store, actors=1).streams
+    assert cost.passes == 7 * IMAGES["train"] + IMAGES["val"] + IMAGES["test"]
+
+
 def test_a_streamed_study_that_has_read_its_test_split_is_not_counted(planned: Callable[..., Plan], store: BankStore) -> None:
     plan = planned(tasks=["tiny/object-linear-streamed"])
     bank = next(iter(plan.studies[0].banks["test"].values()))
@@ -257,7 +281,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(shards: Path, tmp_path: Path
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     for words in (
-        "1 encoders × 3 tasks = 3 studies, 4 trials",
+        "1 encoders × 3 tasks = 3 studies, 4 rounds of search",
         "7 shards, 7 of them to encode: 78 images to decode, 156 image × encoder × view passes",
         "tiny/test: 4.0 items an image, from the first 12 images of test-000.tar",
         "feature banks to write: about",
