@@ -16,7 +16,7 @@ from harness.bank import BankSpec, BankStore, Receipt
 from harness.core import Task
 from harness.errors import BankError
 from harness.ledger import Lost, account
-from harness.plan import Plan, StudyPlan
+from harness.plan import Plan, StudyPlan, view_of
 from harness.probes.finetune import NAME as FINETUNE
 from harness.propose import HeadScore
 from harness.provenance import provenance
@@ -88,7 +88,8 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
     receipts = _receipts(study, accounts, head.readout if head else None)
     manifest = plan.manifests[task.dataset]
     status, error, values = _verdict(outcome, receipts)
-    seconds = sum(receipt.seconds for receipt in receipts)
+    timed = _receipts(study, accounts, head.readout if head else None, own_view=True)
+    seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
     made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
     for metric in task.metrics:
@@ -123,7 +124,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "error": (value.reason if value else "not computed") if undefined else error,
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
-            "images_per_second": sum(receipt.images for receipt in receipts) / seconds if seconds else None,
+            "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
             "device": plan.device_type,
             "precision": plan.precision_of(info),
             "versions": json.dumps(made_with["versions"]),
@@ -132,9 +133,14 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
         }
 
 
-def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None) -> list[Receipt]:
-    """Receipts of the banks that a record rests on: those of the chosen readout, or of all where none was chosen."""
-    banks = [bank for readouts in study.banks.values() for name, bank in readouts.items() if readout is None or name == readout]
+def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:
+    """Receipts of the banks that a record rests on: those of the chosen readout, or of all where none was chosen.
+
+    With `own_view`, those of the task's own view alone: what is seen another way, such as intact images beside altered ones, takes another time.
+    """
+    own = study.task.view.identity
+    roles = [role for role in study.banks if not own_view or view_of(study.task, role).identity == own]
+    banks = [bank for role in roles for name, bank in study.banks[role].items() if readout is None or name == readout]
     return [receipt for bank in banks for receipt in accounts.of(bank)]
 
 

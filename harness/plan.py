@@ -195,7 +195,8 @@ def split_of(role: str, task: Task) -> str:
     return "test" if role == "reference" else role.removeprefix(MORE)
 
 
-def _view(task: Task, role: str) -> View:
+def view_of(task: Task, role: str) -> View:
+    """The view that the rows of a role are of."""
     if role == "reference" and task.reference_view is not None:
         return task.reference_view
     return task.train_view if role in ("train", "val") and task.train_view is not None else task.view
@@ -225,7 +226,7 @@ def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
 
 
 def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, role: str) -> BankSpec:
-    resources, view, split = plan.sweep.resources, _view(task, role), split_of(role, task)
+    resources, view, split = plan.sweep.resources, view_of(task, role), split_of(role, task)
     identity: dict[str, Any] = {
         "weights_sha256": info.weights_sha256,
         "architecture": info.architecture,
@@ -259,7 +260,7 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
     wanted: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
     for study in plan.studies:
         for role, banks in study.banks.items() if study.task.feed == "banked" else ():
-            view = _view(study.task, role)
+            view = view_of(study.task, role)
             for readout, bank in banks.items():
                 passes = wanted.setdefault((bank.dataset, bank.split), {})
                 _, jobs = passes.setdefault((study.encoder.name, view.identity), (view, {}))

@@ -49,6 +49,8 @@ class Template:
     """What the probe is trained and chosen on, where that is another view than the test split's."""
     reference_view: Callable[[Fields], View] | None = None
     """The view of the test split that the probe compares with."""
+    readouts: Callable[[Fields], tuple[str, ...]] | None = None
+    """The readouts, where other fields tell them; these are then a field that the protocols do not set."""
     chooses_readout: bool = True
     """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
     instead: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +87,8 @@ class Template:
 
     def _task(self, manifest: Manifest, protocol: str, point: Fields, overrides: Fields, instead: Task | None = None) -> Task:
         fields = {key: value for key, value in self._fields(protocol, overrides).items() if key not in self.curves} | dict(point)
+        if self.readouts is not None:
+            fields["readouts"] = self.readouts(fields)
         for readout in fields["readouts"]:
             parse_readout(readout)
         check(self.probe, fields)
