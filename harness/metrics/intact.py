@@ -1,0 +1,38 @@
+"""How far features stay what they were when their image is altered.
+
+Shape legend: N rows, G groups (images).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.core import Metric, Predictions
+from harness.metrics.table import group_index, ratio
+
+
+@dataclass(frozen=True)
+class CosineToIntact:
+    """Mean over images of the cosine between the features of the altered image and of the intact one, from -1 to 1.
+
+    It is the rows' score; images for which it is undefined (NaN: features of zeros) are left out.
+    """
+
+    name: str = "cosine_to_intact"
+    undefined: str = "no image has both altered and intact features that are not zero"
+
+    def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+        """float64 [G, 2]: sum of cosines, images."""
+        index, groups = group_index(predictions.groups)
+        defined = ~np.isnan(predictions.scores)
+        scores = np.where(defined, predictions.scores, 0.0)
+        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (scores, defined)], axis=1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., 2] counts to [...]; NaN where no image was counted."""
+        return ratio(sums[..., 0], sums[..., 1])
+
+
+METRICS: tuple[Metric, ...] = (CosineToIntact(),)

@@ -1,0 +1,95 @@
+"""The k-NN probe on altered images, and how far their features are from those of the same images intact.
+
+The gallery is of intact images, so the alteration is what a query has to bear.
+
+Shape legend: N rows, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.core import Predictions, Probe, Rows
+from harness.errors import ProbeError
+from harness.metrics.table import ratio
+from harness.probes.features import CHUNK_ROWS
+from harness.probes.fields import no_learning_rate
+from harness.probes.knn import KNNFields, KNNProbe, KNNStack
+
+NAME = "perturbed"
+
+
+class PerturbedFields(KNNFields):
+    """Those of the k-NN probe."""
+
+
+DEFAULTS: dict[str, Any] = PerturbedFields().model_dump()
+
+
+def cosine_to(reference: Rows, rows: Rows) -> np.ndarray:
+    """float64 [N]: of each row's features [D] with those of the row of the same key in `reference`; NaN where either are zeros.
+
+    Raises ProbeError where a key is not there.
+    """
+    place = {key: index for index, key in enumerate(reference.keys)}
+    lost = [key for key in rows.keys if key not in place]
+    if lost:
+        raise ProbeError(f"{NAME} probe: expected the intact image of every row, got none of {lost[0]!r}; give both banks of one split")
+    index = np.array([place[key] for key in rows.keys], dtype=np.int64)
+    found = []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        altered = rows.features[start : start + CHUNK_ROWS].astype(np.float64)
+        intact = reference.features[index[start : start + CHUNK_ROWS]].astype(np.float64)
+        norms = [np.sqrt((one * one).sum(axis=1)) for one in (altered, intact)]
+        found.append(ratio((altered * intact).sum(axis=1), norms[0] * norms[1]))
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PerturbedStack:
+    """The training rows, and how they vote."""
+
+    inner: KNNStack
+
+    def predict(self, rows: Rows, head: int) -> Predictions:
+        """What k-NN tells of each row; the score is the cosine with the intact image's features, NaN where no reference came along.
+
+        Raises ProbeError where `rows`, or their reference, do not fit.
+        """
+        told = self.inner.predict(rows, head)
+        scores = np.full(len(rows), np.nan) if rows.reference is None else cosine_to(rows.reference, rows)
+        return replace(told, scores=scores)
+
+    def state(self, head: int) -> dict[str, torch.Tensor]:
+        """Empty: the training rows are all there is."""
+        return {}
+
+
+@dataclass(frozen=True)
+class PerturbedProbe:
+    """Weighted k nearest neighbours beside the cosine with a reference. Nothing is trained, so `lrs` is [None]."""
+
+    name: str = NAME
+    has_learning_rate: bool = False
+    needs_train: bool = True
+
+    def fit(
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> PerturbedStack:
+        """A stack of one head. Raises ProbeError on rows or protocol fields that cannot be, or on learning rates."""
+        no_learning_rate(NAME, lrs)
+        return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
+
+    def restore(
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> PerturbedStack:
+        """The same from the training rows alone."""
+        return PerturbedStack(inner=KNNProbe().restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device))
+
+
+PROBE: Probe = PerturbedProbe()
