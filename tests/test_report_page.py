@@ -17,7 +17,7 @@ from report_example import Example, Row, name_of
 
 from harness.report import write_report
 from harness.report.board import Column, make_board
-from harness.report.curves import learning_rates, studies
+from harness.report.learning_rates import learning_rates, studies
 from harness.report.paired import compare
 from harness.report.palette import look
 from harness.report.run import read_run

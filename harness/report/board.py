@@ -1,7 +1,7 @@
 """Results as a board: encoders down, tasks across, and only what may be ranked together in one column.
 
 Two rows may be ranked together where they share task, metric, protocol with all its fields, data set version, split, device and precision. Rows that
-are not `ok` stand on the board with their reason and are never ranked.
+are not `ok` stand on the board with their reason and are never ranked. Points of a curve are no columns: harness.report.curves reads them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from harness.report.points import is_point
 from harness.report.units import FRACTION, is_defined, unit
 
 Row = Mapping[str, Any]
@@ -119,8 +120,8 @@ def main_rows(results: Sequence[Row]) -> list[Row]:
 
 
 def make_board(results: Sequence[Row]) -> Board:
-    """The board of each task's main metric: object tasks first, then part tasks, each in the order of the results."""
-    rows = main_rows(results)
+    """The board of each task's main metric: object tasks first, then part tasks, each in the order of the results. Points of curves are left out."""
+    rows = main_rows([row for row in results if not is_point(row["protocol"])])
     columns: list[Column] = []
     cells: dict[tuple[str, Column], Row] = {}
     for row in sorted(rows, key=lambda row: not is_defined(row["value"])):  # rows with a value know their columns

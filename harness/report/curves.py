@@ -1,158 +1,257 @@
-"""Score on the selection split against learning rate: a panel for every study that searched one, a line for every readout."""
+"""Rows that are points of a curve: how they are told from other rows, and what lies on one curve.
+
+A task that is asked for at several points is one row a point, whose protocol is named `<protocol>[<field>=<value>,…]`. Such rows stand in no
+ranking and in no column of their own: they are read as curves.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report.board import Row, parsed
-from harness.report.drawing import INK, MUTED, Drawing, canvas, png
-from harness.report.palette import WRONG, Look, Style, mix
-from harness.report.units import is_defined, plain, scale
+from harness.report.board import Row, canonical, encoders_of, is_ranked, parsed, reason, status
+from harness.report.points import base_protocol, is_point, told_fields
+from harness.report.units import is_defined
 
-NAME = "learning_rates"
-_LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)))
-_MARKERS = "os^Dv<>p"
-_TINTS = (0.0, 0.35, 0.55, 0.0, 0.55, 0.35)
+Value = str | float | int | bool | None
+Place = tuple[Value, ...]
+"""Values of some fields, in an order told beside it."""
+KEPT = "kept_share"
+FLOORS = ("_floor", "_chance")
+"""Endings of metrics that are the floor of the metric named before them."""
+SPREAD = "_sd"
+"""Ending of metrics that are the spread of the metric named before them."""
 
-TaskKey = tuple[str, str]
-"""Task and protocol."""
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """A row and where it lies on its curve."""
+
+    row: Row
+    place: Mapping[str, Value]
+
+    @property
+    def is_drawn(self) -> bool:
+        return is_defined(self.row["value"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
-    """The heads of one (encoder, task, protocol) that have a learning rate, and the chosen one if any."""
+class Panel:
+    """A metric with those that belong to it."""
 
-    encoder: str
-    task: TaskKey
-    heads: Sequence[Row]
-    chosen: Mapping[str, Any]
-    """The chosen head's hyperparameters; empty where none was chosen."""
-
-    def is_chosen(self, head: Row) -> bool:
-        return bool(self.chosen) and all(self.chosen.get(name) == head[name] for name in ("lr", "readout"))
+    metric: str
+    floor: str | None = None
+    """What the metric is without what is asked about: its floor, or chance."""
+    spread: str | None = None
+    """The metric's standard deviation over draws."""
 
     @property
-    def failed(self) -> list[Row]:
-        return [head for head in self.heads if not is_defined(head["val_value"])]
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(one for one in (self.metric, self.floor, self.spread) if one)
 
 
-def studies(results: Sequence[Row], trials: Sequence[Row]) -> list[Study]:
-    """Studies in the order of the trials."""
-    chosen: dict[tuple[str, TaskKey], Mapping[str, Any]] = {}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """All points of one task under one protocol, of every encoder."""
+
+    task: str
+    """With its data set."""
+    protocol: str
+    """Without the point."""
+    qualifier: str
+    """What tells it from other curves of the task and protocol; empty where there are none."""
+    level: str
+    dataset: str
+    encoders: tuple[str, ...]
+    x: str
+    """The field that varies along the curve."""
+    others: tuple[str, ...]
+    """Other fields that vary."""
+    fixed: Mapping[str, Value]
+    """Fields of the point that have one value only."""
+    places: tuple[Place, ...]
+    """Values of the other fields, each combination once; `((),)` where there are none."""
+    panels: tuple[Panel, ...]
+    points: tuple[Point, ...]
+
+    @property
+    def title(self) -> str:
+        return " · ".join(word for word in (self.task, self.protocol, self.qualifier) if word)
+
+    def along(self, encoder: str, metric: str, place: Place = ()) -> list[Point]:
+        """The points of one line, ok or not, by ascending x; those where nothing is set come last."""
+        found = [
+            point
+            for point in self.points
+            if point.row["encoder"] == encoder and point.row["metric"] == metric and tuple(point.place[name] for name in self.others) == place
+        ]
+        return sorted(found, key=lambda point: order(point.place[self.x]))
+
+    def values(self) -> list[Value]:
+        """Every x there is, ascending."""
+        return sorted({point.place[self.x] for point in self.points}, key=order)
+
+    def main_points(self) -> list[Point]:
+        """A point of each row of the first metric, and of those that failed before they had one."""
+        return [point for point in self.points if point.row["metric"] in (None, self.panels[0].metric if self.panels else None)]
+
+
+def order(value: Value) -> tuple[int, float, str]:
+    """Numbers by size, then words, then what is not set."""
+    if value is None:
+        return 2, 0.0, ""
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, value)
+
+
+def curves(results: Sequence[Row]) -> list[Curve]:
+    """Every curve of a run, in the order of its results.
+
+    A row under the bare protocol of a curve is its point where nothing is set, and stays a row of its own elsewhere too.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
     for row in results:
-        chosen.setdefault((row["encoder"], (row["task"], row["protocol"])), {"readout": row["readout"], **parsed(row["hyperparameters"])})
-    grouped: dict[tuple[str, TaskKey], list[Row]] = {}
-    for trial in trials:
-        if trial["lr"] is not None:
-            grouped.setdefault((trial["encoder"], (trial["task"], trial["protocol"])), []).append(trial)
+        if is_point(row["protocol"]):
+            fields = names.setdefault((row["task"], base_protocol(row["protocol"])), [])
+            fields += [name for name in told_fields(row["protocol"]) if name not in fields]
+    grouped: dict[tuple[str, ...], list[Row]] = {}
+    for row in results:
+        base = base_protocol(row["protocol"])
+        if (row["task"], base) in names:
+            same = _shared(row, names[row["task"], base])
+            grouped.setdefault((row["task"], base, same), []).append(row)
+    alike: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for key in grouped:
+        alike.setdefault((key[0], key[1]), []).append(key)
     return [
-        Study(encoder=encoder, task=task, heads=sorted(heads, key=lambda head: head["lr"]), chosen=chosen.get((encoder, task), {}))
-        for (encoder, task), heads in grouped.items()
+        _curve(rows, names[key[0], key[1]], qualifier=f"variant {alike[key[0], key[1]].index(key) + 1}" if len(alike[key[0], key[1]]) > 1 else "")
+        for key, rows in grouped.items()
+        if any(is_point(row["protocol"]) for row in rows)
     ]
 
 
-def learning_rates(found: Sequence[Study], encoders: Sequence[str], look: Look) -> Drawing:
-    """Encoders down, tasks across; the chosen head ringed, failed heads as crosses on the floor."""
-    tasks = sorted({study.task for study in found}, key=lambda task: (task[0].rpartition("/")[2], task))  # object before part
-    rows = [encoder for encoder in encoders if any(study.encoder == encoder for study in found)]
-    if not found or not rows:
-        return Drawing(name=NAME, absent="no task of this run searches a learning rate")
-    by_place = {(study.encoder, study.task): study for study in found}
-    readouts = list(dict.fromkeys(head["readout"] for study in found for head in study.heads))
-    across, down = len(tasks), len(rows)
-    width = max(6.4, 0.9 + 2.9 * across)
-    legend_rows = -(-(len(readouts) + 2) // int(width / 1.3))
-    below = 0.55 + 0.2 * legend_rows
-    height = below + 0.35 + 1.5 * down
-    with canvas(width, height) as figure:
-        grid = figure.add_gridspec(
-            down, across, left=0.62 / width, right=1 - 0.12 / width, bottom=below / height, top=1 - 0.45 / height, wspace=0.16, hspace=0.3
-        )
-        for column, task in enumerate(tasks):
-            shared = None
-            for row, encoder in enumerate(rows):
-                axes = figure.add_subplot(grid[row, column], sharex=shared, sharey=shared)
-                shared = shared or axes
-                study = by_place.get((encoder, task))
-                if study is None:
-                    axes.text(0.5, 0.5, "nothing was searched", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8)
-                else:
-                    _panel(axes, study, readouts, look.styles[encoder])
-                axes.tick_params(labelbottom=row == down - 1)
-                axes.text(0.0, 1.03, plain(encoder, 40), transform=axes.transAxes, fontsize=8, color=mix(look.styles[encoder].colour, INK, 0.35))
-            _floor(shared)
-            title = _title(task, tasks)
-            x = (grid[0, column].get_position(figure).x0 + grid[0, column].get_position(figure).x1) / 2
-            figure.text(x, 1 - 0.09 / height, plain(title, 44), ha="center", va="top", fontweight="bold", fontsize=9.5)
-        metrics = sorted({head["metric"] for study in found for head in study.heads if head["metric"]})
-        percent = " (%)" if all(scale(metric) == 100 for metric in metrics) else ""
-        figure.text(0.16 / width, 0.5, plain(f"{' or '.join(metrics)} on the selection split{percent}"), rotation=90, va="center", ha="center")
-        figure.text(0.5, (below - 0.38) / height, "learning rate", ha="center", va="bottom")
-        _legend(figure, readouts, legend_rows, failed=any(study.failed for study in found))
-        data = png(figure)
-    return Drawing(name=NAME, png=data, alt=f"Score on the selection split against learning rate, {len(found)} studies", notes=tuple(_notes(found)))
+def _shared(row: Row, fields: Sequence[str]) -> str:
+    """All that points of one curve share besides task and protocol."""
+    others = {name: value for name, value in parsed(canonical(row["protocol_fields"])).items() if name not in fields}
+    return repr((row["dataset_version"], row["split"], sorted(others.items(), key=lambda item: item[0])))
 
 
-def _panel(axes: Any, study: Study, readouts: Sequence[str], style: Style) -> None:
-    axes.set_xscale("log")
-    for i, readout in enumerate(readouts):
-        heads = [head for head in study.heads if head["readout"] == readout and is_defined(head["val_value"])]
-        values = [head["val_value"] * scale(head["metric"]) for head in heads]
-        line = {"color": mix(style.colour, "#ffffff", _TINTS[i % len(_TINTS)]), "linestyle": _LINES[i % len(_LINES)], "linewidth": 1.2}
-        face = style.face if style.random else line["color"]
-        axes.plot([h["lr"] for h in heads], values, marker=_MARKERS[i % len(_MARKERS)], markersize=3.6, markerfacecolor=face, zorder=2, **line)
-        for head, value in zip(heads, values, strict=True):
-            if study.is_chosen(head):
-                axes.plot(head["lr"], value, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.5, zorder=4)
-    for head in study.failed:
-        axes.plot(head["lr"], 0.05, marker="x", color=WRONG, markersize=5.5, markeredgewidth=1.5, transform=axes.get_xaxis_transform(), zorder=3)
+def _curve(rows: Sequence[Row], fields: Sequence[str], *, qualifier: str) -> Curve:
+    points = tuple(Point(row=row, place=_place(row, fields)) for row in rows)
+    counts = {name: len({point.place[name] for point in points}) for name in fields}
+    x = max(fields, key=lambda name: (any(_is_number(point.place[name]) for point in points), counts[name]))
+    others = tuple(name for name in fields if name != x and counts[name] > 1)
+    first = rows[0]
+    return Curve(
+        task=first["task"],
+        protocol=base_protocol(first["protocol"]),
+        qualifier=qualifier,
+        level=first["level"],
+        dataset=first["dataset"],
+        encoders=encoders_of(rows),
+        x=x,
+        others=others,
+        fixed={name: points[0].place[name] for name in fields if name != x and counts[name] == 1},
+        places=tuple(dict.fromkeys(tuple(point.place[name] for name in others) for point in points)),
+        panels=_panels(list(dict.fromkeys(row["metric"] for row in rows if row["metric"]))),
+        points=points,
+    )
 
 
-def _floor(axes: Any) -> None:
-    """Room below the lowest score for the crosses of failed heads, and decades that stay readable."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    low, high = axes.get_ylim()
-    if math.isfinite(low) and high > low:
-        axes.set_ylim(low - 0.14 * (high - low), high + 0.06 * (high - low))
-    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _legend(figure: Any, readouts: Sequence[str], rows: int, *, failed: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    handles, words = [], []
-    for i, readout in enumerate(readouts):
-        colour = mix("#24292f", "#ffffff", _TINTS[i % len(_TINTS)])
-        handles.append(
-            Line2D([], [], color=colour, linestyle=_LINES[i % len(_LINES)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=1.2)
-        )
-        words.append(plain(readout, 24))
-    handles.append(Line2D([], [], color=INK, marker="o", markersize=9, markerfacecolor="none", markeredgewidth=1.5, linestyle=""))
-    words.append("chosen")
-    if failed:
-        handles.append(Line2D([], [], color=WRONG, marker="x", markersize=6, markeredgewidth=1.5, linestyle=""))
-        words.append("failed, no score")
-    figure.legend(handles, words, loc="lower center", ncols=-(-len(words) // rows), frameon=False, fontsize=8)
+def _place(row: Row, fields: Sequence[str]) -> dict[str, Value]:
+    """Values of the point's fields, from the protocol's fields, or else from the protocol's name."""
+    known, told = parsed(row["protocol_fields"]), told_fields(row["protocol"])
+    return {name: _plain(known[name]) if name in known else _from_text(told.get(name)) for name in fields}
 
 
-def _title(task: TaskKey, tasks: Sequence[TaskKey]) -> str:
-    """The task, with its data set and its protocol where there are several."""
-    several_sets = len({name.rpartition("/")[0] for name, _ in tasks}) > 1
-    several_protocols = sum(name == task[0] for name, _ in tasks) > 1
-    name = task[0] if several_sets else task[0].rpartition("/")[2]
-    return f"{name} · {task[1]}" if several_protocols else name
+def _plain(value: Any) -> Value:
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _notes(found: Sequence[Study]) -> list[str]:
-    lost = [head for study in found for head in study.failed]
-    if not lost:
+def _from_text(text: str | None) -> Value:
+    if text is None:
+        return None
+    try:
+        return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+    except ValueError:
+        return text
+
+
+def _panels(metrics: Sequence[str]) -> tuple[Panel, ...]:
+    """A panel for each metric that is neither floor nor spread of another one."""
+
+    def belonging(metric: str, endings: Iterable[str]) -> str | None:
+        return next((f"{metric}{ending}" for ending in endings if f"{metric}{ending}" in metrics), None)
+
+    attached = {belonging(metric, (ending,)) for metric in metrics for ending in (*FLOORS, SPREAD)}
+    return tuple(
+        Panel(metric=metric, floor=belonging(metric, FLOORS), spread=belonging(metric, (SPREAD,))) for metric in metrics if metric not in attached
+    )
+
+
+# --- what is not ok, and a line for each curve ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotOk:
+    """Points of one encoder and curve that have one status for one reason."""
+
+    encoder: str
+    curve: str
+    status: str
+    reason: str
+    points: int
+    of: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.curve} ({'every point' if self.points == self.of else f'{self.points} of {self.of} points'})"
+
+
+def not_ok(found: Sequence[Curve]) -> list[NotOk]:
+    """What is not ok of the curves' first metrics, one for each encoder, curve, status and reason."""
+    lines = []
+    for curve in found:
+        for encoder in curve.encoders:
+            rows = [point.row for point in curve.main_points()]
+            its = [row for row in rows if row["encoder"] == encoder and is_point(row["protocol"])]  # other rows are told where they stand
+            told = Counter((status(row), reason(row)) for row in its if not is_ranked(row))
+            lines += [
+                NotOk(encoder=encoder, curve=curve.title, status=state, reason=why, points=count, of=len(its)) for (state, why), count in told.items()
+            ]
+    return lines
+
+
+def ends(curve: Curve, encoder: str) -> tuple[Point, Point] | None:
+    """The first and the last point of an encoder's curve that have a value, of the first metric, at the first of the other fields' values.
+
+    None where there is none.
+    """
+    for panel in curve.panels[:1]:
+        for place in curve.places:
+            drawn = [point for point in curve.along(encoder, panel.metric, place) if point.is_drawn]
+            if drawn:
+                return drawn[0], drawn[-1]
+    return None
+
+
+def speeds(curve: Curve, encoder: str, place: Place = ()) -> list[tuple[Value, float]]:
+    """(x, images a second there over images a second where everything is kept), ascending; empty where the latter was not measured.
+
+    Of curves along the share of tokens that is kept: how much time that saves.
+    """
+    if curve.x != KEPT or not curve.panels:
         return []
-    heads, studies_hit = sum(len(study.heads) for study in found), sum(bool(study.failed) for study in found)
-    why = lost[0]["error"] or "no reason was recorded"
-    return [f"{len(lost)} of {heads} heads, in {studies_hit} of {len(found)} studies, have no score; the first of them: {why}"]
+    found = {
+        point.place[KEPT]: point.row["images_per_second"]
+        for point in curve.along(encoder, curve.panels[0].metric, place)
+        if is_defined(point.row["images_per_second"])
+    }
+    intact = found.get(1)
+    return [(value, speed / intact) for value, speed in found.items()] if intact and len(found) > 1 else []

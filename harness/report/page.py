@@ -10,11 +10,14 @@ from typing import Any
 import jinja2
 
 from harness.report.board import Board, make_board
-from harness.report.curves import learning_rates, studies
+from harness.report.curve_figure import caption, curve_figure
+from harness.report.curve_table import CurveSection, curve_section, figure_names
+from harness.report.curves import Curve, curves
 from harness.report.drawing import Drawing
 from harness.report.gallery import galleries
+from harness.report.learning_rates import learning_rates, studies
 from harness.report.mosaic import mosaic
-from harness.report.paired import Comparisons, compare
+from harness.report.paired import compare
 from harness.report.palette import RIGHT, WRONG, Look, look
 from harness.report.published import compare_published, read_encoders
 from harness.report.run import Run, random_twins, read_run
@@ -23,6 +26,8 @@ from harness.report.sections import headline, ledger_sum, paired_table, provenan
 from harness.tables import file_name, publish
 
 GALLERY = "gallery"
+_SERIES = (f"{GALLERY}-*.png", "curve_*.png")
+"""Figures of which a run has as many as it has curves and galleries."""
 
 
 def write_report(out: Path, *, shards: str | None) -> Path:
@@ -34,23 +39,33 @@ def write_report(out: Path, *, shards: str | None) -> Path:
     run = read_run(out)
     board = make_board(run.results)
     looks = look(board.encoders, random_twins(run.sweep))
-    compared = compare(run, board, looks.twins)
-    drawings = _drawings(run, board, looks, shards)
-    for drawing in drawings:
-        _publish(out / "figures" / f"{drawing.name}.png", drawing.png)
+    found = curves(run.results)
+    drawings = _drawings(run, board, looks, shards, found)
+    _write_figures(out / "figures", drawings)
     page = out / "report.html"
-    _publish(page, _html(run, board, looks, compared, drawings).encode())
+    _publish(page, _html(run, board, looks, found, drawings).encode())
     return page
 
 
-def _drawings(run: Run, board: Board, looks: Look, shards: str | None) -> list[Drawing]:
+def _drawings(run: Run, board: Board, looks: Look, shards: str | None, along: Sequence[Curve]) -> list[Drawing]:
     drawings = [object_part(board, looks), learning_rates(studies(run.results, run.trials), board.encoders, looks)]
+    drawings += [curve_figure(curve, looks, name) for curve, name in zip(along, figure_names(along), strict=True)]
     found = galleries(run, board, shards)
     if not found:
         return [*drawings, Drawing(name=GALLERY, absent="no retrieval task of this run kept its nearest neighbours")]
     for i, gallery in enumerate(found):
         drawings.append(mosaic(gallery, looks, GALLERY if i == 0 else f"{GALLERY}-{file_name(gallery.column.dataset)}-{i}"))
     return drawings
+
+
+def _write_figures(folder: Path, drawings: Sequence[Drawing]) -> None:
+    """Write every figure, and leave no figure of an older report."""
+    for drawing in drawings:
+        _publish(folder / f"{drawing.name}.png", drawing.png)
+    drawn = {f"{drawing.name}.png" for drawing in drawings}
+    for path in [path for kind in _SERIES for path in folder.glob(kind)]:
+        if path.name not in drawn:
+            path.unlink()
 
 
 def _publish(path: Path, data: bytes | None) -> None:
@@ -62,16 +77,18 @@ def _publish(path: Path, data: bytes | None) -> None:
         temporary.write_bytes(data)
 
 
-def _html(run: Run, board: Board, looks: Look, compared: Sequence[Comparisons], drawings: Sequence[Drawing]) -> str:
+def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings: Sequence[Drawing]) -> str:
+    compared = compare(run, board, looks.twins)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     figures = {drawing.name: _figure(drawing) for drawing in drawings}
     return environment.get_template("report.html.j2").render(
         title=str(run.sweep.get("name") or run.out.resolve().name),
-        headline=headline(board, looks, compared),
+        headline=headline(board, looks, compared, along),
         scatter=figures["object_part"],
-        curves=figures["learning_rates"],
+        learning_rates=figures["learning_rates"],
+        curves=_curve_sections(along, looks, figures),
         galleries=[figure for name, figure in figures.items() if name.startswith(GALLERY)],
         paired=paired_table(board, looks, compared),
         published=published_table(compare_published(run.results, read_encoders(run.out)), looks),
@@ -85,6 +102,14 @@ def _html(run: Run, board: Board, looks: Look, compared: Sequence[Comparisons], 
         right=RIGHT,
         wrong=WRONG,
     )
+
+
+def _curve_sections(along: Sequence[Curve], looks: Look, figures: Mapping[str, Mapping[str, Any]]) -> list[CurveSection]:
+    random = {name for name, style in looks.styles.items() if style.random}
+    return [
+        curve_section(curve, looks, figures[name], caption(curve, random=bool(random & set(curve.encoders))))
+        for curve, name in zip(along, figure_names(along), strict=True)
+    ]
 
 
 def _figure(drawing: Drawing) -> Mapping[str, Any]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
+from harness.report.curves import Curve, not_ok
 from harness.report.paired import Comparisons, shows_all_pairs
 from harness.report.palette import Look, Style
+from harness.report.points import is_point
 from harness.report.published import Comparison, Published
 from harness.report.units import FRACTION, interval, is_defined, number, unit
 
@@ -60,21 +62,32 @@ class Headline:
     rows: Sequence[tuple[Name, Sequence[Cell]]]
     not_ok: Sequence[tuple[str, str, str, str]]
     """Encoder, task, status, reason."""
+    not_ok_count: int
+    """Records that these lines speak of: a line may speak of many points of one curve."""
     counts: Sequence[tuple[str, int]]
-    """Status to number of records."""
+    """Status to number of records, one for each point of a curve."""
+    curves: int
 
 
-def headline(board: Board, look: Look, compared: Sequence[Comparisons]) -> Headline:
+def headline(board: Board, look: Look, compared: Sequence[Comparisons], found: Sequence[Curve] = ()) -> Headline:
+    """The board as a table; of curves only what is not ok, and how many there are."""
     named = titles(board.columns)
     by_column = {one.column: one for one in compared}
+    points = [point.row for curve in found for point in curve.main_points() if is_point(point.row["protocol"])]
+    odd, odd_points = board.not_ok(), not_ok(found)
     return Headline(
         levels=[(level, count) for level in _levels(board) if (count := sum(column.level == level for column in board.columns))],
         heads=[_head(board, column, named) for column in board.columns],
         rows=[
             (name(encoder, look), [_cell(board, encoder, column, by_column.get(column)) for column in board.columns]) for encoder in board.encoders
         ],
-        not_ok=[(row["encoder"], " · ".join(word for word in named[column] if word), status(row), reason(row)) for column, row in board.not_ok()],
-        counts=Counter(status(row) for row in board.cells.values()).most_common(),
+        not_ok=[
+            *((row["encoder"], " · ".join(word for word in named[column] if word), status(row), reason(row)) for column, row in odd),
+            *((one.encoder, one.where, one.status, one.reason) for one in odd_points),
+        ],
+        not_ok_count=len(odd) + sum(one.points for one in odd_points),
+        counts=Counter(status(row) for row in (*board.cells.values(), *points)).most_common(),
+        curves=len(found),
     )
 
 

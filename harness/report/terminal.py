@@ -1,4 +1,7 @@
-"""The board on a terminal: encoders down, tasks across, as many tables as the width asks for; one encoder alone is a list of tasks."""
+"""The board on a terminal: encoders down, tasks across, as many tables as the width asks for; one encoder alone is a list of tasks.
+
+Of a curve only the ends are told, a line for each encoder.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report.board import Board, Column, Row, make_board, reason, status, titles
+from harness.report.curve_table import in_words
+from harness.report.curves import Curve, NotOk, curves, not_ok
 from harness.report.units import FRACTION, interval, number, plain, unit
 
 _NAME_WIDTH = 26
@@ -21,18 +26,21 @@ _STYLES = {"incomplete": "yellow", "failed": "red", "undefined": "dim"}
 
 
 def terminal(results: Sequence[Row], console: Console) -> None:
-    """Print the main metric of every encoder and task with its 95 % interval, the best of each task in bold, and why rows are not ok."""
-    board = make_board(results)
-    if not board.columns:
+    """Print the main metric of every encoder and task with its 95 % interval, the best of each task in bold, and why rows are not ok.
+
+    Curves are told by their ends.
+    """
+    board, along = make_board(results), curves(results)
+    if not board.columns and not along:
         console.print("No records.")
         return
-    if len(board.encoders) == 1:
+    if board.columns and len(board.encoders) == 1:
         console.print(_one_encoder(board))
-    else:
+    elif board.columns:
         for columns in _that_fit(board.columns, console.width):
             console.print()
             console.print(_several_encoders(board, columns))
-    for line in _notes(board, console.width):
+    for line in (*_curves(along), *_notes(board, not_ok(along), console.width)):
         console.print(line, soft_wrap=True)
 
 
@@ -96,17 +104,28 @@ def _cell(board: Board, encoder: str, column: Column, *, newline: bool) -> Text:
     return text.append("\n" if newline else " ").append(between, style="not bold dim")
 
 
-def _notes(board: Board, width: int) -> Iterator[Text]:
+def _curves(along: Sequence[Curve]) -> Iterator[Text]:
+    """The first and the last point of every encoder's curve, curve by curve."""
+    title = ""
+    for line in in_words(along):
+        if line.curve != title:
+            yield Text(f"\n{plain(line.curve)}", style="bold")
+        title = line.curve
+        yield Text(f"  {plain(line.encoder, _NAME_WIDTH)}  ").append(plain(line.text), style="dim")
+
+
+def _notes(board: Board, odd_points: Sequence[NotOk], width: int) -> Iterator[Text]:
     percent = all(unit(column.metric) == FRACTION for column in board.columns if column.metric)
     bold = " Bold: the best of those that may be ranked together." if len(board.encoders) > 1 else ""
     yield Text(f"{'Percent' if percent else 'Percent for fractions'}, with 95 % bootstrap intervals over images.{bold}", style="dim")
     odd = board.not_ok()
     named = titles(board.columns)
-    if any(status(row) == "incomplete" for _, row in odd):
+    reasons = [(status(row), " · ".join(plain(word) for word in (row["encoder"], *named[column]) if word), reason(row)) for column, row in odd]
+    reasons += [(one.status, plain(f"{one.encoder} · {one.where}"), one.reason) for one in odd_points]
+    if any(state == "incomplete" for state, _, _ in reasons):
         yield Text("* incomplete: over what was seen, never ranked.", style=_STYLES["incomplete"])
-    for column, row in odd[:_REASONS]:
-        where = " · ".join(plain(word) for word in (row["encoder"], *named[column]) if word)
-        line = Text(f"{status(row)}: ", style=_STYLES.get(status(row), ""))
-        yield line.append(plain(f"{where}: {reason(row)}", max(60, 2 * width)), style="default")
-    if len(odd) > _REASONS:
-        yield Text(f"… and {len(odd) - _REASONS} more that are not ok; the report lists all of them.")
+    for state, where, why in reasons[:_REASONS]:
+        line = Text(f"{state}: ", style=_STYLES.get(state, ""))
+        yield line.append(plain(f"{where}: {why}", max(60, 2 * width)), style="default")
+    if len(reasons) > _REASONS:
+        yield Text(f"… and {len(reasons) - _REASONS} more that are not ok; the report lists all of them.")

@@ -1,0 +1,216 @@
+"""A curve as a picture: a panel for every metric and for every combination of what else varies, a line for every encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.report.axes import Positions, axis_of, positions, told
+from harness.report.board import status
+from harness.report.curves import Curve, Panel, Place, Point, speeds
+from harness.report.drawing import INK, MUTED, Drawing, canvas, png
+from harness.report.palette import Look, Style
+from harness.report.units import FRACTION, is_defined, plain, scale, unit
+
+_ACROSS = 3
+_BANDS = 4
+"""Bands of more encoders than these would hide each other; they get bars."""
+_WIDTH, _HEIGHT = 3.5, 2.6
+_FLOOR = (0, (2.5, 2))
+_INTACT = "images per second, over those with all tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One panel of the picture."""
+
+    panel: Panel | None
+    """None for the speed."""
+    place: Place
+
+
+def curve_figure(curve: Curve, look: Look, name: str) -> Drawing:
+    """The curve's picture; absent where no point has a value."""
+    if not any(point.is_drawn for point in curve.points):
+        return Drawing(name=name, absent="no point of it has a value")
+    places = positions(curve.x, curve.values())
+    rows = list(_rows(curve))
+    across, down = max(len(row) for row in rows), len(rows)
+    in_a_row = max(1, min(len(curve.encoders) + 1, int(across * _WIDTH / 2.1)))
+    legend = 0.14 + 0.21 * -(-(len(curve.encoders) + 1) // in_a_row)
+    width, height = 0.75 + _WIDTH * across, legend + 0.6 + (_HEIGHT + 0.55) * down
+    with canvas(width, height) as figure:
+        grid = figure.add_gridspec(
+            down, across, left=0.72 / width, right=1 - 0.15 / width, bottom=(legend + 0.62) / height, top=1 - 0.38 / height, wspace=0.26, hspace=0.42
+        )
+        for i, row in enumerate(rows):
+            shared = None
+            for j, cell in enumerate(row):
+                axes = figure.add_subplot(grid[i, j], sharey=shared if len(curve.places) > 1 else None)
+                shared = shared or axes
+                _draw(axes, curve, cell, places, look)
+        _legend(figure, curve, look, in_a_row)
+        data = png(figure)
+    alt = f"{curve.title}: {', '.join(panel.metric for panel in curve.panels)} against {axis_of(curve.x).label} for {len(curve.encoders)} encoders"
+    return Drawing(name=name, png=data, alt=plain(alt))
+
+
+def caption(curve: Curve, *, random: bool) -> str:
+    """What the picture shows, and what its signs mean."""
+    fixed = ", ".join(told(name, value) for name, value in curve.fixed.items() if value is not None)
+    drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
+    words = [f"{'Bands' if len(curve.encoders) <= _BANDS else 'Bars'} are 95 % bootstrap intervals over images"]
+    if any(panel.floor in drawn for panel in curve.panels):
+        words.append("dashed lines without markers are floors, or what chance gives")
+    if any(panel.spread in drawn for panel in curve.panels):
+        words.append("whiskers with caps reach one standard deviation over draws to either side")
+    if positions(curve.x, curve.values()).apart:
+        words.append("what stands apart on the right is also a dotted line across")
+    if any(status(point.row) == "incomplete" for point in curve.points):
+        words.append("a large × marks an incomplete record")
+    if random:
+        words.append("open markers are encoders with random weights")
+    if any(speeds(curve, encoder, place) for encoder in curve.encoders for place in curve.places):
+        words.append("speed is that of all passes a record rests on, measured while they ran")
+    return f"{'; '.join(words)}.{f' Fixed: {fixed}.' if fixed else ''}"
+
+
+def _rows(curve: Curve) -> Iterator[list[Cell]]:
+    """Metrics side by side; where something else varies too, a row for each metric and a panel for each of its values."""
+    panels: list[Panel | None] = [panel for panel in curve.panels if _has_value(curve, panel)]
+    if any(speeds(curve, encoder, place) for encoder in curve.encoders for place in curve.places):
+        panels.append(None)
+    if len(curve.places) == 1:
+        for start in range(0, len(panels), _ACROSS):
+            yield [Cell(panel=panel, place=curve.places[0]) for panel in panels[start : start + _ACROSS]]
+        return
+    for panel in panels:
+        for start in range(0, len(curve.places), _ACROSS):
+            yield [Cell(panel=panel, place=place) for place in curve.places[start : start + _ACROSS]]
+
+
+def _has_value(curve: Curve, panel: Panel) -> bool:
+    return any(point.is_drawn and point.row["metric"] in panel.metrics for point in curve.points)
+
+
+def _draw(axes: Any, curve: Curve, cell: Cell, places: Positions, look: Look) -> None:
+    drawn = False
+    for encoder in curve.encoders:
+        style = look.styles[encoder]
+        if cell.panel is None:
+            drawn |= _speed(axes, curve, encoder, cell.place, places, style)
+        else:
+            drawn |= _line(axes, curve, encoder, cell, places, style)
+    places.dress(axes)
+    if not drawn:
+        axes.text(0.5, 0.5, "no point has a value", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8)
+        axes.set_yticks([])
+    axes.set_title(plain(_title(curve, cell), 46), fontsize=8.5)
+    if cell.panel is None:
+        axes.set_ylabel("times as fast")
+        axes.axhline(1, color=MUTED, linewidth=0.8, zorder=1)
+        return
+    fraction = unit(cell.panel.metric) == FRACTION
+    axes.set_ylabel(plain(f"{cell.panel.metric} (%)" if fraction else f"{cell.panel.metric} ({unit(cell.panel.metric)})", 34))
+    if fraction and drawn:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -3) if _is_share(curve, cell.panel) else low, min(high, 103) if _is_share(curve, cell.panel) else high)
+
+
+def _is_share(curve: Curve, panel: Panel) -> bool:
+    """Whether nothing that is drawn lies outside of 0 to 1."""
+    return all(0 <= point.row["value"] <= 1 for point in curve.points if point.is_drawn and point.row["metric"] in panel.metrics)
+
+
+def _title(curve: Curve, cell: Cell) -> str:
+    words = [told(name, value) for name, value in zip(curve.others, cell.place, strict=True)]
+    what = _INTACT if cell.panel is None else cell.panel.metric
+    return ", ".join(words) if words else what
+
+
+def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, style: Style) -> bool:
+    """An encoder's line of one metric, with its intervals, its floor and its spread; whether there was anything to draw."""
+    assert cell.panel is not None
+    factor = scale(cell.panel.metric)
+    points = [point for point in curve.along(encoder, cell.panel.metric, cell.place) if point.is_drawn]
+    x = _x(curve, places)
+    along = [point for point in points if point.place[curve.x] not in places.apart]
+    apart = [point for point in points if point.place[curve.x] in places.apart]
+    marks = {"color": style.colour, "markerfacecolor": style.face, "markeredgewidth": 1.2, "marker": style.marker, "markersize": 4.5}
+    if along:
+        axes.plot(
+            [x(point) for point in along], [factor * point.row["value"] for point in along], linestyle=style.line, linewidth=1.5, zorder=3, **marks
+        )
+    for point in apart:
+        axes.plot(x(point), factor * point.row["value"], linestyle="", zorder=3, **marks)
+        axes.axhline(factor * point.row["value"], color=style.colour, linewidth=0.8, linestyle=":", alpha=0.7, zorder=1)
+    _intervals(axes, along, x, factor, style, band=len(curve.encoders) <= _BANDS)
+    _intervals(axes, apart, x, factor, style, band=False)
+    for point in points:
+        if status(point.row) == "incomplete":
+            axes.plot(x(point), factor * point.row["value"], marker="x", markersize=10, color=INK, markeredgewidth=1.1, zorder=5)
+    if cell.panel.floor:
+        floor = [point for point in curve.along(encoder, cell.panel.floor, cell.place) if point.is_drawn]
+        axes.plot(
+            [x(point) for point in floor],
+            [factor * point.row["value"] for point in floor],
+            color=style.colour,
+            linestyle=_FLOOR,
+            linewidth=1.0,
+            zorder=2,
+        )
+    if cell.panel.spread:
+        spread = {point.place[curve.x]: point.row["value"] for point in curve.along(encoder, cell.panel.spread, cell.place) if point.is_drawn}
+        reach = [(x(point), factor * point.row["value"], factor * spread[point.place[curve.x]]) for point in points if point.place[curve.x] in spread]
+        if reach:
+            axes.errorbar(
+                *zip(*[one[:2] for one in reach], strict=True),
+                yerr=[one[2] for one in reach],
+                fmt="none",
+                ecolor=style.colour,
+                elinewidth=0.9,
+                capsize=3,
+                zorder=2,
+            )
+    return bool(points)
+
+
+def _x(curve: Curve, places: Positions) -> Callable[[Point], float]:
+    return lambda point: places.at[point.place[curve.x]]
+
+
+def _intervals(axes: Any, points: Sequence[Point], x: Callable[[Point], float], factor: float, style: Style, *, band: bool) -> None:
+    bounded = [point for point in points if is_defined(point.row["ci_low"]) and is_defined(point.row["ci_high"])]
+    if not bounded:
+        return
+    places, low, high = [x(point) for point in bounded], [factor * p.row["ci_low"] for p in bounded], [factor * p.row["ci_high"] for p in bounded]
+    if band and len(bounded) > 1:
+        axes.fill_between(places, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=1)
+    else:
+        axes.vlines(places, low, high, color=style.colour, linewidth=2.2, alpha=0.35, zorder=2)
+
+
+def _speed(axes: Any, curve: Curve, encoder: str, place: Place, places: Positions, style: Style) -> bool:
+    found = speeds(curve, encoder, place)
+    if found:
+        marks = {"color": style.colour, "markerfacecolor": style.face, "markeredgewidth": 1.2, "marker": style.marker, "markersize": 4.5}
+        axes.plot([places.at[value] for value, _ in found], [ratio for _, ratio in found], linestyle=style.line, linewidth=1.5, **marks)
+    return bool(found)
+
+
+def _legend(figure: Any, curve: Curve, look: Look, in_a_row: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for encoder in curve.encoders:
+        style = look.styles[encoder]
+        handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.line, markerfacecolor=style.face, linewidth=1.5))
+    words = [plain(encoder, 34) for encoder in curve.encoders]
+    drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
+    if any(panel.floor in drawn for panel in curve.panels):
+        handles.append(Line2D([], [], color=MUTED, linestyle=_FLOOR, linewidth=1.0))
+        words.append("floor or chance")
+    legend = figure.legend(handles, [str(i) for i in range(len(handles))], loc="lower center", ncols=in_a_row, frameon=False, fontsize=8)
+    for text, word in zip(legend.get_texts(), words, strict=True):
+        text.set_text(word)  # not as a label, of which matplotlib leaves out those that begin with an underscore

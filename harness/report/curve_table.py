@@ -1,0 +1,124 @@
+"""The points of a curve as a table, and each encoder's line of it in words; everything formatted, nothing escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.report.axes import axis_of, told
+from harness.report.board import Row, is_ranked, parsed, reason, status
+from harness.report.curves import Curve, Value, ends, order
+from harness.report.palette import Look
+from harness.report.sections import Name, name
+from harness.report.units import FRACTION, NONE, interval, is_defined, number, unit
+from harness.tables import file_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One point of one encoder."""
+
+    name: Name
+    places: Sequence[str]
+    cells: Sequence[tuple[str, str]]
+    """Value and interval, metric by metric."""
+    words: Sequence[str]
+    """Items, readout, learning rate, images a second."""
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSection:
+    """One curve on the page."""
+
+    title: str
+    figure: Mapping[str, Any]
+    caption: str
+    fields: Sequence[str]
+    metrics: Sequence[str]
+    lines: Sequence[Line]
+
+
+def curve_section(curve: Curve, look: Look, figure: Mapping[str, Any], caption: str) -> CurveSection:
+    fields = (*curve.others, curve.x)
+    metrics = [metric for panel in curve.panels for metric in panel.metrics]
+    return CurveSection(
+        title=curve.title,
+        figure=figure,
+        caption=caption,
+        fields=[axis_of(field).label for field in fields],
+        metrics=[f"{metric} (%)" if unit(metric) == FRACTION else metric for metric in metrics],
+        lines=list(_lines(curve, look, fields, metrics)),
+    )
+
+
+def _lines(curve: Curve, look: Look, fields: Sequence[str], metrics: Sequence[str]) -> Iterator[Line]:
+    found: dict[tuple[str, tuple[Value, ...]], dict[str | None, Row]] = {}
+    for point in curve.points:
+        found.setdefault((point.row["encoder"], tuple(point.place[field] for field in fields)), {})[point.row["metric"]] = point.row
+    place_of = {encoder: i for i, encoder in enumerate(curve.encoders)}
+    for encoder, place in sorted(found, key=lambda key: (place_of[key[0]], [order(value) for value in key[1]])):
+        rows = found[encoder, place]
+        main = next((rows[metric] for metric in metrics if metric in rows), next(iter(rows.values())))
+        yield Line(
+            name=name(encoder, look),
+            places=[axis_of(field).told(value) for field, value in zip(fields, place, strict=True)],
+            cells=[_cell(rows.get(metric), metric) for metric in metrics],
+            words=_words(main),
+            status=status(main),
+            reason="" if is_ranked(main) else reason(main),
+        )
+
+
+def _cell(row: Row | None, metric: str) -> tuple[str, str]:
+    return (number(row["value"], metric), interval(row["ci_low"], row["ci_high"], metric)) if row is not None else ("", "")
+
+
+def _words(row: Row) -> list[str]:
+    rate, speed = parsed(row["hyperparameters"]).get("lr"), row["images_per_second"]
+    return [
+        f"{row['n']:,}" if row["n"] is not None else NONE,
+        row["readout"] or NONE,
+        f"{rate:.3g}" if rate is not None else NONE,
+        f"{speed:.0f}" if is_defined(speed) else NONE,
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InWords:
+    """An encoder's line: its first and its last point."""
+
+    encoder: str
+    curve: str
+    text: str
+
+
+def in_words(found: Sequence[Curve]) -> list[InWords]:
+    """A line for each encoder and curve that has a value."""
+    lines = []
+    for curve in found:
+        for encoder in curve.encoders:
+            both = ends(curve, encoder)
+            if both is not None:
+                first, last = both
+                others = ", ".join(told(field, first.place[field]) for field in curve.others)
+                label = f"{curve.panels[0].metric}{f' at {others}' if others else ''}, {axis_of(curve.x).label}: "
+                parts = [f"{axis_of(curve.x).told(point.place[curve.x])} → {_value(point.row)}" for point in dict.fromkeys((first, last))]
+                lines.append(InWords(encoder=encoder, curve=curve.title, text=label + "; ".join(parts)))
+    return lines
+
+
+def _value(row: Row) -> str:
+    mark = "*" if status(row) == "incomplete" else ""
+    return f"{number(row['value'], row['metric'])}{mark} {interval(row['ci_low'], row['ci_high'], row['metric'])}".rstrip()
+
+
+def figure_names(found: Sequence[Curve]) -> list[str]:
+    """A file name for each curve, no two alike."""
+    names: list[str] = []
+    for curve in found:
+        stem = file_name(f"curve_{curve.task.replace('/', '-')}_{curve.protocol}")
+        names.append(next(name for name in (stem, *(f"{stem}-{i}" for i in range(2, len(found) + 2))) if name not in names))
+    return names
