@@ -41,6 +41,21 @@ def name_of(entry: str | Mapping[str, Any]) -> str:
     return str(entry.get("name") or (f"{entry['encoder']} random" if entry.get("random") else entry["encoder"]))
 
 
+def bag_rows(rows: Sequence[Row], task: str, protocol: str, sizes: Sequence[int] = (0, 1, 4, 16)) -> list[Row]:
+    """A curve in bag size for each encoder of `rows`, made of its first row: values grow with the bag, those of the whole image are its own."""
+    first = {row["encoder"]: row for row in reversed(rows)}
+    found = []
+    for encoder in dict.fromkeys(row["encoder"] for row in rows):
+        row = first[encoder]
+        for place, size in enumerate(sizes):
+            share = 1 - 0.5 ** (place + 1) if size else 1.0
+            values = {name: share * row[name] for name in ("value", "ci_low", "ci_high")}
+            fields = {**json.loads(row["protocol_fields"]), "bag_size": size}
+            point = {"protocol": f"{protocol}[bag_size={size}]", "protocol_fields": json.dumps(fields, sort_keys=True)}
+            found.append({**row, **values, **point, "task": task})
+    return found
+
+
 @dataclass(kw_only=True, eq=False)
 class Example:
     """What to build. `edit` may change the results' rows before they are written."""

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.report.curves import KEPT, Value, order
 from harness.report.units import plain
 
+KEPT = "kept_share"
 _MOST_TICKS = 7
+
+Value = str | float | int | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class Axis:
     percent: bool = False
     apart: Mapping[Value, str] = field(default_factory=dict)
     """Values that are no quantity of the axis, and what they stand for."""
+    joined: bool = False
+    """Whether these nevertheless come after the others, so that a line leads to them."""
 
     def told(self, value: Value) -> str:
         """A value as text."""
@@ -42,8 +46,15 @@ AXES: Mapping[str, Axis] = {
     KEPT: Axis(label="tokens kept", percent=True),
     "theta": Axis(label="θ, tokens misplaced", percent=True),
     "grid": Axis(label="cells a side", log=True, apart={0: "its own patches"}),
-    "block": Axis(label="block", apart={None: "last, normed"}),
+    "block": Axis(label="block (negative: from the last)", apart={None: "final norm"}, joined=True),
 }
+
+
+def order(name: str, value: Value) -> tuple[int, float, str]:
+    """Sorts a field's values: numbers by size, then words, then what stands apart or is not set."""
+    if value is None or value in axis_of(name).apart:
+        return 2, float(value) if isinstance(value, int | float) else 0.0, ""
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, value)
 
 
 def axis_of(name: str) -> Axis:
@@ -62,7 +73,11 @@ class Positions:
 
     at: Mapping[Value, float]
     apart: frozenset[Value]
+    """Those to the right."""
     axis: Axis
+
+    def is_on_line(self, value: Value) -> bool:
+        return self.axis.joined or value not in self.apart
 
     def dress(self, axes: Any) -> None:
         """Ticks, limits and label of a matplotlib axes' x axis."""
@@ -86,7 +101,7 @@ class Positions:
         """All values, or some of the quantities, evenly, where they are many."""
         quantities = [value for value in self.at if value not in self.apart]
         step = -(-len(quantities) // _MOST_TICKS)
-        return [*quantities[:: step or 1], *sorted(self.apart, key=order)]
+        return [*quantities[:: step or 1], *[value for value in self.at if value in self.apart]]
 
 
 def positions(name: str, values: Sequence[Value]) -> Positions:

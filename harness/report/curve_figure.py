@@ -8,17 +8,17 @@ from typing import Any
 
 from harness.report.axes import Positions, axis_of, positions, told
 from harness.report.board import status
-from harness.report.curves import Curve, Panel, Place, Point, speeds
+from harness.report.curves import Curve, Panel, Place, Point, not_ok, speeds
 from harness.report.drawing import INK, MUTED, Drawing, canvas, png
 from harness.report.palette import Look, Style
-from harness.report.units import FRACTION, is_defined, plain, scale, unit
+from harness.report.units import FRACTION, is_defined, known_chance, label, plain, scale, unit
 
 _ACROSS = 3
 _BANDS = 4
 """Bands of more encoders than these would hide each other; they get bars."""
 _WIDTH, _HEIGHT = 3.5, 2.6
 _FLOOR = (0, (2.5, 2))
-_INTACT = "images per second, over those with all tokens"
+_SPEED = "times the images a second of all tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def curve_figure(curve: Curve, look: Look, name: str) -> Drawing:
     rows = list(_rows(curve))
     across, down = max(len(row) for row in rows), len(rows)
     in_a_row = max(1, min(len(curve.encoders) + 1, int(across * _WIDTH / 2.1)))
-    legend = 0.14 + 0.21 * -(-(len(curve.encoders) + 1) // in_a_row)
+    legend = 0.1 + 0.21 * -(-(len(curve.encoders) + 1) // in_a_row)
     width, height = 0.75 + _WIDTH * across, legend + 0.6 + (_HEIGHT + 0.55) * down
     with canvas(width, height) as figure:
         grid = figure.add_gridspec(
@@ -53,7 +53,8 @@ def curve_figure(curve: Curve, look: Look, name: str) -> Drawing:
         _legend(figure, curve, look, in_a_row)
         data = png(figure)
     alt = f"{curve.title}: {', '.join(panel.metric for panel in curve.panels)} against {axis_of(curve.x).label} for {len(curve.encoders)} encoders"
-    return Drawing(name=name, png=data, alt=plain(alt))
+    notes = [f"{one.encoder}, {one.share}: {one.status}, {one.reason}" for one in not_ok([curve])]
+    return Drawing(name=name, png=data, alt=plain(alt), notes=tuple(notes))
 
 
 def caption(curve: Curve, *, random: bool) -> str:
@@ -61,18 +62,21 @@ def caption(curve: Curve, *, random: bool) -> str:
     fixed = ", ".join(told(name, value) for name, value in curve.fixed.items() if value is not None)
     drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
     words = [f"{'Bands' if len(curve.encoders) <= _BANDS else 'Bars'} are 95 % bootstrap intervals over images"]
-    if any(panel.floor in drawn for panel in curve.panels):
-        words.append("dashed lines without markers are floors, or what chance gives")
+    if _has_floor(curve):
+        words.append("dashed lines without markers, and dashes, are floors or what chance gives")
     if any(panel.spread in drawn for panel in curve.panels):
         words.append("whiskers with caps reach one standard deviation over draws to either side")
-    if positions(curve.x, curve.values()).apart:
+    places = positions(curve.x, curve.values())
+    if places.apart and not places.axis.joined:
         words.append("what stands apart on the right is also a dotted line across")
     if any(status(point.row) == "incomplete" for point in curve.points):
         words.append("a large × marks an incomplete record")
     if random:
         words.append("open markers are encoders with random weights")
     if any(speeds(curve, encoder, place) for encoder in curve.encoders for place in curve.places):
-        words.append("speed is that of all passes a record rests on, measured while they ran")
+        words.append(
+            "speed is over all passes that a record rests on, those of intact training images among them: the altered pass alone differs by more"
+        )
     return f"{'; '.join(words)}.{f' Fixed: {fixed}.' if fixed else ''}"
 
 
@@ -82,12 +86,18 @@ def _rows(curve: Curve) -> Iterator[list[Cell]]:
     if any(speeds(curve, encoder, place) for encoder in curve.encoders for place in curve.places):
         panels.append(None)
     if len(curve.places) == 1:
-        for start in range(0, len(panels), _ACROSS):
-            yield [Cell(panel=panel, place=curve.places[0]) for panel in panels[start : start + _ACROSS]]
+        across = 2 if len(panels) == 4 else _ACROSS
+        for start in range(0, len(panels), across):
+            yield [Cell(panel=panel, place=curve.places[0]) for panel in panels[start : start + across]]
         return
     for panel in panels:
         for start in range(0, len(curve.places), _ACROSS):
             yield [Cell(panel=panel, place=place) for place in curve.places[start : start + _ACROSS]]
+
+
+def _has_floor(curve: Curve) -> bool:
+    drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
+    return any(panel.floor in drawn or (panel.metric in drawn and known_chance(panel.metric) is not None) for panel in curve.panels)
 
 
 def _has_value(curve: Curve, panel: Panel) -> bool:
@@ -106,27 +116,22 @@ def _draw(axes: Any, curve: Curve, cell: Cell, places: Positions, look: Look) ->
     if not drawn:
         axes.text(0.5, 0.5, "no point has a value", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8)
         axes.set_yticks([])
-    axes.set_title(plain(_title(curve, cell), 46), fontsize=8.5)
-    if cell.panel is None:
-        axes.set_ylabel("times as fast")
-        axes.axhline(1, color=MUTED, linewidth=0.8, zorder=1)
-        return
-    fraction = unit(cell.panel.metric) == FRACTION
-    axes.set_ylabel(plain(f"{cell.panel.metric} (%)" if fraction else f"{cell.panel.metric} ({unit(cell.panel.metric)})", 34))
-    if fraction and drawn:
+    what = _SPEED if cell.panel is None else label(cell.panel.metric)
+    where = ", ".join(told(name, value) for name, value in zip(curve.others, cell.place, strict=True))
+    axes.set_title(plain(where or what, 46), fontsize=8.5)
+    axes.set_ylabel(plain(what, 40) if where else "")
+    chance = 1.0 if cell.panel is None else known_chance(cell.panel.metric)
+    if chance is not None:
+        axes.axhline(chance if cell.panel is None else chance * scale(cell.panel.metric), color=MUTED, linewidth=1.0, linestyle=_FLOOR, zorder=1)
+    if cell.panel is not None and drawn and unit(cell.panel.metric) == FRACTION and _is_share(curve, cell.panel):
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -3) if _is_share(curve, cell.panel) else low, min(high, 103) if _is_share(curve, cell.panel) else high)
+        axes.set_ylim(max(low, -3), min(high, 103))
+        axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
 
 
 def _is_share(curve: Curve, panel: Panel) -> bool:
     """Whether nothing that is drawn lies outside of 0 to 1."""
     return all(0 <= point.row["value"] <= 1 for point in curve.points if point.is_drawn and point.row["metric"] in panel.metrics)
-
-
-def _title(curve: Curve, cell: Cell) -> str:
-    words = [told(name, value) for name, value in zip(curve.others, cell.place, strict=True)]
-    what = _INTACT if cell.panel is None else cell.panel.metric
-    return ", ".join(words) if words else what
 
 
 def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, style: Style) -> bool:
@@ -135,8 +140,8 @@ def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, 
     factor = scale(cell.panel.metric)
     points = [point for point in curve.along(encoder, cell.panel.metric, cell.place) if point.is_drawn]
     x = _x(curve, places)
-    along = [point for point in points if point.place[curve.x] not in places.apart]
-    apart = [point for point in points if point.place[curve.x] in places.apart]
+    along = [point for point in points if places.is_on_line(point.place[curve.x])]
+    apart = [point for point in points if point not in along]
     marks = {"color": style.colour, "markerfacecolor": style.face, "markeredgewidth": 1.2, "marker": style.marker, "markersize": 4.5}
     if along:
         axes.plot(
@@ -152,14 +157,11 @@ def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, 
             axes.plot(x(point), factor * point.row["value"], marker="x", markersize=10, color=INK, markeredgewidth=1.1, zorder=5)
     if cell.panel.floor:
         floor = [point for point in curve.along(encoder, cell.panel.floor, cell.place) if point.is_drawn]
-        axes.plot(
-            [x(point) for point in floor],
-            [factor * point.row["value"] for point in floor],
-            color=style.colour,
-            linestyle=_FLOOR,
-            linewidth=1.0,
-            zorder=2,
-        )
+        for on_line, sign in ((True, {"linestyle": _FLOOR}), (False, {"linestyle": "", "marker": "_", "markersize": 9})):
+            its = [point for point in floor if places.is_on_line(point.place[curve.x]) == on_line]
+            axes.plot(
+                [x(point) for point in its], [factor * point.row["value"] for point in its], color=style.colour, linewidth=1.0, zorder=2, **sign
+            )
     if cell.panel.spread:
         spread = {point.place[curve.x]: point.row["value"] for point in curve.along(encoder, cell.panel.spread, cell.place) if point.is_drawn}
         reach = [(x(point), factor * point.row["value"], factor * spread[point.place[curve.x]]) for point in points if point.place[curve.x] in spread]
@@ -203,12 +205,12 @@ def _legend(figure: Any, curve: Curve, look: Look, in_a_row: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
-    for encoder in curve.encoders:
+    encoders = [one for one in curve.encoders if any(point.is_drawn and point.row["encoder"] == one for point in curve.points)]
+    for encoder in encoders:
         style = look.styles[encoder]
         handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.line, markerfacecolor=style.face, linewidth=1.5))
-    words = [plain(encoder, 34) for encoder in curve.encoders]
-    drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
-    if any(panel.floor in drawn for panel in curve.panels):
+    words = [plain(encoder, 34) for encoder in encoders]
+    if _has_floor(curve):
         handles.append(Line2D([], [], color=MUTED, linestyle=_FLOOR, linewidth=1.0))
         words.append("floor or chance")
     legend = figure.legend(handles, [str(i) for i in range(len(handles))], loc="lower center", ncols=in_a_row, frameon=False, fontsize=8)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report.axes import axis_of, told
+from harness.report.axes import Value, axis_of, order, told
 from harness.report.board import Row, is_ranked, parsed, reason, status
-from harness.report.curves import Curve, Value, ends, order
+from harness.report.curves import Curve, ends
 from harness.report.palette import Look
 from harness.report.sections import Name, name
-from harness.report.units import FRACTION, NONE, interval, is_defined, number, unit
+from harness.report.units import NONE, interval, is_defined, label, number
 from harness.tables import file_name
 
 
@@ -49,7 +49,7 @@ def curve_section(curve: Curve, look: Look, figure: Mapping[str, Any], caption: 
         figure=figure,
         caption=caption,
         fields=[axis_of(field).label for field in fields],
-        metrics=[f"{metric} (%)" if unit(metric) == FRACTION else metric for metric in metrics],
+        metrics=[label(metric) for metric in metrics],
         lines=list(_lines(curve, look, fields, metrics)),
     )
 
@@ -59,7 +59,9 @@ def _lines(curve: Curve, look: Look, fields: Sequence[str], metrics: Sequence[st
     for point in curve.points:
         found.setdefault((point.row["encoder"], tuple(point.place[field] for field in fields)), {})[point.row["metric"]] = point.row
     place_of = {encoder: i for i, encoder in enumerate(curve.encoders)}
-    for encoder, place in sorted(found, key=lambda key: (place_of[key[0]], [order(value) for value in key[1]])):
+    for encoder, place in sorted(
+        found, key=lambda key: (place_of[key[0]], [order(field, value) for field, value in zip(fields, key[1], strict=True)])
+    ):
         rows = found[encoder, place]
         main = next((rows[metric] for metric in metrics if metric in rows), next(iter(rows.values())))
         yield Line(
@@ -88,7 +90,7 @@ def _words(row: Row) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class InWords:
-    """An encoder's line: its first and its last point."""
+    """An encoder's curve by its ends."""
 
     encoder: str
     curve: str
@@ -100,13 +102,12 @@ def in_words(found: Sequence[Curve]) -> list[InWords]:
     lines = []
     for curve in found:
         for encoder in curve.encoders:
-            both = ends(curve, encoder)
-            if both is not None:
-                first, last = both
-                others = ", ".join(told(field, first.place[field]) for field in curve.others)
-                label = f"{curve.panels[0].metric}{f' at {others}' if others else ''}, {axis_of(curve.x).label}: "
-                parts = [f"{axis_of(curve.x).told(point.place[curve.x])} → {_value(point.row)}" for point in dict.fromkeys((first, last))]
-                lines.append(InWords(encoder=encoder, curve=curve.title, text=label + "; ".join(parts)))
+            shown = ends(curve, encoder)
+            if shown:
+                others = ", ".join(told(field, shown[0].place[field]) for field in curve.others)
+                what = f"{curve.panels[0].metric}{f' at {others}' if others else ''}, {axis_of(curve.x).label}: "
+                parts = [f"{axis_of(curve.x).told(point.place[curve.x])} → {_value(point.row)}" for point in shown]
+                lines.append(InWords(encoder=encoder, curve=curve.title, text=what + "; ".join(parts)))
     return lines
 
 

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report.board import Row, canonical, encoders_of, is_ranked, parsed, reason, status
+from harness.report.axes import KEPT, Value, axis_of, order
+from harness.report.board import Row, encoders_of, is_ranked, parsed, reason, status
 from harness.report.points import base_protocol, is_point, told_fields
 from harness.report.units import is_defined
 
-Value = str | float | int | bool | None
 Place = tuple[Value, ...]
 """Values of some fields, in an order told beside it."""
-KEPT = "kept_share"
 FLOORS = ("_floor", "_chance")
 """Endings of metrics that are the floor of the metric named before them."""
 SPREAD = "_sd"
@@ -61,8 +60,6 @@ class Curve:
     """With its data set."""
     protocol: str
     """Without the point."""
-    qualifier: str
-    """What tells it from other curves of the task and protocol; empty where there are none."""
     level: str
     dataset: str
     encoders: tuple[str, ...]
@@ -79,31 +76,24 @@ class Curve:
 
     @property
     def title(self) -> str:
-        return " · ".join(word for word in (self.task, self.protocol, self.qualifier) if word)
+        return f"{self.task} · {self.protocol}"
 
     def along(self, encoder: str, metric: str, place: Place = ()) -> list[Point]:
-        """The points of one line, ok or not, by ascending x; those where nothing is set come last."""
+        """The points of one line, ok or not, by ascending x; those that stand apart come last."""
         found = [
             point
             for point in self.points
             if point.row["encoder"] == encoder and point.row["metric"] == metric and tuple(point.place[name] for name in self.others) == place
         ]
-        return sorted(found, key=lambda point: order(point.place[self.x]))
+        return sorted(found, key=lambda point: order(self.x, point.place[self.x]))
 
     def values(self) -> list[Value]:
-        """Every x there is, ascending."""
-        return sorted({point.place[self.x] for point in self.points}, key=order)
+        """Every x there is, ascending; those that stand apart come last."""
+        return sorted({point.place[self.x] for point in self.points}, key=lambda value: order(self.x, value))
 
     def main_points(self) -> list[Point]:
         """A point of each row of the first metric, and of those that failed before they had one."""
         return [point for point in self.points if point.row["metric"] in (None, self.panels[0].metric if self.panels else None)]
-
-
-def order(value: Value) -> tuple[int, float, str]:
-    """Numbers by size, then words, then what is not set."""
-    if value is None:
-        return 2, 0.0, ""
-    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, value)
 
 
 def curves(results: Sequence[Row]) -> list[Curve]:
@@ -116,29 +106,15 @@ def curves(results: Sequence[Row]) -> list[Curve]:
         if is_point(row["protocol"]):
             fields = names.setdefault((row["task"], base_protocol(row["protocol"])), [])
             fields += [name for name in told_fields(row["protocol"]) if name not in fields]
-    grouped: dict[tuple[str, ...], list[Row]] = {}
+    grouped: dict[tuple[str, str], list[Row]] = {}
     for row in results:
-        base = base_protocol(row["protocol"])
-        if (row["task"], base) in names:
-            same = _shared(row, names[row["task"], base])
-            grouped.setdefault((row["task"], base, same), []).append(row)
-    alike: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-    for key in grouped:
-        alike.setdefault((key[0], key[1]), []).append(key)
-    return [
-        _curve(rows, names[key[0], key[1]], qualifier=f"variant {alike[key[0], key[1]].index(key) + 1}" if len(alike[key[0], key[1]]) > 1 else "")
-        for key, rows in grouped.items()
-        if any(is_point(row["protocol"]) for row in rows)
-    ]
+        key = (row["task"], base_protocol(row["protocol"]))
+        if key in names:
+            grouped.setdefault(key, []).append(row)
+    return [_curve(rows, names[key]) for key, rows in grouped.items()]
 
 
-def _shared(row: Row, fields: Sequence[str]) -> str:
-    """All that points of one curve share besides task and protocol."""
-    others = {name: value for name, value in parsed(canonical(row["protocol_fields"])).items() if name not in fields}
-    return repr((row["dataset_version"], row["split"], sorted(others.items(), key=lambda item: item[0])))
-
-
-def _curve(rows: Sequence[Row], fields: Sequence[str], *, qualifier: str) -> Curve:
+def _curve(rows: Sequence[Row], fields: Sequence[str]) -> Curve:
     points = tuple(Point(row=row, place=_place(row, fields)) for row in rows)
     counts = {name: len({point.place[name] for point in points}) for name in fields}
     x = max(fields, key=lambda name: (any(_is_number(point.place[name]) for point in points), counts[name]))
@@ -147,7 +123,6 @@ def _curve(rows: Sequence[Row], fields: Sequence[str], *, qualifier: str) -> Cur
     return Curve(
         task=first["task"],
         protocol=base_protocol(first["protocol"]),
-        qualifier=qualifier,
         level=first["level"],
         dataset=first["dataset"],
         encoders=encoders_of(rows),
@@ -210,8 +185,12 @@ class NotOk:
     of: int
 
     @property
+    def share(self) -> str:
+        return "every point" if self.points == self.of else f"{self.points} of {self.of} points"
+
+    @property
     def where(self) -> str:
-        return f"{self.curve} ({'every point' if self.points == self.of else f'{self.points} of {self.of} points'})"
+        return f"{self.curve} ({self.share})"
 
 
 def not_ok(found: Sequence[Curve]) -> list[NotOk]:
@@ -228,17 +207,19 @@ def not_ok(found: Sequence[Curve]) -> list[NotOk]:
     return lines
 
 
-def ends(curve: Curve, encoder: str) -> tuple[Point, Point] | None:
-    """The first and the last point of an encoder's curve that have a value, of the first metric, at the first of the other fields' values.
+def ends(curve: Curve, encoder: str) -> list[Point]:
+    """The first and the last point of an encoder's curve that have a value, then those that stand apart; empty where there is none.
 
-    None where there is none.
+    They are of the first metric, and of the first of the other fields' values.
     """
+    apart = axis_of(curve.x).apart
     for panel in curve.panels[:1]:
         for place in curve.places:
             drawn = [point for point in curve.along(encoder, panel.metric, place) if point.is_drawn]
+            along = [point for point in drawn if point.place[curve.x] not in apart]
             if drawn:
-                return drawn[0], drawn[-1]
-    return None
+                return list(dict.fromkeys([*along[:1], *along[-1:], *(point for point in drawn if point not in along)]))
+    return []
 
 
 def speeds(curve: Curve, encoder: str, place: Place = ()) -> list[tuple[Value, float]]:

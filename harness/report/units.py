@@ -25,6 +25,17 @@ def is_defined(value: Any) -> TypeGuard[float]:
     return value is not None and not math.isnan(value)
 
 
+def known_chance(metric: str | None) -> float | None:
+    """What a metric is for whoever knows nothing, where its definition alone says so; None otherwise."""
+    return 0.5 if metric in ("AUROC", "balanced_accuracy") else None
+
+
+def label(metric: str | None) -> str:
+    """A metric with its unit, where its name does not say it."""
+    own = unit(metric)
+    return f"{metric} (%)" if own == FRACTION else str(metric) if own is None or own == metric else f"{metric} ({own})"
+
+
 def scale(metric: str | None) -> float:
     """What a value is multiplied by before it is shown."""
     return 100.0 if unit(metric) == FRACTION else 1.0
