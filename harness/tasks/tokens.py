@@ -23,7 +23,7 @@ from harness.views.whole import Whole
 
 DETECTION = ("AUROC", "balanced_accuracy", "bce", "bce_chance")
 BEARING = ("accuracy", "mean_class_accuracy", "cosine_to_intact")
-DILEMMA: Fields = {"thetas": (0.2,), "kept_shares": (0.25,), "blocks": (None, -4, -7), "mask": MARK, "seed": 0}
+DILEMMA: Fields = {"thetas": (0.2,), "kept_shares": (0.25,), "blocks": (None, -4, -7), "mask": MARK, "token_seed": 0}
 """Theta, and the share in the example, of the authors' released code, which reads the final norm's output: block None. The other blocks, read before
 that norm, are a choice of this harness: three quarters and one half of the way through twelve."""
 HIDDEN: Mapping[str, Fields] = {
@@ -44,17 +44,17 @@ def tokens_of_block(fields: Fields) -> tuple[str, ...]:
 
 def misplaced(fields: Fields) -> View:
     """The view of the point. Raises RequestError where a field has a value that it cannot take."""
-    return Whole(alteration=MisplacedTokens(kept_share=fields["kept_share"], theta=fields["theta"], seed=fields["seed"]))
+    return Whole(alteration=MisplacedTokens(kept_share=fields["kept_share"], theta=fields["theta"], seed=fields["token_seed"]))
 
 
 def dropped(fields: Fields) -> View:
     """The view of the point. Raises RequestError where a field has a value that it cannot take."""
-    return Whole(alteration=DroppedTokens(kept_share=fields["kept_share"], mode=fields["mode"], how=fields["how"], seed=fields["seed"]))
+    return Whole(alteration=DroppedTokens(kept_share=fields["kept_share"], mode=fields["mode"], how=fields["how"], seed=fields["token_seed"]))
 
 
 def shuffled(fields: Fields) -> View:
     """The view of the point. Raises RequestError where a field has a value that it cannot take."""
-    return Whole(alteration=ShuffledPatches(grid=fields["grid"], seed=fields["seed"]))
+    return Whole(alteration=ShuffledPatches(grid=fields["grid"], seed=fields["token_seed"]))
 
 
 def misplaced_template(manifest: Manifest) -> Template:
@@ -78,7 +78,7 @@ def templates(manifest: Manifest) -> list[Template]:
     found = [misplaced_template(manifest)]
     if "label" not in manifest.annotations:
         return found
-    own = {**defaults("perturbed"), "readouts": POOLED, "seed": 0}
+    own = {**defaults("perturbed"), "readouts": POOLED, "token_seed": 0}
     hidden = {name: {**own, **fields, "kept_shares": KEPT_SHARES} for name, fields in HIDDEN.items()}
     for name, protocols, curves, view, instead in (
         ("dropped-tokens", hidden, {"kept_shares": "kept_share"}, dropped, {name: name.replace("drop", "grey") for name in HIDDEN if "drop" in name}),

@@ -1,0 +1,477 @@
+"""Tasks on dropped, misplaced and shuffled tokens: what they ask for, and the values that encoders whose answer is known must get.
+
+A picture of the planted data is 24 × 24 pixels in 6 × 6 cells of one colour each: red tells the cell's row, green its column, blue the class, in
+cells whose layout is the class's too. An encoder's tokens are those cells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from runs import ROOT, Run
+from torch import nn
+
+from harness.bank import BankSpec, BankStore
+from harness.config import load_sweep
+from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Rows, Task, Tokens
+from harness.device import Compute
+from harness.encoders import EncoderSpec, family_of, load
+from harness.errors import RequestError
+from harness.extract import BankJob, Extractor, Pass, ShardWork
+from harness.manifest import load_manifest, shard_url
+from harness.plan import split_of, view_of
+from harness.probes import grid
+from harness.propose import choose, first_rates
+from harness.readouts import parse_readout, unavailable
+from harness.study import BankRef, Score, Study, StudyRunner
+from harness.tables import read_table
+from harness.tasks import select
+
+SIDE, CELL = 6, 4
+CLASSES = tiny.CLASSES
+SPLITS = {"train": 24, "val": 12, "test": 48}
+ROLES = ("train", "val", "test", "reference")
+
+
+def cells_picture(rng: np.random.Generator, label: int) -> np.ndarray:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    layout = np.random.default_rng(label).permutation(SIDE * SIDE).reshape(SIDE, SIDE) < 6 + 6 * label
+    blue = np.where(layout, 80, 0) + rng.integers(0, 40, (SIDE, SIDE))
+    return np.stack([40 * rows, 40 * columns, blue], axis=2).astype(np.uint8).repeat(CELL, axis=0).repeat(CELL, axis=1)
+
+
+def noise_picture(rng: np.random.Generator, label: int) -> np.ndarray:
+    return rng.integers(0, 256, (SIDE * CELL, SIDE * CELL, 3), dtype=np.uint8)
+
+
+def build(root: Path, name: str, picture: Callable[[np.random.Generator, int], np.ndarray], annotations: Sequence[str] = ("label",)) -> None:
+    """A data set of such pictures below `root`, its labels in turn."""
+    rng, splits = np.random.default_rng(0), {}
+    for split, count in SPLITS.items():
+        records = []
+        for index in range(count):
+            about = json.dumps({"label": index % len(CLASSES)}).encode()
+            image = tiny.encode(picture(rng, index % len(CLASSES)), "PNG")
+            records.append([(f"{split}-{index:03d}.png", image), (f"{split}-{index:03d}.json", about)])
+        splits[split] = {"samples": count, "shards": [tiny.write_tar(root / name / f"{split}.tar", records)]}
+    manifest = {"schema": 1, "dataset": name, "version": "1", "license": "CC0-1.0", "source": "drawn by the tests", "classes": CLASSES}
+    (root / name / "manifest.json").write_text(json.dumps({**manifest, "parts": [], "annotations": list(annotations), "splits": splits}))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tokens") / "shards"
+    build(root, "cells", cells_picture)
+    build(root, "noise", noise_picture)
+    build(root, "unlabelled", noise_picture, annotations=())
+    return root
+
+
+# --- encoders that know one thing -------------------------------------------------------------------------------------------
+
+Knows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Mean colours of cells, float [B, n, 3] from 0 to 255, and the cells that they are said to lie in, int64 [B, n], to tokens [B, n, D]."""
+
+
+def displacement(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """How far the place that the content tells is from the place that the token is given, in cells."""
+    given = torch.stack([cells // SIDE, cells % SIDE], dim=-1)
+    return (colours[..., :2] / 40 - given).norm(dim=-1, keepdim=True)
+
+
+def given_place(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    return nn.functional.one_hot(cells, SIDE * SIDE).float()
+
+
+def content(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Seven waves of each colour: features of the patch alone."""
+    return torch.sin(colours[..., :, None] / 40 * torch.arange(1, 8)).flatten(2)
+
+
+def layout(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """The blue value, in the place of the cell that it was found in: nothing but shape."""
+    return nn.functional.one_hot(cells, SIDE * SIDE) * (colours[..., 2:] - 60)
+
+
+class Planted:
+    """Tokens that tell what `knows` reads, of the cells that are kept; the cls is their mean."""
+
+    def __init__(self, name: str, knows: Knows, positions: PositionKind) -> None:
+        self._knows, self.module = knows, nn.Module()
+        width = knows(torch.zeros(1, 1, 3), torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
+        self.info = EncoderInfo(
+            name=name,
+            family="planted",
+            architecture=name,
+            source="nothing learned",
+            weights_sha256=name,
+            params=0,
+            embed_dim=width,
+            block_dims=(width,),
+            grid=(SIDE, SIDE),
+            has_cls=True,
+            registers=0,
+            projection_dim=None,
+            positions=positions,
+            chooses_tokens=positions == "absolute",
+            preprocessing=Preprocessing(size=(SIDE * CELL,) * 2, resize=SIDE * CELL, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        )
+
+    def encode(
+        self,
+        images: torch.Tensor,
+        *,
+        blocks: Sequence[int] = (),
+        projection: bool = False,
+        keep: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Tokens:
+        colours = nn.functional.avg_pool2d(images * 255, CELL).flatten(2).transpose(1, 2)
+        every = torch.arange(SIDE * SIDE).expand(len(images), -1)
+        kept = every if keep is None else keep
+        colours = colours.gather(1, kept[:, :, None].expand(-1, -1, 3))
+        tokens = self._knows(colours, kept if positions is None else positions)
+        shape = (SIDE, SIDE) if keep is None else (1, kept.shape[1])
+        patches = tokens.unflatten(1, shape)
+        outputs = {block: Tokens(cls=tokens.mean(dim=1), patches=patches) for block in blocks}
+        return Tokens(cls=tokens.mean(dim=1), patches=patches, blocks=outputs)
+
+
+def encoders() -> dict[str, Encoder]:
+    small = {"architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}
+    return {
+        "displacement": Planted("displacement", displacement, "absolute"),
+        "given_place": Planted("given_place", given_place, "absolute"),
+        "bag_of_words": Planted("bag_of_words", content, "none"),
+        "layout": Planted("layout", layout, "none"),
+        "vit": load(EncoderSpec.parse({"name": "vit", **small})),
+    }
+
+
+class World:
+    """From tars to values, without a cluster."""
+
+    def __init__(self, shards: Path, cache: Path) -> None:
+        self._shards, self._store = str(shards), BankStore(str(cache))
+        self._encoders = encoders()
+        self._runner = StudyRunner(str(cache), torch.device("cpu"))
+
+    def points(self, encoder: str, task: str, lr: tuple[float, float] = (0.3, 3.0), **overrides: Any) -> list[Score]:
+        """What every point of `<data set>/<task>[@<protocol>]` finds in an encoder."""
+        return [self.score(encoder, task, lr) for task in select([task], self._shards, overrides)[0]]
+
+    def score(self, encoder: str, task: Task, lr: tuple[float, float]) -> Score:
+        info = self._encoders[encoder].info
+        assert task.view.alteration is None or task.view.alteration.refuses(info) is None
+        readouts = tuple(readout for readout in task.readouts if unavailable(parse_readout(readout), info) is None)
+        wanted = [role for role in ROLES if role != "reference" or task.reference_view is not None]
+        refs = {role: {readout: BankRef(bank=self.bank(encoder, task, readout, role)) for readout in readouts} for role in wanted}
+        study = Study(
+            name=f"{encoder} {task.name}@{task.protocol.name}",
+            probe=task.probe.name,
+            metrics=tuple(metric.name for metric in task.metrics),
+            classes=len(task.classes),
+            protocol=dict(task.protocol.fields),
+            readouts=readouts,
+            train=refs["train"],
+            val=refs["val"],
+            holds_out=False,
+            trials=1,
+            stack=2,
+            lr=lr,
+            seed=0,
+            contents=encoder,
+        )
+        rates = first_rates(*lr, 2) if task.probe.has_learning_rate else grid(task.probe.name, task.protocol.fields)
+        heads = self._runner.run_round(study, 0, [(readout, rate) for readout in readouts for rate in rates]).heads
+        head = choose(heads, readouts)
+        assert head is not None, [each.error for each in heads]
+        test = replace(refs["test"][head.readout], reference=refs.get("reference", {}).get(head.readout))
+        return self._runner.score(study, head, test)
+
+    def bank(self, encoder: str, task: Task, readout: str, role: str) -> BankSpec:
+        """The bank of a role, extracted from its tar if it is not there yet."""
+        view, split = view_of(task, role), split_of(role, task)
+        manifest = load_manifest(self._shards, task.dataset)
+        (shard,) = manifest.split(split).shards
+        bank = BankSpec(
+            dataset=task.dataset,
+            split=split,
+            shards=((shard.file, shard.sha256, shard.samples),),
+            readout=readout,
+            view=view.identity,
+            identity=(("encoder", encoder),),
+        )
+        if self._store.receipt(bank, shard.file) is None:
+            work = ShardWork(
+                dataset=task.dataset,
+                split=split,
+                url=shard_url(self._shards, task.dataset, shard),
+                shard=shard,
+                annotations=manifest.annotations,
+                passes=(Pass(encoder=encoder, view=view, banks=(BankJob(readout=readout, bank=bank),)),),
+            )
+            extractor = Extractor(Compute("float32", False, 1), self._encoders.__getitem__, batch_size=16, decode_threads=1)
+            for spec, rows, receipt in extractor.run(work, node="here", attempts=1):
+                assert receipt.status == "ok", receipt
+                self._store.write_part(spec, rows, receipt)
+        return bank
+
+    def rows(self, encoder: str, task: Task, readout: str, role: str) -> Rows:
+        return self._store.rows(self.bank(encoder, task, readout, role))
+
+
+@pytest.fixture(scope="module")
+def world(shards: Path) -> World:
+    return World(shards, shards.parent / "cache")
+
+
+def values(score: Score) -> Mapping[str, float | None]:
+    return {value.metric: value.value for value in score.values}
+
+
+# --- misplaced ----------------------------------------------------------------------------------------------------------------
+
+QUICK: dict[str, Any] = {"epochs": 40, "batch_size": 8}
+
+
+@pytest.mark.parametrize("kept_share", [0.25, 0.75, 1.0])
+@pytest.mark.parametrize("theta", [0.2, 0.5])
+def test_who_compares_content_with_place_detects_every_misplaced_token(world: World, kept_share: float, theta: float) -> None:
+    (score,) = world.points("displacement", "cells/misplaced-tokens", blocks=[None], kept_shares=[kept_share], thetas=[theta], **QUICK)
+    found = values(score)
+    assert found["AUROC"] == 1.0
+    assert found["balanced_accuracy"] == 1.0
+    assert found["bce"] is not None
+    assert found["bce_chance"] is not None
+    assert found["bce"] < 0.2 * found["bce_chance"]
+    assert score.n == SPLITS["test"] * int(kept_share * SIDE * SIDE)
+
+
+@pytest.mark.parametrize("theta", [0.2, 0.5])
+def test_who_knows_the_place_alone_is_at_chance(world: World, theta: float) -> None:
+    (score,) = world.points("given_place", "cells/misplaced-tokens", blocks=[None], thetas=[theta], **QUICK)
+    for value in score.values:
+        if value.metric in ("AUROC", "balanced_accuracy"):
+            assert value.low is not None
+            assert value.high is not None
+            assert value.low <= 0.5 <= value.high
+    found = values(score)
+    assert found["bce"] is not None
+    assert found["bce_chance"] is not None
+    assert found["bce"] > 0.98 * found["bce_chance"]
+
+
+def test_the_base_rate_is_theta_and_its_entropy_is_told_beside(world: World) -> None:
+    (score,) = world.points("given_place", "cells/misplaced-tokens", blocks=[None], thetas=[0.2], kept_shares=[1.0], **QUICK)
+    wrong = np.array(score.predictions["target"])
+    assert abs(wrong.mean() - 0.2) < 3 * (0.2 * 0.8 / len(wrong)) ** 0.5
+    (chance,) = [value for value in score.values if value.metric == "bce_chance"]
+    assert chance.low is not None
+    assert chance.high is not None
+    assert chance.low < 0.5004 < chance.high
+
+
+def test_predictions_are_one_a_token_grouped_by_image(world: World) -> None:
+    (score,) = world.points("displacement", "cells/misplaced-tokens", blocks=[-1], **QUICK)
+    assert score.head is not None
+    assert score.head.readout == "tokens@-1"
+    keys, groups = score.predictions["key"], score.predictions["group"]
+    assert keys[:10] == [f"test-000#{place}" for place in range(9)] + ["test-001#0"]
+    assert [key.rpartition("#")[0] for key in keys] == groups
+
+
+def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a_pass(shards: Path) -> None:
+    tasks, _ = select(["cells/misplaced-tokens"], str(shards), {"thetas": [0.1, 0.4], "kept_shares": [0.25, 1], "blocks": [None, -1, 3]})
+    assert len(tasks) == 12
+    assert [task.protocol.name for task in tasks[:3]] == [
+        "dilemma[theta=0.1,kept_share=0.25]",
+        "dilemma[theta=0.1,kept_share=0.25,block=-1]",
+        "dilemma[theta=0.1,kept_share=0.25,block=3]",
+    ]
+    assert [task.readouts for task in tasks[:3]] == [("tokens",), ("tokens@-1",), ("tokens@3",)]
+    assert len({task.view.identity for task in tasks}) == 4
+    for task in tasks:
+        assert (task.level, task.probe.name, task.protocol.fields["mask"]) == ("part", "detector", "misplaced")
+        assert task.protocol.fields["readouts"] == task.readouts
+        assert task.train_view is None, "the detector is trained on misplaced tokens too"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"thetas": [0.0]}, "theta"),
+        ({"thetas": [1.0]}, "theta"),
+        ({"kept_shares": [0.0]}, "kept_share above 0"),
+        ({"kept_shares": [1.5]}, "at most 1"),
+        ({"blocks": ["last"]}, "readout"),
+        ({"optimizer": "lion"}, "optimizer"),
+    ],
+)
+def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        select(["cells/misplaced-tokens"], str(shards), overrides)
+
+
+# --- dropped and shuffled -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["drop", "drop-centre", "drop-block", "grey", "grey-centre", "grey-block"])
+@pytest.mark.parametrize("encoder", ["vit", "displacement"])
+def test_with_every_token_kept_the_value_is_that_of_the_intact_images(world: World, encoder: str, protocol: str) -> None:
+    # labels have nothing to do with these pictures: whatever is told of them is an accident that only the same features repeat
+    (plain,) = world.points(encoder, "noise/object-knn", k=3)
+    (kept,) = world.points(encoder, f"noise/dropped-tokens@{protocol}", kept_shares=[1.0], k=3)
+    accuracies = ("accuracy", "mean_class_accuracy")
+    assert [value for value in kept.values if value.metric in accuracies] == [value for value in plain.values if value.metric in accuracies]
+    assert kept.predictions["prediction"] == plain.predictions["prediction"]
+    assert kept.head == plain.head
+    assert values(kept)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_less_is_kept_the_further_features_go(world: World) -> None:
+    points = world.points("vit", "noise/dropped-tokens", kept_shares=[1.0, 0.75, 0.5, 0.25])
+    cosines = [values(point)["cosine_to_intact"] for point in points]
+    assert all(value is not None for value in cosines)
+    assert cosines == sorted(cosines, reverse=True)
+    assert cosines[-1] < 0.999
+
+
+def test_the_bank_of_intact_images_is_one_for_all_points(shards: Path) -> None:
+    tasks, _ = select(["cells/object-knn", "cells/dropped-tokens", "cells/shuffled-patches"], str(shards), {})
+    plain, *altered = tasks
+    assert len(altered) == 3 + 5
+    for task in altered:
+        assert {view_of(task, role).identity for role in ("train", "val", "reference")} == {plain.view.identity}
+        assert task.readouts == plain.readouts
+    assert len({task.view.identity for task in altered}) == len(altered)
+
+
+def test_what_cannot_drop_tokens_sees_grey_in_the_same_cells(shards: Path) -> None:
+    for protocol in ("drop", "drop-centre", "drop-block"):
+        for task in select([f"cells/dropped-tokens@{protocol}"], str(shards), {})[0]:
+            other = task.instead
+            assert other is not None
+            assert other.protocol.name == task.protocol.name.replace("drop", "grey")
+            assert {**other.protocol.fields, "how": "drop"} == dict(task.protocol.fields)
+            assert other.instead is None
+
+
+def test_a_bag_of_words_is_blind_to_shuffled_tokens(world: World, shards: Path) -> None:
+    tasks, _ = select(["cells/shuffled-patches"], str(shards), {"grids": [1, 2, 6, 0]})
+    scores = [world.score("bag_of_words", task, (0.1, 1.0)) for task in tasks]
+    plain = world.rows("bag_of_words", tasks[0], "cls", "reference").features
+    for task, score in zip(tasks, scores, strict=True):
+        # 2 × 2 cells of the image hold whole tokens too
+        np.testing.assert_allclose(world.rows("bag_of_words", task, "cls", "test").features, plain, rtol=0, atol=1e-6)
+        assert score.predictions["prediction"] == scores[0].predictions["prediction"]
+        assert values(score)["accuracy"] == values(scores[0])["accuracy"]
+        assert values(score)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
+    accuracy = values(scores[0])["accuracy"]
+    assert accuracy is not None
+    assert accuracy > 0.9, "blind to their order, and not to what is there"
+
+
+def test_who_knows_the_layout_alone_loses_it_when_patches_are_shuffled(world: World) -> None:
+    plain, shuffled = world.points("layout", "cells/shuffled-patches", grids=[1, 0])
+    assert values(plain)["accuracy"] == 1.0
+    value = next(value for value in shuffled.values if value.metric == "accuracy")
+    assert value.high is not None
+    assert value.high < 0.9
+    assert values(shuffled)["cosine_to_intact"] == pytest.approx(0.0, abs=0.5)
+
+
+# --- which data sets, which encoders --------------------------------------------------------------------------------------------
+
+
+def test_without_labels_misplaced_tokens_are_all_there_is(shards: Path) -> None:
+    (task, *_), _ = select(["unlabelled/*-tokens"], str(shards), {})
+    assert task.name == "unlabelled/misplaced-tokens"
+    with pytest.raises(RequestError, match="no task 'dropped-tokens'"):
+        select(["unlabelled/dropped-tokens"], str(shards), {})
+
+
+def test_no_pattern_but_one_with_their_last_word_asks_for_them(shards: Path) -> None:
+    asked = {pattern: {task.name.partition("/")[2] for task in select([f"cells/{pattern}"], str(shards), {})[0]} for pattern in ("*", "*-tokens")}
+    assert not {"misplaced-tokens", "dropped-tokens", "shuffled-patches"} & asked["*"]
+    assert asked["*-tokens"] == {"misplaced-tokens", "dropped-tokens"}
+
+
+@pytest.mark.slow
+def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards")
+    small = {"random": True, "preprocessing": {"size": 64}}
+    text = tiny.sweep_text(
+        tmp_path / "shards",
+        encoders=[{"name": "vit", "architecture": "test_vit", **small}, {"name": "resnet", "architecture": "test_resnet", **small}],
+        tasks=["tiny/object-knn", "tiny/*-tokens", "tiny/shuffled-patches"],
+        protocol={"epochs": 2, "blocks": [None, -2], "kept_shares": [1.0, 0.5], "grids": [1, 4]},
+    )
+    (tmp_path / "sweep.yaml").write_text(text)
+    run = Run(sweep=tmp_path / "sweep.yaml", out=tmp_path / "out", cache=tmp_path / "cache")
+    assert run.run() == 0, run.log
+    rows = read_table(tmp_path / "out" / "results.parquet")
+    by_task = {name: [row for row in rows if row["task"] == f"tiny/{name}"] for name in ("misplaced-tokens", "dropped-tokens", "shuffled-patches")}
+    for row in by_task["misplaced-tokens"]:
+        if row["encoder"] == "resnet":
+            assert (row["status"], row["value"]) == ("undefined", None)
+            assert row["error"] == "test_resnet has no position embeddings: tokens can be misplaced where each is given an absolute position"
+        else:
+            assert row["status"] == "ok", row
+    assert len(by_task["misplaced-tokens"]) == 2 * 4 * 4
+    for encoder, how in (("vit", "drop"), ("resnet", "grey")):
+        mine = [row for row in by_task["dropped-tokens"] if row["encoder"] == encoder]
+        assert {row["protocol"] for row in mine} == {f"{how}[kept_share=1]", f"{how}[kept_share=0.5]"}
+        (intact,) = [row for row in rows if row["encoder"] == encoder and row["task"] == "tiny/object-knn" and row["metric"] == "accuracy"]
+        unchanged = [row for row in mine if row["protocol"].endswith("=1]") and row["metric"] == "accuracy"]
+        unchanged += [
+            row
+            for row in by_task["shuffled-patches"]
+            if row["encoder"] == encoder and row["protocol"] == "shuffle[grid=1]" and row["metric"] == "accuracy"
+        ]
+        assert len(unchanged) == 2
+        for row in unchanged:
+            assert (row["value"], row["ci_low"], row["ci_high"], row["readout"]) == tuple(
+                intact[name] for name in ("value", "ci_low", "ci_high", "readout")
+            )
+    speeds = {row["protocol"]: (row["images_per_second"], set(row["bank_keys"])) for row in by_task["dropped-tokens"] if row["encoder"] == "vit"}
+    (one, its_keys), (half, other_keys) = (speeds[f"drop[kept_share={share}]"] for share in ("1", "0.5"))
+    assert one != half, "each share is timed on its own"
+    assert len(its_keys & other_keys) == 3, "train, val and the intact test images"
+    assert len(its_keys ^ other_keys) == 2
+
+
+# --- the sweeps -----------------------------------------------------------------------------------------------------------------
+
+SWEEPS = sorted((ROOT / "sweeps" / "dilemma").glob("*.yaml"))
+EXPANDED = {"finetune": 2, "linear": 3, "misplaced": 3 * 4 * 3, "shuffled": 1 + 2 * 6, "sparsity": 1 + 6 * 7}
+"""Sweep to the number of its tasks, a point of a curve being one."""
+
+
+@pytest.fixture(scope="module")
+def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets that are called, and annotated, like those that the sweeps ask for."""
+    root = tmp_path_factory.mktemp("published")
+    for name in ("cub", "imagenet100", "imagenet1k", "yoga82", "objectnet"):
+        build(root, name, noise_picture)
+    path = root / "objectnet" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "counterparts": {"imagenet1k": [[0], [1, 2], []]}}))
+    return root
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_asks_for_tasks_that_there_are(path: Path, published_data: Path) -> None:
+    sweep = load_sweep(path)
+    assert Path(sweep.shards).resolve() == ROOT / "shards" / "data"
+    tasks, _ = select(sweep.tasks, str(published_data), sweep.protocol)
+    assert len(tasks) == EXPANDED[path.stem]
+    for entry in sweep.encoders:
+        assert entry == "timm:resnet50.a1_in1k" or family_of(EncoderSpec.parse(entry, base=path.parent))
