@@ -103,7 +103,7 @@ class StreamedRunner:
         scorer = _KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
         epoch = Epoch(source=_source(held_back), threads=_stream(study).decode_threads)
         found: list[Predictions] = []
-        for (one,) in _scored(scorer, epoch, setting.network.batch_size):
+        for (one,) in _scored(scorer, epoch, _KINDS[study.probe].together(setting)):
             if isinstance(one, ProbeError):
                 raise one
             found.append(one)
@@ -294,7 +294,7 @@ class StreamedRunner:
         first = study.metric(study.metrics[0])
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
-        for batch in _scored(scorer, epoch, setting.network.batch_size):
+        for batch in _scored(scorer, epoch, _KINDS[study.probe].together(setting)):
             for number, found in enumerate(batch):
                 if isinstance(found, ProbeError):
                     errors[number] = str(found)

@@ -32,11 +32,11 @@ from harness.streamed import StreamedRunner
 from harness.study import BankRef, Study
 from harness.sweep import _outcome
 from harness.tasks import select, templates
-from harness.trainers import LinearTrainer, Network, SegmentationScorer, SegmentationTrainer, Setting
+from harness.trainers import AttentiveTrainer, LinearTrainer, Network, SegmentationScorer, SegmentationTrainer, Setting
 
 torch.set_num_threads(1)
 SMALL = {"crop": 32, "stride": 16, "train_scale": [96, 48], "test_scale": [96, 48], "blocks": [1, 3], "warmup_steps": 2, "iterations": 6}
-PROTOCOL = {"epochs": 3, "batch_size": 8, **SMALL}
+PROTOCOL = {"epochs": 3, "batch_size": 8, "attention_heads": 4, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_only_patterns_that_say_so_select_streamed_tasks(data: Path) -> None:
     plain, _ = select(["tiny/*"], str(data), {})
     assert {task.feed for task in plain} == {"banked"}
     named, _ = select(["tiny/*-streamed", "tiny/object-linear-streamed"], str(data), {})
-    assert [task.name for task in named] == ["tiny/object-linear-streamed", "tiny/object-segmentation-streamed"]
+    assert [task.name for task in named] == [f"tiny/object-{each}-streamed" for each in ("linear", "attentive", "segmentation")]
     assert {task.feed for task in named} == {"streamed"}
 
 
@@ -313,10 +313,13 @@ def samples_of(data: Path, split: str, count: int) -> list[Sample]:
     return [fed.value for fed in epoch.read(lambda sample: sample)][:count]
 
 
-@pytest.mark.parametrize(("kind", "task"), [(LinearTrainer, "object-linear-streamed"), (SegmentationTrainer, "object-segmentation-streamed")])
-def test_a_head_of_a_stack_is_as_it_would_have_been_alone(network: Network, data: Path, kind: Any, task: str) -> None:
+@pytest.mark.parametrize(("kind", "task", "readout"), [
+    (LinearTrainer, "object-linear-streamed", "cls"),
+    (AttentiveTrainer, "object-attentive-streamed", "all"),
+    (SegmentationTrainer, "object-segmentation-streamed", "tokens"),
+])  # fmt: skip
+def test_a_head_of_a_stack_is_as_it_would_have_been_alone(network: Network, data: Path, kind: Any, task: str, readout: str) -> None:
     setting, samples = setting_of(network, data, task), samples_of(data, "train", 8)
-    readout = "cls" if kind is LinearTrainer else "tokens"
 
     def trained(rates: Sequence[float]) -> list[dict[str, torch.Tensor]]:
         trainer = kind(setting, [(readout, rate) for rate in rates])
@@ -329,8 +332,10 @@ def test_a_head_of_a_stack_is_as_it_would_have_been_alone(network: Network, data
     stacked = trained(rates)
     for rate, together in zip(rates, stacked, strict=True):
         (alone,) = trained([rate])
-        assert all(torch.equal(alone[name], together[name]) for name in ("weight", "bias"))
-    assert not torch.equal(stacked[0]["weight"], stacked[1]["weight"])
+        assert alone.keys() == together.keys()
+        assert all(torch.equal(alone[name], together[name]) for name in alone)
+    weight = "classifier_weight" if kind is AttentiveTrainer else "weight"
+    assert not torch.equal(stacked[0][weight], stacked[1][weight])
 
 
 def test_readouts_of_a_stack_do_not_touch_each_other(network: Network, data: Path) -> None:
@@ -449,7 +454,8 @@ def test_a_head_that_knows_the_answer_gets_every_pixel(network: Network, data: P
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
-TASKS = ["object-linear-streamed", "object-segmentation-streamed"]
+TASKS = ["object-linear-streamed", "object-attentive-streamed", "object-segmentation-streamed"]
+TRAINERS = (LinearTrainer, AttentiveTrainer, SegmentationTrainer)
 
 
 class Stopped(Exception):
@@ -457,7 +463,9 @@ class Stopped(Exception):
 
 
 def proposals_of(task: str) -> list[tuple[str, float | None]]:
-    return [("cls", 0.1), ("mean", 0.1)] if "linear" in task else [("tokens", 1e-3), ("tokens", 1e-2)]
+    if "linear" in task:
+        return [("cls", 0.1), ("mean", 0.1)]
+    return [("all", 1e-2), ("all", 1e-1)] if "attentive" in task else [("tokens", 1e-3), ("tokens", 1e-2)]
 
 
 def stopping_after(runner: StreamedRunner, saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +508,7 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     assert list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
     resumed = StreamedRunner(str(tmp_path / "stopped" / "cache"), compute)
     steps: list[int] = []
-    for kind in (LinearTrainer, SegmentationTrainer):
+    for kind in TRAINERS:
         step = kind.step
         monkeypatch.setattr(kind, "step", lambda self, batch, at, total, step=step: (steps.append(at), step(self, batch, at, total)))
     again = resumed.run_round(study, 0, proposals_of(task))
@@ -564,7 +572,7 @@ def test_without_a_val_split_a_tenth_of_train_is_held_out(
     study, _, accounts = studied(data, tmp_path, f"noval/{task}")
     assert study.holds_out
     trained: set[str] = set()
-    for kind in (LinearTrainer, SegmentationTrainer):
+    for kind in TRAINERS:
         before = kind.draw
         monkeypatch.setattr(kind, "draw", lambda self, sample, rng, before=before: (trained.add(sample.key), before(self, sample, rng))[1])
     runner = StreamedRunner(str(tmp_path / "cache"), compute)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "object-linear-streamed": {"epochs": 20, "batch_size": 16},
+    "object-attentive-streamed": {"epochs": 20, "batch_size": 16, "attention_heads": 4},
     "object-segmentation-streamed": {
         "iterations": 120,
         "batch_size": 16,
@@ -29,7 +30,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "blocks": [1, 2, 3, 5],
     },
 }
-STEPS = {"object-linear-streamed": 20 * 8, "object-segmentation-streamed": 120}
+STEPS = {"object-linear-streamed": 20 * 8, "object-attentive-streamed": 20 * 8, "object-segmentation-streamed": 120}
 
 
 def sweep_of(task: str) -> str:

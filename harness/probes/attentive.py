@@ -35,6 +35,8 @@ EPS = 1e-6
 """Of the layer norms and the batch norm."""
 RUNNING_MOMENTUM = 0.1
 """Of the running statistics, as torch.nn.BatchNorm1d's."""
+VELOCITY = "velocity/"
+"""How the names of a head's momentum begin in its checkpoint."""
 
 
 class AttentiveFields(Fields):
@@ -111,6 +113,61 @@ class AttentiveHead(nn.Module):
         self.running_var.lerp_(variance, RUNNING_MOMENTUM)
 
 
+class HeadInTraining:
+    """A head under SGD with momentum, one step at a time; `lr` is given to each step."""
+
+    def __init__(self, module: AttentiveHead, fields: AttentiveFields) -> None:
+        self.module = module.train()
+        self._optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=fields.momentum, weight_decay=fields.weight_decay, foreach=False)
+
+    def step(self, tokens: torch.Tensor, targets: torch.Tensor, lr: float) -> None:
+        """One step on the mean cross entropy of normalised tokens, float32 [B, T, D], and targets, int64 [B], both on the head's device."""
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(self.module(tokens, True), targets))
+        self._optimizer.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on, by name, on the CPU; copies. Momentum is there from the first step on."""
+        velocities = {
+            f"{VELOCITY}{name}": buffer
+            for name, parameter in self.module.named_parameters()
+            if (buffer := self._optimizer.state[parameter].get("momentum_buffer")) is not None
+        }
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in (self.module.state_dict() | velocities).items()}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.module.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(VELOCITY)})
+        for name, parameter in self.module.named_parameters():
+            if f"{VELOCITY}{name}" in state:
+                self._optimizer.state[parameter]["momentum_buffer"] = state[f"{VELOCITY}{name}"].to(parameter.device, copy=True)
+
+    def fitted(self, lr: float) -> dict[str, torch.Tensor]:
+        """What `AttentiveProbe.restore` takes: parameters, running statistics, and the learning rate `lr` []."""
+        return _state(self.module, lr)
+
+
+def fresh_heads(
+    count: int, width: int, classes: int, fields: AttentiveFields, generator: torch.Generator, device: torch.device
+) -> list[HeadInTraining]:
+    """`count` heads with the same parameters, drawn from a CPU generator. Raises ProbeError where the attention heads do not divide the width."""
+    if width % fields.attention_heads:
+        wanted = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
+        raise ProbeError(f"{NAME} probe: {wanted}; set attention_heads")
+    first = AttentiveHead(width, classes, fields.attention_heads)
+    first.initialise(generator, fields.init_std)
+    modules = [AttentiveHead(width, classes, fields.attention_heads) for _ in range(count)]
+    for module in modules:
+        module.load_state_dict(first.state_dict())
+    return [HeadInTraining(module.to(device), fields) for module in modules]
+
+
+def _state(module: AttentiveHead, lr: float) -> dict[str, torch.Tensor]:
+    tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    return tensors | {"lr": torch.tensor(lr, dtype=torch.float64)}
+
+
 def normalised(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
     """float32 [B, T, D] of tokens [B, T, D] or [B, h, w, D]: each at mean 0 and variance 1 over D."""
     tokens = tokens.to(device).float().flatten(1, -2)
@@ -136,19 +193,25 @@ class AttentiveStack:
 
         Raises ProbeError where `rows` do not fit, or the head's training diverged.
         """
-        module = self.heads[head].eval()
-        features = checked_tokens(rows, len(module.query))
-        device, size = module.query.device, self.fields.bn_batch
+        features, device = checked_tokens(rows, len(self.heads[head].query)), self.heads[head].query.device
+        size = self.fields.bn_batch
         batches = (normalised(features[start : start + size], device) for start in range(0, len(rows), size))
-        found = torch.cat([module(batch, self.fields.bn_eval == "batch").softmax(dim=1).cpu() for batch in batches])
+        return most_probable(rows, torch.cat([self.probabilities(batch, head).cpu() for batch in batches]))
+
+    @torch.inference_mode()
+    def probabilities(self, tokens: torch.Tensor, head: int) -> torch.Tensor:
+        """float32 [B, C] of normalised tokens, float32 [B, T, D], on their device; B is the batch whose statistics count, where the protocol says so.
+
+        Raises ProbeError where the head's training diverged.
+        """
+        found: torch.Tensor = self.heads[head].eval()(tokens, self.fields.bn_eval == "batch").softmax(dim=1)
         if not bool(found.isfinite().all()):
             raise ProbeError(f"{NAME} probe: expected finite outputs, got NaN or infinity at learning rate {self.lrs[head]:g}; search below it")
-        return most_probable(rows, found)
+        return found
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
         """The module's parameters and running statistics, and the learning rate `lr` []."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.heads[head].state_dict().items()}
-        return tensors | {"lr": torch.tensor(self.lrs[head], dtype=torch.float64)}
+        return _state(self.heads[head], self.lrs[head])
 
 
 @dataclass(frozen=True)
@@ -165,33 +228,19 @@ class AttentiveProbe:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = AttentiveFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
         features, targets = checked_tokens(rows), checked_targets(NAME, rows, classes)
-        width, count = features.shape[-1], fields.attention_heads
-        if width % count:
-            raise ProbeError(f"{NAME} probe: expected a width that {count} attention heads divide, got {width}; set attention_heads")
-        features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
-        first = AttentiveHead(width, classes, count)
-        first.initialise(generator, fields.init_std)
-        heads = [AttentiveHead(width, classes, count) for _ in rates]
-        for head in heads:
-            head.load_state_dict(first.state_dict())
-            head.to(device).train()
-        optimizers = [
-            torch.optim.SGD(head.parameters(), lr=lr, momentum=fields.momentum, weight_decay=fields.weight_decay, foreach=False)
-            for head, lr in zip(heads, rates, strict=True)
-        ]
+        generator = torch.Generator().manual_seed(seed)
+        heads = fresh_heads(len(rates), features.shape[-1], classes, fields, generator, device)
+        features = on_device(features, device)
         steps = fields.epochs * -(-len(rows) // fields.batch_size)
         step = 0
         for _ in range(fields.epochs):
             for chosen in batch_order(len(rows), fields.batch_size, generator):
                 tokens = normalised(features[chosen.to(features.device)], device)
                 target = targets[chosen].to(device)
-                for head, optimizer, lr in zip(heads, optimizers, rates, strict=True):
-                    optimizer.param_groups[0]["lr"] = lr * cosine(step, steps)
-                    optimizer.zero_grad()
-                    torch.autograd.backward(nn.functional.cross_entropy(head(tokens, True), target))
-                    optimizer.step()
+                for head, lr in zip(heads, rates, strict=True):
+                    head.step(tokens, target, lr * cosine(step, steps))
                 step += 1
-        return AttentiveStack(lrs=rates, heads=tuple(heads), fields=fields)
+        return AttentiveStack(lrs=rates, heads=tuple(head.module for head in heads), fields=fields)
 
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device

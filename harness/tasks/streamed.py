@@ -1,4 +1,7 @@
-"""Tasks whose probe trains while augmented images stream through the encoder: linear probe, linear segmentation (Zhu et al., TMLR 2023)."""
+"""Tasks whose probe trains while augmented images stream through the encoder: linear and attentive probes, linear segmentation.
+
+Zhu et al., TMLR 2023 (arXiv 2301.11915).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest, MaskKind
 from harness.metrics import metric
 from harness.probes import defaults
-from harness.probes.augmented import AugmentedFields
+from harness.probes.augmented import AugmentedFields, CropFields
 from harness.probes.segmentation import SegmentationFields
 from harness.tasks import Fields, Template
+from harness.tasks.attentive import STATISTICS, with_rate
 from harness.tasks.objects import POOLED
 from harness.views.whole import Whole
 
@@ -26,7 +30,7 @@ RELEASE = {"blocks": (3, 5, 7, 11), "upsample": 1, "loss_mean": "all"}
 """What the authors' released code does. Whether it changes mmsegmentation's default mean over all pixels is not known."""
 
 
-def checked(name: str, kind: type[AugmentedFields] | type[SegmentationFields], fields: Fields) -> View:
+def checked(name: str, kind: type[CropFields] | type[SegmentationFields], fields: Fields) -> View:
     """The view of a stream. Raises RequestError where a field has a value that it cannot take."""
     try:
         kind.read(name, fields)
@@ -57,7 +61,7 @@ def segmentation(manifest: Manifest, mask: MaskKind, level: Level) -> Template:
 
 
 def templates(manifest: Manifest) -> list[Template]:
-    """The linear probe where samples have labels; segmentation where they have label maps with named values."""
+    """The linear and the attentive probe where samples have labels; segmentation where they have label maps with named values."""
     found = []
     if "label" in manifest.annotations:
         linear = {**defaults("linear"), **AugmentedFields().model_dump(), "readouts": POOLED}
@@ -69,6 +73,19 @@ def templates(manifest: Manifest) -> list[Template]:
                 metrics=(metric("accuracy"), metric("mean_class_accuracy")),
                 protocols={"zhu2023": linear},
                 view=lambda fields: checked("object-linear-streamed", AugmentedFields, fields),
+                classes=lambda _: manifest.classes,
+                feed="streamed",
+            )
+        )
+        attentive = {**defaults("attentive"), **CropFields().model_dump(), "readouts": ("all",)}
+        found.append(
+            Template(
+                name="object-attentive-streamed",
+                level="object",
+                probe="attentive",
+                metrics=(metric("accuracy"), metric("mean_class_accuracy")),
+                protocols={name: {**attentive, **fields} for name, fields in with_rate(STATISTICS).items()},
+                view=lambda fields: checked("object-attentive-streamed", CropFields, fields),
                 classes=lambda _: manifest.classes,
                 feed="streamed",
             )

@@ -1,0 +1,82 @@
+"""Images and their classes, and the rows that an encoder makes of them.
+
+Shape legend: B images, D features, h w pixels of the encoder's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from harness.augment import CropAndFlip
+from harness.core import Sample
+from harness.errors import ShardError
+from harness.preprocess import prepare
+from harness.probes.augmented import CropFields
+from harness.readouts import blocks_needed, parse_readout, read
+from harness.trainers.setting import Network, Setting
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictured:
+    """An image ready for the encoder, and its class."""
+
+    image: torch.Tensor
+    """float32 [3, h, w]."""
+    target: int
+    group: str
+
+
+def label_of(sample: Sample, classes: int) -> int:
+    """The sample's class. Raises ShardError where it has none of these."""
+    if sample.label is None:
+        raise ShardError("no label")
+    if not 0 <= sample.label < classes:
+        raise ShardError(f"label {sample.label} of {classes} classes")
+    return sample.label
+
+
+class Pictures:
+    """What becomes of samples: a random crop in training, the encoder's own resize and centre crop in scoring."""
+
+    def __init__(self, setting: Setting, fields: CropFields) -> None:
+        self._preprocessing, self._classes = setting.network.info.preprocessing, setting.classes
+        self._augment = CropAndFlip(scale=fields.crop_scale, flip=fields.flip) if fields.augment == "crop-flip" else None
+
+    def drawn(self, sample: Sample, generator: np.random.Generator) -> Pictured:
+        """A random crop, or the encoder's own view where the protocol says so. Raises ShardError where the sample has no label that is a class."""
+        if self._augment is None:
+            return self.plain(sample)
+        target = label_of(sample, self._classes)
+        return _pictured(sample, target, self._augment(sample.image, self._preprocessing, generator))
+
+    def plain(self, sample: Sample) -> Pictured:
+        """The encoder's own view. Raises ShardError where the sample has no label that is a class."""
+        target = label_of(sample, self._classes)
+        return _pictured(sample, target, prepare(sample.image, self._preprocessing, "crop"))
+
+
+def _pictured(sample: Sample, target: int, image: torch.Tensor) -> Pictured:
+    return Pictured(image=image, target=target, group=sample.group or sample.key)
+
+
+class Pooled:
+    """Rows, or tokens, of several readouts from one pass."""
+
+    def __init__(self, network: Network, readouts: Sequence[str]) -> None:
+        self._network, self._names = network, list(dict.fromkeys(readouts))
+        self._readouts = [parse_readout(name) for name in self._names]
+
+    def __call__(self, batch: Sequence[Pictured]) -> dict[str, torch.Tensor]:
+        """Readout to float32 [B, D], or [B, ..., D] of a readout that keeps tokens apart."""
+        info = self._network.info
+        rows = self._network(
+            torch.stack([one.image for one in batch]),
+            lambda tokens: [read(tokens, readout, info) for readout in self._readouts],
+            blocks=blocks_needed(self._readouts, info),
+            projection=any(readout.pooling == "projection" for readout in self._readouts),
+        )
+        return dict(zip(self._names, rows, strict=True))
