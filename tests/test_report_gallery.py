@@ -56,7 +56,7 @@ def test_thumbnails_are_what_the_view_makes(example: Example) -> None:
     found = thumbnails(str(example.shards), "tiny", "test", task.view, wanted)
     assert found.keys() == wanted
     for key in wanted:
-        assert np.array_equal(found[key], items[key].image)
+        assert np.array_equal(found[key].image, items[key].image)
 
 
 def test_thumbnails_that_are_not_there_are_left_out(example: Example) -> None:

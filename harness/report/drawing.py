@@ -47,6 +47,10 @@ class Drawing:
     notes: tuple[str, ...] = ()
     """What is not in it, and why."""
     absent: str | None = None
+    caption: str = ""
+    """What it shows, where that is not the same for all figures of its section."""
+    pdf: bytes | None = None
+    """The same figure for print, if it has one."""
 
 
 @contextmanager

@@ -1,11 +1,15 @@
-"""The patch-retrieval gallery's images, cut from the shards once more by the view of their task, and which queries are shown."""
+"""The galleries of nearest items: their images, cut from the shards once more by the view of their task, and which queries are shown.
+
+There is one kind for retrieval, which asks for the query's class, and one for locality, which asks whether a patch's neighbours are of the same part,
+of the same image, of an image of the same class.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +27,24 @@ _QUERIES = 6
 DEPTH = 10
 
 
+Kind = Literal["retrieval", "locality"]
+"""The probe that kept the neighbours."""
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Encoder to its rows of neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """An item as its view makes it, and what is known of its image."""
+
+    image: np.ndarray
+    """uint8 [H, W, 3], of any size."""
+    target: int | None
+    group: str
+    label: int | None
+    """Of the whole image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
     """One of a query's nearest items."""
@@ -36,39 +58,62 @@ class Gallery:
     """A few queries of one task with every encoder's nearest items, or why there are none."""
 
     column: Column
+    kind: Kind = "retrieval"
+    asks: str = "class"
+    """What the query and a right neighbour have in common."""
     encoders: tuple[str, ...] = ()
     queries: tuple[str, ...] = ()
     neighbours: Mapping[tuple[str, str], tuple[Neighbour, ...]] = field(default_factory=dict)
     """(encoder, query) to the nearest items, the nearest first; an encoder may lack a query."""
     classes: Mapping[str, str] = field(default_factory=dict)
     """Item key to the name of its class."""
-    images: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Item key to uint8 [H, W, 3], of any size."""
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    """By item key."""
     absent: str | None = None
     notes: tuple[str, ...] = ()
 
+    def shares(self, query: str, neighbour: str) -> str:
+        """What else a query and its neighbour have in common: `image`, `class` (of their images), or nothing that is known."""
+        first, second = self.cuts.get(query), self.cuts.get(neighbour)
+        if first is None or second is None:
+            return ""
+        if first.group == second.group:
+            return "image"
+        return "class" if first.label is not None and first.label == second.label else ""
+
 
 def galleries(run: Run, board: Board, shards: str | None) -> list[Gallery]:
-    """One for each part-level retrieval task (where there is none, each object-level one), under the protocol that comes first."""
-    kept: dict[str, Column] = {}
+    """Of retrieval, one for each part-level task (where there is none, each object-level one), under the protocol that comes first.
+
+    Then one for each task and protocol of locality.
+    """
+    kept = [column for column in board.columns if any(run.neighbours(encoder, column.task, column.protocol) for encoder in board.encoders)]
+    kinds = {column: _kind(board, column) for column in kept}
+    retrieval: dict[str, Column] = {}
     for level in ("part", "object"):
-        for column in board.columns:
-            if column.level == level and any(run.neighbours(encoder, column.task, column.protocol) for encoder in board.encoders):
-                kept.setdefault(column.task, column)
-        if kept:
+        for column in kept:
+            if column.level == level and kinds[column] == "retrieval":
+                retrieval.setdefault(column.task, column)
+        if retrieval:
             break
-    return [_gallery(run, board, column, shards) for column in kept.values()]
+    local = [column for column in kept if kinds[column] == "locality"]
+    return [_gallery(run, board, column, shards, kinds[column]) for column in (*retrieval.values(), *local)]
 
 
-def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collection[str]) -> dict[str, np.ndarray]:
-    """uint8 [H, W, 3] of the items `keys` that `view` makes of a split's samples; those that are not there, or do not decode, are left out.
+def _kind(board: Board, column: Column) -> Kind:
+    rows = [row for encoder in board.encoders if (row := board.cells.get((encoder, column))) is not None]
+    return "locality" if any(row["probe"] == "locality" for row in rows) else "retrieval"
+
+
+def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collection[str]) -> dict[str, Cut]:
+    """The items `keys` that `view` makes of a split's samples; those that are not there, or do not decode, are left out.
 
     Shards are read in order until all keys were found; only samples that can hold one are decoded. Raises ManifestError or ShardError where
     the data set or a shard cannot be read.
     """
     manifest = load_manifest(shards, dataset)
     wanted = sorted(keys)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Cut] = {}
     for shard in (shard for one in split.split("+") for shard in manifest.split(one).shards):
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
         for key, decode in read_samples(shard_url(shards, dataset, shard), shard, manifest.annotations, audit):
@@ -76,43 +121,72 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
             if place == len(wanted) or not wanted[place].startswith(key):
                 continue  # an item's key begins with its sample's
             try:
-                items = view(decode())
+                sample = decode()
+                items = view(sample)
             except HarnessError:
                 continue
-            found |= {item.key: item.image for item in items if item.key in keys}
+            found |= {item.key: Cut(image=item.image, target=item.target, group=item.group, label=sample.label) for item in items if item.key in keys}
             if len(found) == len(wanted):
                 return found
     return found
 
 
-def _gallery(run: Run, board: Board, column: Column, shards: str | None) -> Gallery:
+def _gallery(run: Run, board: Board, column: Column, shards: str | None, kind: Kind) -> Gallery:
     tables = {}
     for encoder in board.encoders:
         if (encoder, column) in board.cells and (rows := run.neighbours(encoder, column.task, column.protocol)):
             tables[encoder] = rows
     if shards is None:
-        return Gallery(column=column, absent="sweep.yaml does not say where the shards are")
-    targets = _targets(run, tables, column)
-    queries = _spread(_common_queries(tables), targets, max(1, min(_QUERIES, _ROWS // max(1, len(tables)))))
-    neighbours = {(encoder, query): _nearest(rows, query) for encoder, rows in tables.items() for query in queries}
-    keys = {*queries, *(one.key for found in neighbours.values() for one in found)}
+        return Gallery(column=column, kind=kind, absent="sweep.yaml does not say where the shards are")
     try:
         task = _task(column, shards)
-        images = thumbnails(shards, column.dataset, column.split or "test", task.view, keys)
+        queries, neighbours, cuts, targets = _shown(run, column, shards, task, tables)
     except HarnessError as error:
-        return Gallery(column=column, absent=f"its images could not be read again: {error}")
-    if not any(query in images for query in queries):
-        return Gallery(column=column, absent=f"{shards} no longer holds the items that were queried")
-    lost = len(keys - images.keys())
+        return Gallery(column=column, kind=kind, absent=f"its images could not be read again: {error}")
+    if not any(query in cuts for query in queries):
+        return Gallery(column=column, kind=kind, absent=f"{shards} no longer holds the items that were queried")
+    keys = _keys(queries, neighbours)
+    lost = len(keys - cuts.keys())
     return Gallery(
         column=column,
+        kind=kind,
+        asks="part" if kind == "locality" and task.reference_view is not None else "class",
         encoders=tuple(tables),
         queries=queries,
         neighbours={place: found for place, found in neighbours.items() if found},
         classes={key: _class(task, targets[key]) for key in keys if key in targets},
-        images=images,
+        cuts={key: cut for key, cut in cuts.items() if key in keys},
         notes=(f"{lost} of {len(keys)} items could not be cut again and are grey",) if lost else (),
     )
+
+
+Nearest = dict[tuple[str, str], tuple[Neighbour, ...]]
+
+
+def _shown(
+    run: Run, column: Column, shards: str, task: Task, tables: Tables
+) -> tuple[tuple[str, ...], Nearest, Mapping[str, Cut], Mapping[str, int]]:
+    """Queries, their neighbours, the items cut again, and items' targets: those that were predicted, or else those that the cut items have."""
+    asked, split = _common_queries(tables), column.split or "test"
+    count = max(1, min(_QUERIES, _ROWS // max(1, len(tables))))
+    if task.probe.name == "retrieval":
+        targets = _targets(run, tables, column)
+        queries = _spread(asked, targets, count)
+        nearest = _all_nearest(tables, queries)
+        return queries, nearest, thumbnails(shards, column.dataset, split, task.view, _keys(queries, nearest)), targets
+    cuts = thumbnails(shards, column.dataset, split, task.view, _keys(asked, _all_nearest(tables, asked)))
+    targets = {key: cut.target for key, cut in cuts.items() if cut.target is not None}
+    queries = _spread(asked, targets, count)
+    return queries, _all_nearest(tables, queries), cuts, targets
+
+
+def _all_nearest(tables: Tables, queries: Sequence[str]) -> Nearest:
+    return {(encoder, query): _nearest(rows, query) for encoder, rows in tables.items() for query in queries}
+
+
+def _keys(queries: Sequence[str], nearest: Nearest) -> set[str]:
+    """The queries shown and all their neighbours."""
+    return {*queries, *(one.key for found in nearest.values() for one in found)}
 
 
 def _task(column: Column, shards: str) -> Task:
@@ -131,7 +205,7 @@ def _targets(run: Run, encoders: Collection[str], column: Column) -> dict[str, i
     return targets
 
 
-def _common_queries(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _common_queries(tables: Tables) -> list[str]:
     """Queries that all encoders answered, or, where there are none, those of the first encoder."""
     asked = [dict.fromkeys(row["query"] for row in rows) for rows in tables.values()]
     common = [query for query in asked[0] if all(query in others for others in asked[1:])]

@@ -1,6 +1,7 @@
 """A gallery as a picture: a block for each query, a line for each encoder, its nearest items in order.
 
-Right ones have a blue frame and a tick, wrong ones an orange dashed frame, a cross and the name of what they are.
+Right ones have a blue frame and a tick, wrong ones an orange dashed frame, a cross and the name of what they are. Where locality is asked about, a
+tag tells what else a neighbour shares with the query.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _DPI = 125  # photographs are most of what a report weighs
 
 def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
     """The gallery's picture; absent for the gallery's own reason."""
+    title = titles([gallery.column])[gallery.column][0]
     if gallery.absent:
-        return Drawing(name=name, absent=gallery.absent)
-    shown = [query for query in gallery.queries if query in gallery.images]
+        return Drawing(name=name, absent=f"{title}, {gallery.absent}" if gallery.kind == "locality" else gallery.absent)
+    shown = [query for query in gallery.queries if query in gallery.cuts]
     lines = max(2, len(gallery.encoders))
     block = max(lines * _PITCH, _QUERY + 0.4) + 0.2
     width, height = _QUERY + _NAME + DEPTH * _PITCH, block * len(shown) + 0.35
@@ -44,15 +46,33 @@ def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
             _block(axes, gallery, query, 0.4 + i * block, look)
             if i:
                 axes.plot([0.1, width - 0.1], [0.29 + i * block] * 2, color="#d8dee4", linewidth=0.8)
-        _legend(axes, width)
+        _legend(axes, width, gallery)
         data = png(figure)
-    title = titles([gallery.column])[gallery.column][0]
     alt = f"{title}: {len(shown)} queries and their {DEPTH} nearest items for {len(gallery.encoders)} encoders, right and wrong ones marked"
-    return Drawing(name=name, png=data, alt=plain(alt), notes=gallery.notes)
+    return Drawing(name=name, png=data, alt=plain(alt), notes=gallery.notes, caption=_caption(gallery, title))
+
+
+def _caption(gallery: Gallery, title: str) -> str:
+    signs = f"✓ of the same {gallery.asks}, ✗ of another one, with its name"
+    if gallery.kind == "locality":
+        about = f"{title} · {gallery.column.protocol}. For each patch, the ten nearest patches of every encoder, nearest first"
+        tags = (
+            "tags tell a patch of the same image, or of another image of the same class"
+            if gallery.asks == "part"
+            else "tags tell a patch of the same image"
+        )
+        return f"{about}: {signs}; {tags}. Patches are spread evenly over what they show and over the split; nobody picked them."
+    about = "For each query, the ten nearest items of every encoder, nearest first"
+    return f"{about}: {signs}. Queries are spread evenly over the classes and the split; nobody picked them."
+
+
+def _image(gallery: Gallery, key: str) -> np.ndarray | None:
+    cut = gallery.cuts.get(key)
+    return cut.image if cut is not None else None
 
 
 def _block(axes: Any, gallery: Gallery, query: str, top: float, look: Look) -> None:
-    _thumb(axes, gallery.images.get(query), 0.12, top + 0.05, _QUERY - 0.1)
+    _thumb(axes, _image(gallery, query), 0.12, top + 0.05, _QUERY - 0.1)
     axes.text(0.12, top + _QUERY + 0.1, plain(gallery.classes.get(query) or query, 20), va="center", fontsize=9, fontweight="bold")
     for line, encoder in enumerate(gallery.encoders):
         y = top + line * _PITCH
@@ -62,6 +82,9 @@ def _block(axes: Any, gallery: Gallery, query: str, top: float, look: Look) -> N
         counted = [one for one in found if one.key != query]
         right = sum(one.relevant for one in counted)
         words = f"{right} of {len(counted)} right" if counted else "nothing was kept"
+        if gallery.kind == "locality" and counted:
+            near = sum(gallery.shares(query, one.key) == "image" for one in counted)
+            words = f"{right} same {gallery.asks}, {near} same image, of {len(counted)}"
         axes.text(_QUERY + _NAME - 0.18, y + 0.58, words, ha="right", va="center", fontsize=7, color=MUTED)
         for rank, one in enumerate(found):
             _neighbour(axes, gallery, query, one, _QUERY + _NAME + rank * _PITCH, y)
@@ -71,11 +94,15 @@ def _neighbour(axes: Any, gallery: Gallery, query: str, one: Neighbour, x: float
     from matplotlib.patches import Rectangle
 
     colour, symbol = (NEITHER, "=") if one.key == query else (RIGHT, "✓") if one.relevant else (WRONG, "✗")
-    _thumb(axes, gallery.images.get(one.key), x, y, _THUMB)
+    _thumb(axes, _image(gallery, one.key), x, y, _THUMB)
     style = "-" if symbol == "✓" else (0, (2.2, 1.2))
     axes.add_patch(Rectangle((x, y), _THUMB, _THUMB, fill=False, edgecolor=colour, linewidth=2.0, linestyle=style, zorder=3))
     axes.add_patch(Rectangle((x + _THUMB - 0.25, y), 0.25, 0.25, facecolor=colour, edgecolor="none", zorder=4))
     axes.text(x + _THUMB - 0.125, y + 0.13, symbol, color="white", ha="center", va="center", fontsize=7.5, fontweight="bold", zorder=5)
+    shared = gallery.shares(query, one.key) if gallery.kind == "locality" and one.key != query else ""
+    if shared == "image" or (shared and gallery.asks == "part"):
+        badge = {"facecolor": INK, "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
+        axes.text(x + 0.03, y + 0.1, shared, color="white", ha="left", va="center", fontsize=6.5, zorder=5, bbox=badge)
     if symbol == "✗" and gallery.classes.get(one.key):
         axes.text(
             x + _THUMB / 2,
@@ -105,9 +132,10 @@ def _thumb(axes: Any, image: np.ndarray | None, x: float, y: float, side: float)
     axes.imshow(np.asarray(small), extent=(x0, x0 + w, y0 + h, y0), interpolation="bilinear", aspect="auto", zorder=1)
 
 
-def _legend(axes: Any, width: float) -> None:
+def _legend(axes: Any, width: float, gallery: Gallery) -> None:
     x = width - 4.9
-    for colour, symbol, word, step in ((RIGHT, "✓", "same class", 1.45), (WRONG, "✗", "another class", 1.75), (NEITHER, "=", "the query itself", 0)):
+    signs = ((RIGHT, "✓", f"same {gallery.asks}", 1.45), (WRONG, "✗", f"another {gallery.asks}", 1.75), (NEITHER, "=", "the query itself", 0))
+    for colour, symbol, word, step in signs:
         axes.text(
             x, 0.2, symbol, color="white", fontsize=7.5, fontweight="bold", va="center", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.6}
         )

@@ -14,7 +14,7 @@ from harness.report.curve_figure import caption, curve_figure
 from harness.report.curve_table import CurveSection, curve_section, figure_names
 from harness.report.curves import Curve, curves
 from harness.report.drawing import Drawing
-from harness.report.gallery import galleries
+from harness.report.gallery import Gallery, galleries
 from harness.report.learning_rates import learning_rates, studies
 from harness.report.mosaic import mosaic
 from harness.report.paired import compare
@@ -50,12 +50,20 @@ def write_report(out: Path, *, shards: str | None) -> Path:
 def _drawings(run: Run, board: Board, looks: Look, shards: str | None, along: Sequence[Curve]) -> list[Drawing]:
     drawings = [object_part(board, looks), learning_rates(studies(run.results, run.trials), board.encoders, looks)]
     drawings += [curve_figure(curve, looks, name) for curve, name in zip(along, figure_names(along), strict=True)]
-    found = galleries(run, board, shards)
+    return [*drawings, *_mosaics(galleries(run, board, shards), looks)]
+
+
+def _mosaics(found: Sequence[Gallery], looks: Look) -> list[Drawing]:
+    """A picture for each gallery, those of retrieval first."""
+    retrieval = [one for one in found if one.kind == "retrieval"]
+    local = [one for one in found if one.kind == "locality"]
+    drawings = [mosaic(one, looks, GALLERY if i == 0 else f"{GALLERY}-{file_name(one.column.dataset)}-{i}") for i, one in enumerate(retrieval)]
     if not found:
-        return [*drawings, Drawing(name=GALLERY, absent="no retrieval task of this run kept its nearest neighbours")]
-    for i, gallery in enumerate(found):
-        drawings.append(mosaic(gallery, looks, GALLERY if i == 0 else f"{GALLERY}-{file_name(gallery.column.dataset)}-{i}"))
-    return drawings
+        drawings.append(Drawing(name=GALLERY, absent="no retrieval task of this run kept its nearest neighbours"))
+    return drawings + [
+        mosaic(one, looks, f"{GALLERY}-locality-{file_name(f'{one.column.dataset}-{one.column.protocol}')}{f'-{i}' if i else ''}")
+        for i, one in enumerate(local)
+    ]
 
 
 def _write_figures(folder: Path, drawings: Sequence[Drawing]) -> None:
@@ -114,7 +122,7 @@ def _curve_sections(along: Sequence[Curve], looks: Look, figures: Mapping[str, M
 
 def _figure(drawing: Drawing) -> Mapping[str, Any]:
     uri = f"data:image/png;base64,{base64.b64encode(drawing.png).decode()}" if drawing.png else None
-    return {"uri": uri, "alt": drawing.alt, "notes": drawing.notes, "absent": drawing.absent}
+    return {"uri": uri, "alt": drawing.alt, "notes": drawing.notes, "absent": drawing.absent, "caption": drawing.caption}
 
 
 def _sweep_text(run: Run) -> str:
