@@ -16,7 +16,6 @@ import torch
 
 from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
-from harness.metrics.table import ratio
 from harness.probes.features import CHUNK_ROWS
 from harness.probes.fields import no_learning_rate
 from harness.probes.knn import KNNFields, KNNProbe, KNNStack
@@ -45,8 +44,8 @@ def cosine_to(reference: Rows, rows: Rows) -> np.ndarray:
     for start in range(0, len(rows), CHUNK_ROWS):
         altered = rows.features[start : start + CHUNK_ROWS].astype(np.float64)
         intact = reference.features[index[start : start + CHUNK_ROWS]].astype(np.float64)
-        norms = [np.sqrt((one * one).sum(axis=1)) for one in (altered, intact)]
-        found.append(ratio((altered * intact).sum(axis=1), norms[0] * norms[1]))
+        norms = np.linalg.norm(altered, axis=1) * np.linalg.norm(intact, axis=1)
+        found.append((altered * intact).sum(axis=1) / np.where(norms > 0, norms, np.nan))
     return np.concatenate(found) if found else np.zeros(0)
 
 
