@@ -55,11 +55,15 @@ class CropAndFlip:
     def __call__(self, image: np.ndarray, preprocessing: Preprocessing, generator: np.random.Generator) -> torch.Tensor:
         """float32 [3, h, w], normalised, of an image, uint8 [H, W, 3]. Resized bicubically and antialiased, on 8-bit values."""
         pixels = as_pixels(image)
-        top, left, height, width = self.box(image.shape[0], image.shape[1], generator)
+        (top, left, height, width), flipped = self.drawn(image.shape[0], image.shape[1], generator)
         pixels = F.resized_crop(pixels, top, left, height, width, list(preprocessing.size), interpolation=InterpolationMode.BICUBIC, antialias=True)
-        if generator.random() < self.flip:
+        if flipped:
             pixels = F.horizontal_flip(pixels)
         return normalised(pixels, preprocessing)
+
+    def drawn(self, height: int, width: int, generator: np.random.Generator) -> tuple[tuple[int, int, int, int], bool]:
+        """The crop, as `box` gives it, and whether it is flipped."""
+        return self.box(height, width, generator), bool(generator.random() < self.flip)
 
     def box(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) of a crop within an image; after ten draws that do not fit, the largest centred one of an allowed ratio."""

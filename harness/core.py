@@ -366,6 +366,8 @@ class Task:
     """Whether the probe reads feature banks, or trains while its images stream through the encoder."""
     train_view: View | None = None
     """What the probe is trained and chosen on, where that is another view than `view`, which is then of the test split alone."""
+    val_view: View | None = None
+    """What heads are chosen on, where that is another view than `train_view`. Without a val split: of the images of train that are held out."""
     reference_view: View | None = None
     """The view of the test split whose rows come along as `Rows.reference`."""
     chooses_readout: bool = True

@@ -24,7 +24,9 @@ from harness.stream import Source
 from harness.streamed import STREAM_VERSION
 from harness.tasks import select
 
-ROLES = ("train", "val", "test", "reference")
+HELD_OUT = "held out"
+"""The role of train once more, in the view that heads are chosen on, where no val split is there to choose on: of its images a tenth counts."""
+ROLES = ("train", "val", HELD_OUT, "test", "reference")
 POOLS: Mapping[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("test", "train", "val")}
 """A protocol's `pool` to the splits that are scored."""
 MORE = "pool/"
@@ -39,7 +41,7 @@ class StudyPlan:
     encoder: EncoderInfo
     task: Task
     banks: Mapping[str, Mapping[str, BankSpec]]
-    """Role (train, val, test, reference) to readout to bank; roles that the data set does not have or the study does not need are absent."""
+    """Role (one of ROLES) to readout to bank; roles that the data set does not have or the study does not need are absent."""
     selected_on: str
     """The split that heads are chosen on: `val`, or `train/10` (a stratified tenth of train) where the data set has no val, or `nothing` where there
     is nothing to choose."""
@@ -122,7 +124,7 @@ def _encoder_specs(sweep: Sweep, base: Path) -> dict[str, EncoderSpec]:
 def _manifests(task: Task, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
     """Role to the manifest whose split it reads; roles whose data set has no such split are absent."""
     learnt = manifests[task.train_dataset or task.dataset]
-    found = {role: learnt if role in ("train", "val") else manifests[task.dataset] for role in (*ROLES, *_more(task))}
+    found = {role: learnt if role in ("train", "val", HELD_OUT) else manifests[task.dataset] for role in (*ROLES, *_more(task))}
     return {role: manifest for role, manifest in found.items() if split_of(role, task) in manifest.splits}
 
 
@@ -167,6 +169,7 @@ def _roles(task: Task, readouts: Sequence[str], manifests: Mapping[str, Manifest
     wanted = {
         "train": task.probe.needs_train or chosen_on == "train/10",
         "val": chosen_on == "val",
+        HELD_OUT: chosen_on == "train/10" and task.val_view is not None,
         "test": True,
         "reference": task.reference_view is not None,
     }
@@ -192,13 +195,15 @@ def split_of(role: str, task: Task) -> str:
     """The split that a role reads."""
     if role == "test":
         return pool(task)[0]
-    return "test" if role == "reference" else role.removeprefix(MORE)
+    return {"reference": "test", HELD_OUT: "train"}.get(role, role.removeprefix(MORE))
 
 
 def view_of(task: Task, role: str) -> View:
     """The view that the rows of a role are of."""
     if role == "reference" and task.reference_view is not None:
         return task.reference_view
+    if role in ("val", HELD_OUT) and task.val_view is not None:
+        return task.val_view
     return task.train_view if role in ("train", "val") and task.train_view is not None else task.view
 
 

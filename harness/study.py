@@ -79,9 +79,9 @@ class Study:
     train: Mapping[str, BankRef]
     """Readout to bank; empty for probes that train on nothing."""
     val: Mapping[str, BankRef]
-    """Readout to bank; empty where heads are chosen on a part of train."""
+    """Readout to bank; empty where heads are chosen on a part of train as it is trained on."""
     holds_out: bool
-    """Heads are chosen on a stratified tenth of train."""
+    """Heads are chosen on a stratified tenth of train: of its images as `val` has them, where that is another view of all of train."""
     trials: int
     stack: int
     lr: tuple[float, float]
@@ -245,7 +245,7 @@ class StudyRunner:
 
     def _selection_rows(self, study: Study, readout: str) -> Rows:
         if study.holds_out:
-            return hold_out(self._read(study, study.train[readout]), seed=study.seed)[1]
+            return hold_out(self._read(study, (study.val or study.train)[readout]), seed=study.seed)[1]
         return self._read(study, study.val[readout])
 
     def _read(self, study: Study, ref: BankRef) -> Rows:

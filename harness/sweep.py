@@ -29,7 +29,7 @@ from harness.config import Sweep, load_sweep, resolve_path
 from harness.errors import HarnessError, RequestError
 from harness.estimate import estimate, told
 from harness.ledger import EventLog, Ledger, Lost
-from harness.plan import Plan, StudyPlan, make_plan
+from harness.plan import HELD_OUT, Plan, StudyPlan, make_plan
 from harness.probes import is_decided
 from harness.progress import Progress
 from harness.report import terminal, write_report
@@ -173,7 +173,7 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
                 protocol=dict(task.protocol.fields),
                 readouts=tuple(study.banks["test"]),
                 train=refs.get("train", {}),
-                val=refs.get("val", {}),
+                val=refs.get("val") or refs.get(HELD_OUT, {}),
                 holds_out="val" not in refs,
                 decided=is_decided(task.probe, tuple(study.banks["test"]), task.protocol.fields),
                 trials=search.trials,

@@ -25,6 +25,7 @@ from torch import nn
 
 from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
+from harness.probes.augmented import KeptRows
 from harness.probes.features import batch_order, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Bounds, Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
@@ -231,10 +232,12 @@ class AttentiveProbe:
         generator = torch.Generator().manual_seed(seed)
         heads = fresh_heads(len(rates), features.shape[-1], classes, fields, generator, device)
         features = on_device(features, device)
-        steps = fields.epochs * -(-len(rows) // fields.batch_size)
+        kept = KeptRows.of(NAME, rows, protocol)
+        steps = fields.epochs * -(-kept.images // fields.batch_size)
         step = 0
-        for _ in range(fields.epochs):
-            for chosen in batch_order(len(rows), fields.batch_size, generator):
+        for epoch in range(fields.epochs):
+            for images in batch_order(kept.images, fields.batch_size, generator):
+                chosen = kept.rows(images, epoch)
                 tokens = normalised(features[chosen.to(features.device)], device)
                 target = targets[chosen].to(device)
                 for head, lr in zip(heads, rates, strict=True):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pydantic
+import torch
 
+from harness.core import Rows
+from harness.errors import ProbeError
 from harness.probes.fields import Fields
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -29,6 +34,52 @@ class CropFields(Fields):
     crop_scale: Shares = (0.08, 1.0)
     """Bounds of the crop's share of the image's area."""
     flip: Probability = 0.5
+
+
+class KeptFields(Fields):
+    """Of a probe on banks that keep some random crops of every train image.
+
+    Each epoch takes one row an image, and the next epoch its next one: of V crops, epoch e trains on crop e mod V. An epoch is as many steps as on
+    the images as they are, and fewer epochs than crops leave some crops unused. Heads are chosen and tested on the images as they are.
+    """
+
+    train_views: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Crops kept of every train image; 0 trains on the images as they are, and the other fields then say nothing."""
+    crop_scale: Shares = (0.08, 1.0)
+    """Bounds of the crop's share of the image's area."""
+    flip: Probability = 0.5
+    seed: int = 0
+    """Of the crops, each a function of (seed, crop, image)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRows:
+    """Which rows of a bank an epoch trains on."""
+
+    images: int
+    """Rows of an epoch."""
+    views: int
+    """Rows that the bank has of each image, one after the other."""
+
+    @classmethod
+    def of(cls, probe: str, rows: Rows, protocol: Mapping[str, Any]) -> KeptRows:
+        """Raises ProbeError where the rows are not those of so many crops of each image."""
+        views = KeptFields.read(probe, protocol).train_views
+        if not views:
+            return cls(images=len(rows), views=1)
+        names = [key.rpartition("#")[0] for key in rows.keys[::views]]
+        expected = [f"{name}#{view}" for name in names for view in range(views)]
+        if list(rows.keys) != expected:
+            place = next((place for place, pair in enumerate(zip(rows.keys, expected, strict=False)) if pair[0] != pair[1]), len(rows))
+            raise ProbeError(
+                f"{probe} probe: expected {views} crops of each image in turn, as train_views has it, got others from row {place} on; "
+                "give the bank of that many crops"
+            )
+        return cls(images=len(names), views=views)
+
+    def rows(self, images: torch.Tensor, epoch: int) -> torch.Tensor:
+        """int64 [B] rows of a batch of images, int64 [B], in that epoch."""
+        return images * self.views + epoch % self.views
 
 
 class AugmentedFields(CropFields):

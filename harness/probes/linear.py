@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.core import Probe, Rows
+from harness.probes.augmented import KeptRows
 from harness.probes.features import (
     FeatureNorm,
     Normaliser,
@@ -98,14 +99,16 @@ class LinearProbe:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = LinearFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
         features, targets = checked_features(NAME, rows), checked_targets(NAME, rows, classes)
+        kept = KeptRows.of(NAME, rows, protocol)
         normaliser = Normaliser.fit(fields.feature_norm, features, device)
         features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
         weight = torch.empty(classes, features.shape[1]).normal_(0, fields.init_std, generator=generator)
         heads = [Head(weight.to(device, copy=True), momentum=fields.momentum, weight_decay=fields.weight_decay) for _ in rates]
-        steps = fields.epochs * -(-len(rows) // fields.batch_size)
+        steps = fields.epochs * -(-kept.images // fields.batch_size)
         step = 0
-        for _ in range(fields.epochs):
-            for chosen in batch_order(len(rows), fields.batch_size, generator):
+        for epoch in range(fields.epochs):
+            for images in batch_order(kept.images, fields.batch_size, generator):
+                chosen = kept.rows(images, epoch)
                 batch = normaliser(features[chosen.to(features.device)].to(device))
                 onehot = torch.nn.functional.one_hot(targets[chosen], classes).T.to(device, torch.float32).contiguous()
                 for head, lr in zip(heads, rates, strict=True):

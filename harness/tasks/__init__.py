@@ -47,6 +47,8 @@ class Template:
     """Fields that hold the points of a curve, to the field that says which of them a task is: a curve is one task a point, on one protocol."""
     train_view: Callable[[Fields], View | None] | None = None
     """What the probe is trained and chosen on, where that is another view than the test split's."""
+    val_view: Callable[[Fields], View | None] | None = None
+    """What heads are chosen on, where that is another view than the one that the probe is trained on."""
     reference_view: Callable[[Fields], View] | None = None
     """The view of the test split that the probe compares with."""
     readouts: Callable[[Fields], tuple[str, ...]] | None = None
@@ -109,6 +111,7 @@ class Template:
             protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
             feed=self.feed,
             train_view=self.train_view(fields) if self.train_view else None,
+            val_view=self.val_view(fields) if self.val_view else None,
             reference_view=self.reference_view(fields) if self.reference_view else None,
             chooses_readout=self.chooses_readout,
             instead=instead,

@@ -6,12 +6,14 @@ A bank of all tokens is two hundred times as large as one of the cls: no pattern
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
+from harness.probes.augmented import KeptFields
 from harness.tasks import Fields, Template
-from harness.tasks.objects import whole
+from harness.tasks.objects import chosen_on, kept_crops, whole
 from harness.tasks.parts import part_template, training_crops
 
 NAME = "attentive"
@@ -30,15 +32,18 @@ def templates(manifest: Manifest) -> list[Template]:
     """Where samples have labels, and where they have keypoints."""
     found = []
     if "label" in manifest.annotations:
+        own: dict[str, Any] = {**defaults(NAME), **KeptFields().model_dump(), "readouts": ("all",)}
         found.append(
             Template(
                 name="object-attentive",
                 level="object",
                 probe=NAME,
                 metrics=tuple(metric(one) for one in METRICS),
-                protocols={name: {**defaults(NAME), "readouts": ("all",), **fields} for name, fields in with_rate(STATISTICS).items()},
+                protocols={name: {**own, **fields} for name, fields in with_rate(STATISTICS).items()},
                 view=whole,
                 classes=lambda _: manifest.classes,
+                train_view=kept_crops,
+                val_view=chosen_on,
                 listed=False,
             )
         )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from harness.augment import CropAndFlip
 from harness.core import View
+from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
+from harness.probes.augmented import KeptFields
 from harness.tasks import Fields, Template
+from harness.views.augmented import RandomCrops
 from harness.views.whole import Whole
 
 POOLED = ("cls", "mean", "cls+mean")
@@ -23,6 +28,21 @@ PUBLISHED: Fields = {"readouts": ("cls",), "lr_bounds": (0.4, 0.4)}
 
 def whole(_: Fields) -> View:
     return Whole()
+
+
+def kept_crops(fields: Fields) -> View | None:
+    """What is trained on where random crops are kept, None where they are not. Raises RequestError where a field has a value that it cannot take."""
+    try:
+        own = KeptFields.read("linear", fields)
+    except ProbeError as error:
+        raise RequestError(str(error)) from None
+    augment = CropAndFlip(scale=own.crop_scale, flip=own.flip)
+    return RandomCrops(count=own.train_views, augment=augment, seed=own.seed) if own.train_views else None
+
+
+def chosen_on(fields: Fields) -> View | None:
+    """What heads are chosen on where they are trained on random crops: the image as it is tested on."""
+    return Whole() if fields["train_views"] else None
 
 
 def each_readout(protocols: Mapping[str, Fields], pool: str = "test") -> dict[str, Fields]:
@@ -43,7 +63,8 @@ def templates(manifest: Manifest) -> list[Template]:
     found = []
     if "label" in manifest.annotations:
         retrieval = {name: {**defaults("retrieval"), "readouts": POOLED, **fields} for name, fields in GALLERIES.items()}
-        linear = {**defaults("linear"), "readouts": POOLED}
+        linear = {**defaults("linear"), **KeptFields().model_dump(), "readouts": POOLED}
+        kept: dict[str, Any] = {"train_view": kept_crops, "val_view": chosen_on}
         for name, probe, metrics, protocols in (
             ("object-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": linear, "published": {**linear, **PUBLISHED}}),
             ("object-knn", "knn", ("accuracy", "mean_class_accuracy"), {"dino": {**defaults("knn"), "readouts": POOLED}}),
@@ -58,6 +79,7 @@ def templates(manifest: Manifest) -> list[Template]:
                     protocols=protocols,
                     view=whole,
                     classes=lambda _: manifest.classes,
+                    **(kept if probe == "linear" else {}),
                 )
             )
     if "object" in manifest.mask_classes:
