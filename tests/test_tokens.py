@@ -32,9 +32,9 @@ def table(targets: np.ndarray, scores: np.ndarray, images: int = 10) -> Predicti
     return Predictions(keys=keys, groups=groups, targets=targets, predictions=(scores >= 0).astype(np.int64), scores=scores)
 
 
-def value(name: str, predictions: Predictions) -> float:
+def value(name: str, predictions: Predictions, classes: int = 2) -> float:
     one = metric(name)
-    return float(one.value(one.counts(predictions, 2).sum(axis=0)))
+    return float(one.value(one.counts(predictions, classes).sum(axis=0)))
 
 
 def drawn(n: int, *, levels: int | None = None, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -293,14 +293,14 @@ def test_it_tells_what_knn_tells_and_how_far_features_went() -> None:
     plain = knn.PROBE.fit(train, [None], **how).predict(test, 0)
     np.testing.assert_array_equal(found.predictions, plain.predictions)
     np.testing.assert_allclose(found.scores, cosine_similarity(test.features, intact.features).diagonal(), rtol=1e-5)
-    assert value("cosine_to_intact", found) == pytest.approx(found.scores.mean())
+    assert value("cosine_to_intact", found, classes=3) == pytest.approx(found.scores.mean())
 
 
 def test_without_a_reference_there_is_no_cosine() -> None:
     how: dict[str, Any] = {"classes": 3, "protocol": {}, "seed": 0, "device": CPU}
     found = PERTURBED.fit(vectors(9, 0), [None], **how).predict(vectors(5, 1), 0)
     assert np.isnan(found.scores).all()
-    assert np.isnan(value("cosine_to_intact", found))
+    assert np.isnan(value("cosine_to_intact", found, classes=3))
 
 
 def test_features_of_zeros_have_no_cosine_and_are_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a detector, which tells two classes apart by a score: 1 is what it looks for, 0 everything else.
+"""Metrics of a detector, which tells class 1, what it looks for, from everything else by a score.
 
 A row's score is the detector's log odds of class 1, natural logarithm; AUROC takes any score that is higher where class 1 is likelier. Rows without a
 target (-1) are left out.
@@ -26,6 +26,11 @@ _ROWS_AT_ONCE = 64
 _ONE_CLASS = "items of both classes are needed"
 
 
+def _classes(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """bool [N] twice: rows of class 1, and rows of any other; neither where there is no target."""
+    return predictions.targets == 1, (predictions.targets >= 0) & (predictions.targets != 1)
+
+
 def bins_for(rows: int, groups: int) -> int:
     """How many bins the scores of so many rows and groups are put in; a function of these alone, so that two tables over the same items agree."""
     return max(1, min(rows, MOST_BINS, max(FEWEST_BINS, CELLS // (2 * max(1, groups)))))
@@ -46,7 +51,7 @@ def score_bins(scores: np.ndarray, bins: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AUROC:
-    """Area under the ROC curve, a fraction: how often an item of class 1 scores higher than one of class 0, equal scores counting one half.
+    """Area under the ROC curve, a fraction: how often an item of class 1 scores higher than another, equal scores counting one half.
 
     The Mann-Whitney statistic (Fawcett, An introduction to ROC analysis, 2006); scikit-learn's roc_auc_score. Exact where the scores are no more than
     `bins_for` gives bins (4,096 for up to 2,048 images, and not fewer than 64 for any number); with more it is that of the binned scores, which
@@ -57,14 +62,14 @@ class AUROC:
     undefined: str = _ONE_CLASS
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
-        """float64 [G, 2T]: items of class 1 by bin, then those of class 0. Raises ProbeError where a score is NaN or a class does not exist."""
-        check_classes(self.name, predictions, 2)
+        """float64 [G, 2T]: items of class 1 by bin, then the others. Raises ProbeError where a score is NaN or a class does not exist."""
+        check_classes(self.name, predictions, classes)
         if np.isnan(predictions.scores).any():
             raise ProbeError(f"{self.name}: expected a score in every row, got NaN; give predictions of a detector")
         index, groups = group_index(predictions.groups)
         bins = bins_for(len(index), len(groups))
         which = score_bins(predictions.scores, bins)
-        return np.concatenate([grouped_sum(index, len(groups), which, bins, predictions.targets == one) for one in (1, 0)], axis=1)
+        return np.concatenate([grouped_sum(index, len(groups), which, bins, of_class) for of_class in _classes(predictions)], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2T] counts to [...]; NaN where a class has no items."""
@@ -82,19 +87,19 @@ def _areas(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BalancedAccuracy:
-    """Mean of the shares of class 1 and of class 0 that are told right, a fraction; one half for whoever tells everything the same."""
+    """Mean of the shares of class 1 and of the others that are told as such, a fraction; one half for whoever tells everything the same."""
 
     name: str = "balanced_accuracy"
     undefined: str = _ONE_CLASS
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
-        """float64 [G, 4]: right of class 0 and of class 1, then items of either. Raises ProbeError where a class does not exist."""
-        check_classes(self.name, predictions, 2)
+        """float64 [G, 4]: class 1 told as it and others told as others, then items of either. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
-        known = predictions.targets >= 0
-        targets = np.where(known, predictions.targets, 0)
-        right = known & (predictions.targets == predictions.predictions)
-        return np.concatenate([grouped_sum(index, len(groups), targets, 2, what) for what in (right, known)], axis=1)
+        ones, others = _classes(predictions)
+        told = predictions.predictions == 1
+        columns = (ones & told, others & ~told, ones, others)
+        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in columns], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 4] counts to [...]; NaN where a class has no items."""
@@ -112,11 +117,12 @@ class BCE:
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: summed cross entropy, items. Raises ProbeError where a class does not exist."""
-        check_classes(self.name, predictions, 2)
+        check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
-        known = predictions.targets >= 0
+        ones, others = _classes(predictions)
+        known = ones | others
         # log(1 + e^s) - t s, which neither overflows nor rounds to 0 or 1 as a probability would
-        entropy = np.where(known, np.logaddexp(0, predictions.scores) - predictions.targets * predictions.scores, 0.0)
+        entropy = np.where(known, np.logaddexp(0, predictions.scores) - ones * predictions.scores, 0.0)
         return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (entropy, known)], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
@@ -133,10 +139,10 @@ class BCEChance:
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: items of class 1, items. Raises ProbeError where a class does not exist."""
-        check_classes(self.name, predictions, 2)
+        check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
-        masks = (predictions.targets == 1, predictions.targets >= 0)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in masks], axis=1)
+        ones, others = _classes(predictions)
+        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (ones, ones | others)], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where nothing was counted."""

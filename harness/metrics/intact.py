@@ -6,11 +6,12 @@ Shape legend: N rows, G groups (images).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from harness.core import Metric, Predictions
-from harness.metrics.table import group_index, ratio
+from harness.metrics.table import check_classes, group_index, ratio
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class CosineToIntact:
     """
 
     name: str = "cosine_to_intact"
+    unit: ClassVar[str] = "cosine"
     undefined: str = "no image has both altered and intact features that are not zero"
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
-        """float64 [G, 2]: sum of cosines, images."""
+        """float64 [G, 2]: sum of cosines, images. Raises ProbeError where a class does not exist."""
+        check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
         defined = ~np.isnan(predictions.scores)
         scores = np.where(defined, predictions.scores, 0.0)
