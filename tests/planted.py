@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from harness.bank import BankSpec, BankStore
 from harness.core import EncoderInfo, Preprocessing, Task, Tokens
 from harness.device import Compute

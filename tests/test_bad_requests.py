@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from runs import ROOT
 
+import tiny
 from harness.sweep import main
+from runs import ROOT
 
 
 @pytest.fixture(scope="module")

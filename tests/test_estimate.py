@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from harness import estimate as module
 from harness import sweep as command
 from harness.bank import BankStore, PartRows, Receipt

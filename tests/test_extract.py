@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import harness.stream
+import tiny
 from harness.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.core import Encoder, View
 from harness.device import Compute

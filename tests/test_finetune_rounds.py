@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from ray.tune.search import Searcher
 from safetensors.torch import load_file
 
+import tiny
 from harness.augment import draw
 from harness.bank import BankStore
 from harness.collect import Accounts

@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
-import tiny
 from safetensors.torch import load_file
 
+import tiny
 from runs import Run, same_values, wait_for
 
 pytestmark = pytest.mark.slow

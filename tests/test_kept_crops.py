@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from harness.augment import CropAndFlip, draw
 from harness.bank import BankStore
 from harness.collect import Accounts

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from harness.core import Predictions
 from harness.errors import ManifestError, ProbeError, RequestError
 from harness.manifest import load_manifest

@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
-from planted import CLASSES, PARTS, World, values
 
+import planted
 from harness.bank import BankStore
 from harness.errors import BankError
 from harness.manifest import MaskKind
 from harness.readouts import parse_readout, unavailable
 from harness.tasks import select
+from planted import CLASSES, PARTS, World, values
 
 C, P = len(CLASSES), len(PARTS)
 IMAGES = planted.SPLITS["test"]

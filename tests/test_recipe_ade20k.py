@@ -3,11 +3,11 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import built
 import numpy as np
 import pytest
 from PIL import Image
 
+import built
 from harness.errors import RequestError
 from harness.manifest import load_manifest
 from shards import ade20k, official, recipe

@@ -7,11 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import built
 import numpy as np
 import pytest
 from PIL import Image
 
+import built
 from harness.errors import RequestError
 from harness.manifest import load_manifest
 from shards import cifar, official, recipe

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import built
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+import built
 from harness.core import Box, Keypoint
 from harness.errors import RequestError, ShardError
 from harness.manifest import load_manifest

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import built
 import pytest
 
+import built
 from harness.core import Box, Keypoint
 from harness.errors import RequestError
 from harness.manifest import load_manifest

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import built
 import numpy as np
 import pytest
 import scipy.io
 
+import built
 from harness.errors import RequestError
 from harness.manifest import load_manifest
 from shards import imagenet, recipe

@@ -4,11 +4,11 @@ import io
 import json
 from pathlib import Path
 
-import built
 import numpy as np
 import pytest
 from PIL import Image
 
+import built
 from harness.errors import RequestError
 from harness.manifest import load_manifest
 from shards import objectnet, official, recipe

@@ -4,12 +4,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import built
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
 
+import built
 from harness.errors import RequestError
 from harness.manifest import load_manifest
 from shards import class_lists, pascal_parts, recipe

@@ -4,10 +4,10 @@ import io
 import json
 from pathlib import Path
 
-import built
 import pytest
 from PIL import Image
 
+import built
 from harness.errors import RequestError
 from harness.manifest import load_manifest
 from shards import recipe, yoga82

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from harness.core import Sample
 from harness.errors import ShardError
 from harness.manifest import Shard

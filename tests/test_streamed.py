@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
+import tiny
 from harness.augment import IGNORED, draw
 from harness.bank import BankStore
 from harness.collect import Accounts

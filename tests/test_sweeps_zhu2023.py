@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import built
 import numpy as np
 import pytest
+from PIL import Image
+
+import built
 import test_recipe_cifar
 import test_recipe_coco
 import test_recipe_cub
 import test_recipe_imagenet
 import test_recipe_lip
-from PIL import Image
-
 from harness import sweep as command
 from harness.config import Sweep, load_sweep
 from harness.encoders import EncoderSpec, describe, family_of

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from harness.bank import BankSpec, BankStore
 from harness.config import load_sweep
 from harness.core import Encoder, EncoderInfo, Preprocessing, Task, Tokens, View

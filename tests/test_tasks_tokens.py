@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from runs import ROOT, Run
 from torch import nn
 
+import tiny
 from harness.bank import BankSpec, BankStore
 from harness.config import load_sweep
 from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Rows, Task, Tokens
@@ -34,6 +33,7 @@ from harness.readouts import parse_readout, unavailable
 from harness.study import BankRef, Score, Study, StudyRunner
 from harness.tables import read_table
 from harness.tasks import select
+from runs import ROOT, Run
 
 SIDE, CELL = 6, 4
 CLASSES = tiny.CLASSES

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from harness.config import load_sweep
 from harness.core import EncoderInfo, Keypoint, Preprocessing, Rows, Sample, Task, Tokens
 from harness.errors import ProbeError, RequestError

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 import tiny
 from runs import Run, encoding_workers, same_values, wait_for
 

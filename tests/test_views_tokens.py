@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from scipy.stats import binomtest
 
+import tiny
 from harness.bank import BankSpec
 from harness.core import Alteration, EncoderInfo, View
 from harness.device import Compute

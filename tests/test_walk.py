@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from sklearn.metrics import accuracy_score, confusion_matrix
 
+import tiny
 from harness.core import Predictions
 from harness.metrics import metric
 from harness.metrics.bootstrap import interval
