@@ -19,6 +19,8 @@ from harness.report.learning_rates import learning_rates, studies
 from harness.report.mosaic import mosaic
 from harness.report.paired import compare
 from harness.report.palette import RIGHT, WRONG, Look, look
+from harness.report.portrait import Portrait, portraits
+from harness.report.portrait_figure import portrait_figure
 from harness.report.published import compare_published, read_encoders
 from harness.report.run import Run, random_twins, read_run
 from harness.report.scatter import object_part
@@ -26,8 +28,9 @@ from harness.report.sections import headline, ledger_sum, paired_table, provenan
 from harness.tables import file_name, publish
 
 GALLERY = "gallery"
-_SERIES = (f"{GALLERY}-*.png", "curve_*.png")
-"""Figures of which a run has as many as it has curves and galleries."""
+PORTRAIT = "portrait_"
+_SERIES = (f"{GALLERY}-*.png", "curve_*.png", f"{PORTRAIT}*.png", f"{PORTRAIT}*.pdf")
+"""Figures of which a run has as many as it has galleries, curves and encoders."""
 
 
 def write_report(out: Path, *, shards: str | None) -> Path:
@@ -50,7 +53,15 @@ def write_report(out: Path, *, shards: str | None) -> Path:
 def _drawings(run: Run, board: Board, looks: Look, shards: str | None, along: Sequence[Curve]) -> list[Drawing]:
     drawings = [object_part(board, looks), learning_rates(studies(run.results, run.trials), board.encoders, looks)]
     drawings += [curve_figure(curve, looks, name) for curve, name in zip(along, figure_names(along), strict=True)]
+    drawings += _portraits(portraits(run.results, looks.twins, shards), looks)
     return [*drawings, *_mosaics(galleries(run, board, shards), looks)]
+
+
+def _portraits(found: Sequence[Portrait], looks: Look) -> list[Drawing]:
+    """A figure for each, named after its encoder, and after its data set where there are several."""
+    several = len({one.dataset for one in found}) > 1
+    names = [file_name(f"{PORTRAIT}{one.encoder}{f'_{one.dataset}' if several else ''}") for one in found]
+    return [portrait_figure(one, looks, name) for one, name in zip(found, names, strict=True)]
 
 
 def _mosaics(found: Sequence[Gallery], looks: Look) -> list[Drawing]:
@@ -68,9 +79,11 @@ def _mosaics(found: Sequence[Gallery], looks: Look) -> list[Drawing]:
 
 def _write_figures(folder: Path, drawings: Sequence[Drawing]) -> None:
     """Write every figure, and leave no figure of an older report."""
+    drawn = set()
     for drawing in drawings:
-        _publish(folder / f"{drawing.name}.png", drawing.png)
-    drawn = {f"{drawing.name}.png" for drawing in drawings}
+        for ending, data in ((".png", drawing.png), (".pdf", drawing.pdf)):
+            _publish(folder / f"{drawing.name}{ending}", data)
+            drawn |= {f"{drawing.name}{ending}"} if data is not None else set()
     for path in [path for kind in _SERIES for path in folder.glob(kind)]:
         if path.name not in drawn:
             path.unlink()
@@ -97,6 +110,7 @@ def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings:
         scatter=figures["object_part"],
         learning_rates=figures["learning_rates"],
         curves=_curve_sections(along, looks, figures),
+        portraits=[figure for name, figure in figures.items() if name.startswith(PORTRAIT)],
         galleries=[figure for name, figure in figures.items() if name.startswith(GALLERY)],
         paired=paired_table(board, looks, compared),
         published=published_table(compare_published(run.results, read_encoders(run.out)), looks),

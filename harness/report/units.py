@@ -16,8 +16,9 @@ NONE = "–"
 
 
 def unit(metric: str | None) -> str | None:
-    """The unit of the metric of that name; None where it is not one that this version knows."""
-    return getattr(METRICS[metric], "unit", FRACTION) if metric in METRICS else None
+    """The unit of the metric of that name, at whatever level of the classes; None where it is not one that this version knows."""
+    name = str(metric).partition("@")[0]
+    return getattr(METRICS[name], "unit", FRACTION) if name in METRICS else None
 
 
 def is_defined(value: Any) -> TypeGuard[float]:

@@ -1,0 +1,194 @@
+"""The portrait: which numbers are in it, what chance is known to be, and that it is a figure for a paper's column."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from harness.report.palette import look
+from harness.report.portrait import GROUPS, Entry, Portrait, portraits
+from harness.report.portrait_figure import WIDTH, portrait_figure
+from report_example import Example, Row, bag_rows
+from test_report_board import row
+from test_report_curves import bags, gone, inked, pixels, point
+from test_report_page import report
+
+
+def sitter(encoder: str = "net", *, worse: float = 0.0) -> list[Row]:
+    """Rows of every group."""
+    plain = [
+        row(encoder, 0.8 - worse, task="tiny/object-knn"),
+        row(encoder, 0.79 - worse, task="tiny/object-knn", metric="mean_class_accuracy"),
+        row(encoder, 0.7 - worse, task="tiny/object-knn", protocol="another"),
+        row(encoder, 0.6 - worse, task="tiny/part-knn", protocol_fields=json.dumps({"parts": ["head", "body", "foot", "tail"]})),
+        row(encoder, 0.5 - worse, task="tiny/part-retrieval", metric="AP"),
+        row(encoder, 0.55, task="tiny/finetune", level="object"),
+    ]
+    near = [
+        row(encoder, value, task="tiny/patch-locality", level="part", metric=metric)
+        for metric, value in (("same_part", 0.6 - worse), ("same_part_chance", 0.2), ("same_image", 0.4))
+    ]
+    along = [
+        *bags(encoder, task="tiny/bag-knn"),
+        *bags(encoder, (1.0, 0.5 - worse, 0.6, 0.7), task="tiny/bag-convergence", metric="cosine"),
+        *bags(encoder, (0.3, 0.1, 0.1, 0.1), task="tiny/bag-convergence", metric="cosine_floor"),
+        point(encoder, 0.65 - worse, "dilemma[theta=0.2,kept_share=0.25,block=-4]", "AUROC", "tiny/misplaced-tokens"),
+        point(encoder, 0.75 - worse, "dilemma[theta=0.2,kept_share=0.25]", "AUROC", "tiny/misplaced-tokens"),
+        point(encoder, 0.6, "dilemma[theta=0.2,kept_share=0.25,block=-4]", "bce", "tiny/misplaced-tokens"),
+        *(point(encoder, 0.8 * share, f"drop[kept_share={share}]", task="tiny/dropped-tokens") for share in (1, 0.5, 0.25)),
+        *(point(encoder, 0.3, f"shuffle[grid={grid}]", task="tiny/shuffled-patches") for grid in (1, 4, 8, 0)),
+    ]
+    return [one | {"dataset": "tiny"} for one in (*plain, *near, *along)]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("portrait")
+    tiny.build(root, splits={"test": 3})
+    return str(root)
+
+
+def portrait(rows: list[Row], twins: dict[str, str | None] | None = None, shards: str | None = None) -> Portrait:
+    (found,) = portraits(rows, twins or {}, shards)
+    return found
+
+
+def entries(found: Portrait) -> dict[tuple[str, str], Entry]:
+    return {(entry.group, entry.label): entry for entry in found.entries}
+
+
+def values(found: Portrait) -> dict[tuple[str, str], float]:
+    return {place: round(entry.mark.value, 6) for place, entry in entries(found).items() if entry.mark is not None}
+
+
+def test_every_group_has_its_main_numbers_under_the_first_protocol() -> None:
+    found = portrait(sitter())
+    assert found.groups == list(GROUPS)
+    assert values(found) == {
+        ("objects", "k-NN"): 0.8,
+        ("parts", "k-NN"): 0.6,
+        ("parts", "retrieval, AP"): 0.5,
+        ("bags", "k-NN, 1 patch"): 0.4,
+        ("bags", "k-NN, 16 patches"): 0.6,
+        ("bags", "k-NN, whole image"): 0.7,
+        ("bags", "cosine, 1 patch"): 0.5,
+        ("bags", "cosine, 16 patches"): 0.7,
+        ("locality", "same part"): 0.6,
+        ("locality", "same image"): 0.4,
+        ("misplacement", "AUROC, block −4"): 0.65,
+        ("misplacement", "AUROC, final norm"): 0.75,
+        ("sparsity", "k-NN, 25 % kept"): 0.2,
+        ("sparsity", "k-NN, 100 % kept"): 0.8,
+        ("shape", "fine-tuned"): 0.55,
+        ("shape", "k-NN, intact"): 0.3,
+        ("shape", "k-NN, 8×8 cells"): 0.3,
+        ("shape", "k-NN, its own patches"): 0.3,
+    }
+
+
+def test_chance_is_told_where_it_is_known_and_nowhere_else(shards: str) -> None:
+    found = entries(portrait(sitter(), shards=shards))
+    chances = {place: entry.chance for place, entry in found.items()}
+    assert chances["objects", "k-NN"] == pytest.approx(1 / 3)
+    assert chances["bags", "k-NN, 1 patch"] == pytest.approx(1 / 3)
+    assert chances["parts", "k-NN"] == pytest.approx(1 / 4)
+    assert chances["locality", "same part"] == 0.2
+    assert chances["bags", "cosine, 16 patches"] == 0.1
+    assert chances["misplacement", "AUROC, block −4"] == 0.5
+    assert chances["parts", "retrieval, AP"] is None
+    assert chances["locality", "same image"] is None
+    without = entries(portrait(sitter(), shards=None))
+    assert without["objects", "k-NN"].chance is None
+    assert without["parts", "k-NN"].chance == pytest.approx(1 / 4)
+    assert entries(portrait(sitter(), shards="/nowhere"))["objects", "k-NN"].chance is None
+
+
+def test_a_head_trained_on_another_data_set_has_no_known_chance_and_is_of_shape(shards: str) -> None:
+    rows = [*sitter(), row("net", 0.3, task="tiny/object-linear-from-other", dataset="tiny")]
+    entry = entries(portrait(rows, shards=shards))["shape", "linear from other"]
+    assert entry.chance is None
+
+
+def test_coarser_levels_of_the_classes_are_of_shape() -> None:
+    rows = [*sitter(), row("net", 0.9, task="tiny/object-knn", dataset="tiny", metric="accuracy@stance")]
+    assert values(portrait(rows))["shape", "k-NN @ stance"] == 0.9
+
+
+def test_the_random_twin_stands_beside_its_encoder_and_has_no_portrait_of_its_own() -> None:
+    rows = [*sitter(), *sitter("net random", worse=0.2)]
+    found = portrait(rows, {"net random": "net"})
+    assert (found.encoder, found.twin) == ("net", "net random")
+    twin = entries(found)["objects", "k-NN"].twin
+    assert twin is not None
+    assert twin.value == pytest.approx(0.6)
+    assert len(portraits(rows, {"net random": None}, None)) == 2  # random weights without a partner
+
+
+def test_fewer_than_three_groups_are_no_portrait() -> None:
+    rows = [one for one in sitter() if one["task"] in ("tiny/object-knn", "tiny/part-knn")]
+    assert portraits(rows, {}, None) == []
+    assert len(portraits([*rows, *bags("net", task="tiny/bag-knn", dataset="tiny")], {}, None)) == 1
+
+
+def undefined(rows: list[Row], task: str, why: str) -> list[Row]:
+    gap: dict[str, Any] = {"value": None, **gone(why)}
+    return [one | gap if one["task"] == task else one for one in rows]
+
+
+def test_what_is_undefined_is_named_with_its_reason() -> None:
+    found = entries(portrait(undefined(sitter(), "tiny/misplaced-tokens", "no position embeddings")))
+    entry = found["misplacement", "AUROC"]
+    assert (entry.mark, entry.missing) == (None, "undefined: no position embeddings")
+
+
+def test_the_figure_fits_a_column_and_is_also_vector_with_its_text_as_text() -> None:
+    found = portrait(undefined(sitter(), "tiny/misplaced-tokens", "it has no position embeddings that could be wrong " * 4), shards=None)
+    looks = look(("net",), {})
+    drawing = portrait_figure(found, looks, "portrait_net")
+    with Image.open(io.BytesIO(drawing.png or b"")) as image:
+        assert image.width == round(WIDTH * 300)
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=1)
+    assert inked(pixels(drawing.png), looks.styles["net"].colour) > 500
+    assert drawing.pdf is not None
+    assert drawing.pdf.startswith(b"%PDF-")
+    assert b"/FontFile2" in drawing.pdf  # TrueType
+    assert b"CreationDate" not in drawing.pdf
+    assert drawing.pdf == portrait_figure(found, looks, "portrait_net").pdf
+    assert "misplacement, AUROC: undefined: it has no position" in drawing.notes[0]
+
+
+def test_the_twin_is_hollow_and_adds_ink() -> None:
+    rows = [*sitter(), *sitter("net random", worse=0.2)]
+    looks = look(("net", "net random"), {"net random": "net"})
+    alone = pixels(portrait_figure(portrait(sitter()), looks, "x").png)
+    beside = pixels(portrait_figure(portrait(rows, {"net random": "net"}), looks, "x").png)
+    assert alone.shape == beside.shape
+    assert np.mean((beside != 255).any(axis=-1)) > np.mean((alone != 255).any(axis=-1))
+
+
+def test_a_value_below_zero_is_drawn_at_the_axis_end() -> None:
+    rows = [one | {"value": -0.3, "ci_low": -0.4, "ci_high": -0.2} if one["metric"] == "cosine" else one for one in sitter()]
+    assert portrait_figure(portrait(rows), look(("net",), {}), "x").png is not None
+
+
+def test_the_report_has_portraits_and_drops_those_of_an_older_run(tmp_path: Path) -> None:
+    def edit(rows: list[Row]) -> None:
+        rows += bag_rows(rows, "tiny/bag-knn", "embedding")
+
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    for ending in ("png", "pdf"):
+        (out / f"figures/portrait_older.{ending}").write_bytes(b"of an older run")
+    page = report(Example(shards=tmp_path / "shards", encoders=("hub:a/b",), tasks=("object-knn", "part-knn"), edit=edit), out)
+    names = sorted(path.name for path in (out / "figures").glob("portrait_*"))
+    assert [Path(name).suffix for name in names] == [".pdf", ".png"]
+    assert all("/" not in name for name in names)
+    assert "portraits" in {attributes.get("id") for _, attributes in page.tags}
+    assert (out / "figures" / names[1]).read_bytes() in page.images()
