@@ -23,7 +23,7 @@ LEVELS = (
     {"sweep"},
 )
 MAY_IMPORT_RAY = {"encode", "ledger", "search", "sweep", "cluster"}
-WITHIN = {("bank", "stream"), ("cluster", "encode"), ("probes", "metrics")}
+WITHIN = {("bank", "stream"), ("cluster", "encode")}
 """Imports between rooms of one level."""
 
 
