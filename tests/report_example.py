@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
 import yaml
 
-from harness.core import Item, Predictions, Task
+import tiny
+from harness.core import QUANTITIES, Item, Predictions, Task
 from harness.manifest import Manifest, load_manifest, shard_url
 from harness.metrics.bootstrap import interval
+from harness.probes.measured import measured
 from harness.stream import ShardAudit, read_samples
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
 from harness.tasks import select
@@ -68,6 +69,7 @@ class Example:
     edit: Callable[[list[Row]], None] = lambda rows: None
     ledger_edit: Callable[[list[Row]], None] = lambda rows: None
     _items: dict[str, list[Item]] = field(default_factory=dict)
+    _tables: dict[Path, list[Row]] = field(default_factory=dict)
 
     def write(self, out: Path) -> Path:
         """Write the tables and the sweep under `out`; `out`."""
@@ -76,6 +78,7 @@ class Example:
         manifest = load_manifest(str(self.shards), self.dataset)
         results: list[Row] = []
         trials: list[Row] = []
+        self._tables.clear()
         for place, entry in enumerate(self.encoders):
             encoder = name_of(entry)
             skill = (0.25 if "random" in encoder else 0.8) - 0.03 * place
@@ -123,6 +126,11 @@ class Example:
                     [float(rng.integers(900, 1100) if true == guess else rng.integers(0, int(1200 * (1 - skill)))) for _, true, guess in cells]
                 ),
             )
+        if task.probe.name == "locality":
+            shares = {
+                name: rng.random(len(items)) < skill if not name.endswith("_chance") else np.full(len(items), 0.2) for name in QUANTITIES["locality"]
+            }
+            return measured("locality", [item.key for item in items], [item.group for item in items], shares)
         targets = np.array([item.target for item in items])
         right = rng.random(len(items)) < skill
         guesses = np.where(right, targets, (targets + rng.integers(1, classes, len(items))) % classes)
@@ -203,8 +211,8 @@ class Example:
             {"key": key, "group": group, "protocol": task.protocol.name, "target": int(target), "prediction": int(guess), "score": float(score)}
             for key, group, target, guess, score in columns
         ]
-        write_table(out / "predictions" / folder / f"{task.name}.parquet", rows, PREDICTIONS)
-        if task.probe.name != "retrieval":
+        self._add(out / "predictions" / folder / f"{task.name}.parquet", rows, PREDICTIONS)
+        if task.probe.name not in ("retrieval", "locality"):
             return
         items, found = self.items(task), []
         for query in (items[place] for place in np.unique(np.linspace(0, len(items) - 1, QUERIES).astype(int))):
@@ -216,7 +224,12 @@ class Example:
                 relevant = item.target == query.target
                 row = {"query": query.key, "protocol": task.protocol.name, "rank": rank + 1, "neighbour": item.key}
                 found.append({**row, "similarity": 0.9 - 0.02 * rank, "relevant": relevant})
-        write_table(out / "neighbours" / folder / f"{task.name}.parquet", found, NEIGHBOURS)
+        self._add(out / "neighbours" / folder / f"{task.name}.parquet", found, NEIGHBOURS)
+
+    def _add(self, path: Path, rows: list[Row], schema: Any) -> None:
+        """A table holds the rows of all protocols of its task."""
+        self._tables[path] = [*self._tables.get(path, []), *rows]
+        write_table(path, self._tables[path], schema)
 
     def _ledger(self, manifest: Manifest) -> list[Row]:
         return [

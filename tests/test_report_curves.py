@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_example import Example, Row, bag_rows
 from rich.console import Console
-from test_report_board import row
-from test_report_page import Page, report
 
 from harness.report import terminal
 from harness.report.axes import positions, told
@@ -25,6 +22,9 @@ from harness.report.curves import Panel, curves, ends, not_ok, speeds
 from harness.report.learning_rates import studies
 from harness.report.palette import look
 from harness.report.points import base_protocol, is_point, told_fields
+from report_example import Example, Row, bag_rows
+from test_report_board import row
+from test_report_page import Page, report
 
 
 def point(encoder: str, value: float | None, told: str, metric: str = "accuracy", task: str = "birds/bag-knn", **more: Any) -> Row:

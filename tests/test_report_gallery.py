@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
-from report_example import Example
 
+import tiny
 from harness.core import Item, Sample
 from harness.errors import ManifestError, ShardError
 from harness.report.board import make_board
-from harness.report.drawing import Drawing
+from harness.report.drawing import INK, Drawing
 from harness.report.gallery import Gallery, _spread, galleries, thumbnails
 from harness.report.mosaic import mosaic
 from harness.report.palette import RIGHT, WRONG, look
 from harness.report.run import Run, read_run
 from harness.tasks import select
+from report_example import Example
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,55 @@ def test_queries_take_turns_over_the_classes_and_spread_within_them() -> None:
     assert _spread(queries, targets, 2) == ("a4", "b4")
     assert _spread(["a0"], targets, 6) == ("a0",)
     assert len(set(_spread(queries, {}, 6))) == 6
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Example]:
+    root = tmp_path_factory.mktemp("locality")
+    tasks = ("patch-locality", "patch-locality@projection", "part-retrieval")
+    made = Example(shards=root / "shards", encoders=("alpha", "beta"), tasks=tasks)
+    return read_run(made.write(root / "out")), made
+
+
+def test_localitys_neighbours_have_a_gallery_of_their_own_in_every_space(local: tuple[Run, Example]) -> None:
+    run, example = local
+    found = galleries(run, make_board(run.results), str(example.shards))
+    assert [(one.kind, one.column.task, one.column.protocol) for one in found] == [
+        ("retrieval", "tiny/part-retrieval", "strict"),
+        ("locality", "tiny/patch-locality", "embedding"),
+        ("locality", "tiny/patch-locality", "projection"),
+    ]
+
+
+def test_a_locality_gallery_tells_part_image_and_class_from_the_shards(local: tuple[Run, Example]) -> None:
+    run, example = local
+    gallery = galleries(run, make_board(run.results), str(example.shards))[1]
+    assert gallery.asks == "part"
+    assert {gallery.classes[query] for query in gallery.queries} == set(tiny.PARTS)  # the predictions of locality hold no parts
+    assert all(
+        one.relevant == (gallery.classes[one.key] == gallery.classes[query]) for (_, query), found in gallery.neighbours.items() for one in found
+    )
+    first, second = sorted(gallery.cuts)[:2]
+    cut = gallery.cuts[first]
+    beside = replace(cut, group="elsewhere")
+    assert gallery.shares(first, first) == "image"
+    assert replace(gallery, cuts={first: cut, second: beside}).shares(first, second) == "class"
+    assert replace(gallery, cuts={first: cut, second: replace(beside, label=(cut.label or 0) + 1)}).shares(first, second) == ""
+    assert replace(gallery, cuts={first: cut, second: replace(beside, label=None)}).shares(first, second) == ""
+    assert replace(gallery, cuts={first: cut}).shares(first, second) == ""
+
+
+def test_the_picture_of_locality_is_tagged_and_says_what_its_signs_mean(local: tuple[Run, Example]) -> None:
+    run, example = local
+    gallery = galleries(run, make_board(run.results), str(example.shards))[1]
+    drawing = drawn(gallery)
+    assert "✓ of the same part" in drawing.caption
+    assert "the same image" in drawing.caption
+    apart = {key: replace(cut, group=key, label=None) for key, cut in gallery.cuts.items()}
+    assert count(drawing.png, INK) > count(drawn(replace(gallery, cuts=apart)).png, INK)
+
+
+def test_a_locality_gallery_without_shards_says_of_what(local: tuple[Run, Example]) -> None:
+    run, _ = local
+    gallery = galleries(run, make_board(run.results), None)[1]
+    assert drawn(gallery).absent == "patch-locality, sweep.yaml does not say where the shards are"
