@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_example import Example, Row, name_of
 
 from harness.report import write_report
 from harness.report.board import Column, make_board
@@ -22,6 +21,7 @@ from harness.report.paired import compare
 from harness.report.palette import look
 from harness.report.run import read_run
 from harness.report.scatter import object_part, pairs
+from report_example import Example, Row, name_of
 
 FIGURES = ("object_part.png", "learning_rates.png", "gallery.png")
 VOID = {"meta", "img", "br", "link", "hr", "input"}

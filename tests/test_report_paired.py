@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_example import Example
-from test_report_board import Row
 
 from harness.metrics import metric
 from harness.metrics.bootstrap import paired_interval
@@ -15,6 +13,8 @@ from harness.report.board import make_board
 from harness.report.paired import Comparisons, compare
 from harness.report.run import Run, random_twins, read_run
 from harness.tables import file_name
+from report_example import Example
+from test_report_board import Row
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from report_example import Example
 
 from harness.errors import RequestError
 from harness.report.__main__ import main
 from harness.report.palette import look
 from harness.report.run import random_twins, read_run
 from harness.tables import file_name
+from report_example import Example
 
 
 @pytest.fixture(scope="module")
