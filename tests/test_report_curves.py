@@ -204,6 +204,8 @@ def test_speed_is_told_over_that_with_all_tokens_and_only_where_it_was_measured(
     ]
     (curve,) = curves(rows)
     assert speeds(curve, "a") == [(0.5, 1.8), (1, 1.0)]
+    assert "timed while they ran" in caption(curve, random=False)
+    assert "timed" not in caption(curves(bags())[0], random=False)
     assert speeds(curves(rows[1:])[0], "a") == []
     assert speeds(curves(bags())[0], "a") == []
 

@@ -74,9 +74,7 @@ def caption(curve: Curve, *, random: bool) -> str:
     if random:
         words.append("open markers are encoders with random weights")
     if any(speeds(curve, encoder, place) for encoder in curve.encoders for place in curve.places):
-        words.append(
-            "speed is over all passes that a record rests on, those of intact training images among them: the altered pass alone differs by more"
-        )
+        words.append("speed is that of the encoder's passes over the altered images, of each actor, as timed while they ran")
     return f"{'; '.join(words)}.{f' Fixed: {fixed}.' if fixed else ''}"
 
 
