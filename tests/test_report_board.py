@@ -73,7 +73,6 @@ def test_ok_without_a_value_is_undefined(value: float | None) -> None:
         {"dataset_version": "2"},
         {"split": "val"},
         {"device": "NVIDIA A100"},
-        {"precision": "float32"},
     ],
 )
 def test_rows_that_differ_in_one_thing_are_not_ranked_together(difference: Row) -> None:
@@ -82,6 +81,14 @@ def test_rows_that_differ_in_one_thing_are_not_ranked_together(difference: Row) 
     qualifiers = [qualifier for _, qualifier in titles(make_board(rows).columns).values()]
     assert len(set(qualifiers)) == 2
     assert all(qualifiers)
+
+
+def test_an_encoder_that_is_computed_in_float32_is_ranked_with_the_others() -> None:
+    assert best([row("a", 0.5), row("b", 0.7, precision="float32")]) == [{"b"}]
+
+
+def test_shares_that_are_no_score_are_not_ranked() -> None:
+    assert best([row("a", 0.5, metric="same_part"), row("b", 0.7, metric="same_part")]) == [set()]
 
 
 def test_the_order_of_json_keys_makes_no_difference() -> None:
@@ -94,7 +101,7 @@ def test_only_the_first_metric_of_a_task_is_a_column() -> None:
 
 
 def test_a_row_that_failed_early_stands_in_the_column_of_its_task() -> None:
-    failed = row("a", None, status="failed", error="no", metric=None, device=None, precision=None, protocol_fields=None)
+    failed = row("a", None, status="failed", error="no", metric=None, device=None, protocol_fields=None)
     board = make_board([failed, row("b", 0.5), row("c", 0.4)])
     assert len(board.columns) == 1
     assert board.cells["a", board.columns[0]]["status"] == "failed"

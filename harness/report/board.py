@@ -1,7 +1,8 @@
 """Results as a board: encoders down, tasks across, and only what may be ranked together in one column.
 
-Two rows may be ranked together where they share task, metric, protocol with all its fields, data set version, split, device and precision. Rows that
-are not `ok` stand on the board with their reason and are never ranked. Points of a curve are no columns: harness.report.curves reads them.
+Two rows may be ranked together where they share task, metric, protocol with all its fields, data set version, split and device. An encoder that loses
+too much in a run's precision is computed in float32 and ranked with the others: that is how it is meant to be run. Rows that are not `ok` stand on
+the board with their reason and are never ranked. Points of a curve are no columns: harness.report.curves reads them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from harness.core import QUANTITIES
 from harness.report.points import is_point
 from harness.report.units import FRACTION, is_defined, unit
 
 Row = Mapping[str, Any]
 LEVELS = ("object", "part")
+_QUANTITIES = frozenset(name for names in QUANTITIES.values() for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,6 @@ class Column:
     dataset_version: str | None
     split: str | None
     device: str | None
-    precision: str | None
 
     @property
     def family(self) -> str:
@@ -54,8 +56,8 @@ class Board:
     cells: Mapping[tuple[str, Column], Row]
 
     def ranked(self, column: Column) -> list[Row]:
-        """The column's rows that can be ranked, the highest first; none where the metric is no fraction, as higher need not be better there."""
-        if unit(column.metric) != FRACTION:
+        """The column's rows that can be ranked, the highest first; none where higher need not be better, as of what is no fraction or no score."""
+        if unit(column.metric) != FRACTION or column.metric in _QUANTITIES:
             return []
         rows = [row for encoder in self.encoders if is_ranked(row := self.cells.get((encoder, column)))]
         return sorted((row for row in rows if row is not None), key=lambda row: -row["value"])
@@ -101,7 +103,7 @@ def parsed(document: str | None) -> dict[str, Any]:
 
 
 def column_of(row: Row) -> Column:
-    same = ("level", "task", "metric", "protocol", "dataset", "dataset_version", "split", "device", "precision")
+    same = ("level", "task", "metric", "protocol", "dataset", "dataset_version", "split", "device")
     return Column(**{name: row[name] for name in same}, protocol_fields=canonical(row["protocol_fields"]))
 
 
@@ -158,7 +160,7 @@ def _told_apart(column: Column, others: Sequence[Column]) -> list[str]:
     for name, value in own.items():
         if any(parsed(other.protocol_fields).get(name) != value for other in akin):
             words.append(f"{name}={value}")
-    for attribute in ("metric", "dataset_version", "split", "device", "precision"):
+    for attribute in ("metric", "dataset_version", "split", "device"):
         if any(getattr(other, attribute) != getattr(column, attribute) for other in akin):
             words.append(str(getattr(column, attribute)))
     return words

@@ -312,7 +312,7 @@ def provenance(results: Sequence[Row], look: Look) -> Provenance:
             ("run", ", ".join(_distinct(results, "run_id"))),
             ("scored", f"{dates[0]} to {dates[-1]}" if len(dates) > 1 else ", ".join(dates)),
             ("device", ", ".join(_distinct(results, "device"))),
-            ("precision", ", ".join(_distinct(results, "precision"))),
+            ("precision", _precisions(results)),
             ("data sets", ", ".join(f"{one[0]} {one[1]}" for one in sorted({(row["dataset"], str(row["dataset_version"])) for row in results}))),
             ("search seed", ", ".join(_distinct(results, "seed"))),
             ("git commit", ", ".join(_distinct(results, "git_commit")) or "not run from a checkout"),
@@ -325,6 +325,16 @@ def provenance(results: Sequence[Row], look: Look) -> Provenance:
         banks=list(banks),
         versions=sorted(versions),
     )
+
+
+def _precisions(results: Sequence[Row]) -> str:
+    """The precision of most encoders, and which have another one."""
+    found: dict[str, dict[str, None]] = {}
+    for row in results:
+        if row["precision"]:
+            found.setdefault(row["precision"], {})[row["encoder"]] = None
+    first, *others = sorted(found, key=lambda precision: -len(found[precision])) or [""]
+    return first + "".join(f", {other} for {', '.join(found[other])}" for other in others)
 
 
 def _fields(document: str | None) -> list[tuple[str, str]]:

@@ -60,6 +60,11 @@ class Template:
     train_dataset: str | None = None
     """Another data set to train and choose on, one of the manifest's `counterparts`."""
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields of its protocols."""
+        return frozenset(field for fields in self.protocols.values() for field in fields)
+
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
             return False
@@ -135,11 +140,14 @@ def templates(manifest: Manifest) -> dict[str, Template]:
 def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[list[Task], dict[str, Manifest]]:
     """The tasks that `patterns` ask for, in their order and each once, and the manifests of their data sets.
 
+    Overrides under the name of a task, `{misplaced-tokens: {kept_shares: [0.25]}}`, are for that one alone and go before the others.
     Raises RequestError for a pattern that matches nothing, and for an override that is a field of no task of these data sets.
     """
     manifests: dict[str, Manifest] = {}
     chosen: dict[tuple[str, str], Task] = {}
-    known_fields: set[str] = set()
+    fields_of: dict[str, frozenset[str]] = {}
+    own = {key: value for key, value in overrides.items() if isinstance(value, Mapping)}
+    shared = {key: value for key, value in overrides.items() if key not in own}
     for pattern in patterns:
         dataset, slash, rest = pattern.partition("/")
         wanted, _, protocol = rest.partition("@")
@@ -153,18 +161,31 @@ def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[lis
         if not names:
             listed = ", ".join(known) or "none: its manifest names no labels and no parts"
             raise RequestError(f"tasks: {dataset} has no task {wanted!r}{nearest(wanted, known)}; it has {listed}")
-        known_fields |= {field for template in known.values() for fields in template.protocols.values() for field in fields}
+        fields_of |= {name: fields_of.get(name, frozenset()) | template.fields for name, template in known.items()}
         for name in names:
-            for task in known[name].tasks(manifest, protocol or None, overrides):
+            for task in known[name].tasks(manifest, protocol or None, {**shared, **own.get(name, {})}):
                 if task.train_dataset is not None:
                     task = _trained_elsewhere(task, manifests.setdefault(task.train_dataset, load_manifest(shards, task.train_dataset)))
                 chosen.setdefault((task.name, task.protocol.name), task)
-    for key in overrides:
-        if key not in known_fields:
-            raise RequestError(
-                f"protocol.{key}: no task of these data sets has this field{nearest(key, known_fields)}; they have {', '.join(sorted(known_fields))}"
-            )
+    _check_overrides(shared, own, fields_of)
     return list(chosen.values()), manifests
+
+
+def _check_overrides(shared: Fields, own: Mapping[str, Fields], fields_of: Mapping[str, frozenset[str]]) -> None:
+    """Raises RequestError for a field, or a task, that is none."""
+    every = frozenset[str]().union(*fields_of.values())
+    for key in shared:
+        if key not in every:
+            raise RequestError(
+                f"protocol.{key}: no task of these data sets has this field{nearest(key, every)}; they have {', '.join(sorted(every))}"
+            )
+    for name, fields in own.items():
+        if name not in fields_of:
+            raise RequestError(f"protocol.{name}: expected a task of these data sets, got {name!r}{nearest(name, fields_of)}")
+        for key in fields:
+            if key not in fields_of[name]:
+                told = f"{nearest(key, fields_of[name])}; it has {', '.join(sorted(fields_of[name]))}"
+                raise RequestError(f"protocol.{name}.{key}: {name} has no such field{told}")
 
 
 def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:
