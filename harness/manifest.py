@@ -110,8 +110,6 @@ class Manifest(_Frozen):
             for name, table in tables.items():
                 if len(table) != len(self.classes):
                     raise ValueError(f"expected {field}.{name} to have an entry for each of {len(self.classes)} classes, got {len(table)}")
-        for name, told in self.counterparts.items():
-            _no_duplicates(f"labels in counterparts.{name}", [str(label) for labels in told for label in labels])
         if not self.splits:
             raise ValueError("expected at least one split, got none")
         _no_duplicates("shard files", [shard.file for split in self.splits.values() for shard in split.shards])

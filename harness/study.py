@@ -290,18 +290,23 @@ def columns_of(predictions: Predictions) -> dict[str, list[Any]]:
 
 
 def translated(predictions: Predictions, counterparts: Sequence[Sequence[int]]) -> Predictions:
-    """Predictions of another data set's labels as labels of the targets' data set: -1 where a label has no counterpart there.
+    """Predictions of another data set's labels as labels of the targets' data set.
 
+    The target where the predicted label is one of its counterparts; else the first label that it is a counterpart of, or -1 where there is none.
     Items whose own label has no counterparts are left out, as ObjectNet's images of kinds that ImageNet does not have (Barbu et al., NeurIPS 2019).
     """
-    means = {there: here for here, labels in enumerate(counterparts) for there in labels}
+    means: dict[int, int] = {}
+    for here, labels in enumerate(counterparts):
+        for there in labels:
+            means.setdefault(there, here)
     kept = np.array([target >= 0 and bool(counterparts[target]) for target in predictions.targets], bool)
     index = np.flatnonzero(kept).tolist()
+    pairs = zip(predictions.targets[index].tolist(), predictions.predictions[index].tolist(), strict=True)
     return Predictions(
         keys=[predictions.keys[i] for i in index],
         groups=[predictions.groups[i] for i in index],
         targets=predictions.targets[index],
-        predictions=np.array([means.get(int(found), -1) for found in predictions.predictions[index]], np.int64),
+        predictions=np.array([target if found in counterparts[target] else means.get(found, -1) for target, found in pairs], np.int64),
         scores=predictions.scores[index],
     )
 

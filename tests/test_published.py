@@ -152,7 +152,7 @@ def changed(name: str, value: Any) -> str:
         ({}, {"random": True}, "the encoder's weights are random"),
         ({}, {"family": "ibot"}, "the encoder's family is ibot, the paper's dino"),
         ({}, {"architecture": "vit(patch=8)"}, "the encoder's architecture is vit(patch=8), the paper's vit(patch=16, width=768"),
-        ({}, {"load_report": {"file": "/tmp/mine.pth"}}, "the encoder was read from mine.pth, the paper's from dino_vitbase16_pretrain.pth"),
+        ({}, {"load_report": {"file": "/elsewhere/mine.pth"}}, "the encoder was read from mine.pth, the paper's from dino_vitbase16_pretrain.pth"),
         ({}, {"load_report": None}, "the encoder was read from no file"),
         ({}, {"preprocessing": {"interpolation": "bilinear"}}, 'images have interpolation "bilinear"'),
         ({"dataset_version": "CUB-200-2011, partial: 3 train"}, {}, "the data set is 'CUB-200-2011, partial: 3 train', the paper's 'CUB-200-2011'"),

@@ -57,6 +57,7 @@ def test_images_come_back_without_their_border_and_with_both_labels(source: Path
         np.testing.assert_array_equal(test[key].image, inside(seed))
     assert manifest.classes == ("Air freshener", "Alarm clock", "Chair")
     assert list(manifest.splits) == ["test"]
+    assert manifest.counterparts == {"imagenet1k": ((), (2, 4), (3, 1))}
     assert manifest.version == "ObjectNet 1.0"
     held = {name: json.loads(data) for name, data in built.members(tmp_path, "objectnet").items() if name.endswith(".json")}
     assert [held[f"{key}.json"]["imagenet"] for key in ("000_aa", "001_aa", "002_cc")] == [[], [2, 4], [3, 1]]
