@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.core import Metric, Predictions
-from harness.metrics.table import check_classes, group_index, grouped_sum, mean_of_defined, ratio
+from harness.metrics.table import by_group, check_classes, group_index, grouped_sum, mean_of_defined, ratio
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,9 @@ class Accuracy:
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: correct, counted. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        index, groups = group_index(predictions.groups)
         known = predictions.targets >= 0
         correct = known & (predictions.targets == predictions.predictions)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (correct, known)], axis=1)
+        return by_group(predictions.groups, correct, known)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...] accuracy; NaN where nothing was counted."""

@@ -16,7 +16,7 @@ from scipy.special import xlogy
 
 from harness.core import Metric, Predictions
 from harness.errors import ProbeError
-from harness.metrics.table import check_classes, group_index, grouped_sum, ratio
+from harness.metrics.table import by_group, check_classes, group_index, grouped_sum, ratio
 
 MOST_BINS, FEWEST_BINS = 4096, 64
 CELLS = 2**24
@@ -95,11 +95,10 @@ class BalancedAccuracy:
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 4]: class 1 told as it and others told as others, then items of either. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        index, groups = group_index(predictions.groups)
         ones, others = _classes(predictions)
         told = predictions.predictions == 1
         columns = (ones & told, others & ~told, ones, others)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in columns], axis=1)
+        return by_group(predictions.groups, *columns)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 4] counts to [...]; NaN where a class has no items."""
@@ -118,12 +117,11 @@ class BCE:
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: summed cross entropy, items. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        index, groups = group_index(predictions.groups)
         ones, others = _classes(predictions)
         known = ones | others
         # log(1 + e^s) - t s, which neither overflows nor rounds to 0 or 1 as a probability would
         entropy = np.where(known, np.logaddexp(0, predictions.scores) - ones * predictions.scores, 0.0)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (entropy, known)], axis=1)
+        return by_group(predictions.groups, entropy, known)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where nothing was counted."""
@@ -140,9 +138,8 @@ class BCEChance:
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: items of class 1, items. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        index, groups = group_index(predictions.groups)
         ones, others = _classes(predictions)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (ones, ones | others)], axis=1)
+        return by_group(predictions.groups, ones, ones | others)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where nothing was counted."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from harness.core import Metric, Predictions
-from harness.metrics.table import check_classes, group_index, ratio
+from harness.metrics.table import by_group, check_classes, ratio
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ class CosineToIntact:
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of cosines, images. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        index, groups = group_index(predictions.groups)
         defined = ~np.isnan(predictions.scores)
         scores = np.where(defined, predictions.scores, 0.0)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (scores, defined)], axis=1)
+        return by_group(predictions.groups, scores, defined)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where no image was counted."""

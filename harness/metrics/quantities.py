@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.core import QUANTITIES, Metric, Predictions
-from harness.metrics.table import group_index, ratio
+from harness.metrics.table import by_group, ratio
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,9 @@ class MeanOf:
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of the quantity, items for which it is defined."""
-        index, groups = group_index(predictions.groups)
         counted = (predictions.targets == self.number) & ~np.isnan(predictions.scores)
         scores = np.where(counted, predictions.scores, 0.0)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (scores, counted)], axis=1)
+        return by_group(predictions.groups, scores, counted)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where the quantity is defined for no item."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.core import Metric, Predictions
-from harness.metrics.table import check_classes, group_index, grouped_sum, mean_of_defined, ratio
+from harness.metrics.table import by_group, check_classes, group_index, grouped_sum, mean_of_defined, ratio
 
 
 def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
@@ -37,10 +37,9 @@ class AP:
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of average precisions, queries counted. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        index, groups = group_index(predictions.groups)
         defined = ~np.isnan(predictions.scores)
         scores = np.where(defined, predictions.scores, 0.0)
-        return np.stack([np.bincount(index, weights=what, minlength=len(groups)) for what in (scores, defined)], axis=1)
+        return by_group(predictions.groups, scores, defined)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where no query was counted."""

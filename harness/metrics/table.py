@@ -20,6 +20,12 @@ def group_index(groups: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     return index, list(seen)
 
 
+def by_group(groups: Sequence[str], *columns: np.ndarray) -> np.ndarray:
+    """float64 [G, columns]: each column [N] summed over the rows of every group, groups in order of first appearance."""
+    index, names = group_index(groups)
+    return np.stack([np.bincount(index, weights=column, minlength=len(names)) for column in columns], axis=1)
+
+
 def check_classes(metric: str, predictions: Predictions, classes: int) -> None:
     """Raises ProbeError where a target or a prediction is outside [-1, classes); -1 says that there is none."""
     for what, values in (("targets", predictions.targets), ("predictions", predictions.predictions)):
