@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from harness.core import Rows
 from harness.errors import BankError, RunError
+from harness.parts import joined
 from harness.stream import ShardAudit
 
 EXTRACTION_VERSION = 1
@@ -151,21 +152,21 @@ class BankStore:
             return None
 
     def rows(self, spec: BankSpec, *, mask: str | None = None, without: Sequence[str] = ()) -> Rows:
-        """All rows of a bank, shards in the manifest's order but for those in `without`, local parts memory-mapped.
+        """All rows of a bank, shards in the manifest's order but for those in `without`.
 
-        `mask` names the label map that comes along. Raises BankError where a part is missing or damaged, or has no such label map.
+        Features of up to 4 GiB are copied into memory; larger ones are read from the mapped parts as they are asked for. `mask` names the label map
+        that comes along. Raises BankError where a part is missing or damaged, or has no such label map.
         """
         parts = [self._load(spec, file, mask) for file, _, samples in spec.shards if samples and file not in without]
         parts = [part for part in parts if len(part)]
         if len(parts) == 1:
             return parts[0]
-        empty = np.zeros((0, 0), np.float32)
         masks = [part.masks for part in parts if part.masks is not None]
         return Rows(
             keys=[key for part in parts for key in part.keys],
             groups=[group for part in parts for group in part.groups],
             targets=np.concatenate([part.targets for part in parts]) if parts else np.zeros(0, np.int64),
-            features=np.concatenate([part.features for part in parts]) if parts else empty,
+            features=joined([part.features for part in parts]) if parts else np.zeros((0, 0), np.float32),
             masks=np.concatenate(masks) if masks else None,
         )
 

@@ -233,6 +233,27 @@ class Encoder(Protocol):
 # --- feature rows and predictions -------------------------------------------------------------------------------------
 
 
+class FeatureArray(Protocol):
+    """What is read of features: a NumPy array, or one that lies in many files and does not fit into memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: Any, /) -> np.ndarray:
+        """A slice of rows, or the rows at int64 [...]."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
     """Rows of a feature bank, in the manifest's order."""
@@ -241,7 +262,7 @@ class Rows:
     groups: Sequence[str]
     targets: np.ndarray
     """int64 [N]; -1 where a row has none."""
-    features: np.ndarray
+    features: FeatureArray
     """float32 [N, D], or float16/float32 [N, h, w, D] for tokens."""
     masks: np.ndarray | None = None
     """uint8 or uint16 [N, H, W], for dense tasks."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from harness.core import Rows
 from harness.errors import BankError
+from harness.parts import joined as joined_features
+from harness.parts import taken
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
@@ -17,7 +19,7 @@ def take(rows: Rows, index: np.ndarray) -> Rows:
         keys=[rows.keys[i] for i in index],
         groups=[rows.groups[i] for i in index],
         targets=rows.targets[index],
-        features=rows.features[index],
+        features=taken(rows.features, index),
         masks=None if rows.masks is None else rows.masks[index],
     )
 
@@ -36,7 +38,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
         keys=keys,
         groups=[group for part in parts for group in part.groups],
         targets=np.concatenate([part.targets for part in parts]),
-        features=np.concatenate([part.features for part in parts]),
+        features=joined_features([part.features for part in parts]),
         masks=np.concatenate(masks) if masks else None,
     )
 

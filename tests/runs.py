@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,11 @@ LIMIT = 180.0
 T = TypeVar("T")
 
 
+def _interruptible() -> None:
+    """A process started in the background of a shell ignores SIGINT, and so would those that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass(kw_only=True)
 class Run:
     """One sweep and its folders."""
@@ -33,7 +39,8 @@ class Run:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "harness.sweep", str(self.sweep), "--out", str(self.out), "--cache", str(self.cache), *arguments]
         log = (self.out.parent / f"{self.out.name}.log").open("a")
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env={**os.environ, "COLUMNS": "200"})
+        environment = {**os.environ, "COLUMNS": "200"}
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment, preexec_fn=_interruptible)
 
     def finish(self, process: subprocess.Popen[str]) -> int:
         return process.wait(LIMIT)

@@ -26,7 +26,7 @@ from torch import nn
 from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.augmented import KeptRows
-from harness.probes.features import batch_order, checked_features, checked_targets, needed, on_device
+from harness.probes.features import Features, batch_order, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Bounds, Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
 from harness.probes.softmax import most_probable
@@ -175,7 +175,7 @@ def normalised(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
     return nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
 
 
-def checked_tokens(rows: Rows, width: int | None = None) -> torch.Tensor:
+def checked_tokens(rows: Rows, width: int | None = None) -> Features:
     """Tokens [N, T, D] (any tokens, a cls among them) or [N, h, w, D]. Raises ProbeError on other shapes."""
     return checked_features(NAME, rows, dims=4 if rows.features.ndim == 4 else 3, width=width)
 

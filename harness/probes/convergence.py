@@ -76,8 +76,8 @@ class ConvergenceStack:
         lost = [key for key in rows.keys if key.removesuffix(suffix) not in place]
         if lost:
             raise ProbeError(f"{NAME} probe: expected the whole image of every bag, got none of {lost[0]!r}; give both banks of one split")
-        means = rows.features.astype(np.float64)
-        own = whole.features[[place[key.removesuffix(suffix)] for key in rows.keys]].astype(np.float64)
+        means = rows.features[:].astype(np.float64)
+        own = whole.features[np.array([place[key.removesuffix(suffix)] for key in rows.keys], np.int64)].astype(np.float64)
         foreign = means[others(rows.targets)] if len(rows) > 1 else np.full_like(means, np.nan)
         return rows, {
             "cosine": cosine(means, own),

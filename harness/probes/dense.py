@@ -184,7 +184,7 @@ class DenseLinearProbe:
         labels = PatchLabels.of(checked_masks(rows, classes, ignore), (features.shape[1], features.shape[2]), classes, ignore, fields.patch_target)
         if not any(len(each) for each in labels.tokens):
             raise ProbeError(f"{NAME} probe: expected labelled pixels, got none in {len(rows)} images; check ignore_index, now {ignore}")
-        normaliser = Normaliser.fit(fields.feature_norm, features.flatten(0, 2), device)
+        normaliser = Normaliser.fit(fields.feature_norm, features, device)
         features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
         weight = torch.empty(classes, features.shape[-1]).normal_(0, fields.init_std, generator=generator)
         left_out = ignore if ignore is not None and ignore < classes else None

@@ -154,7 +154,7 @@ class DetectorProbe:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = DetectorFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
         features, marks = checked_features(NAME, rows, dims=4), checked_marks(rows)
-        normaliser = Normaliser.fit(fields.feature_norm, features.flatten(0, 2), device)
+        normaliser = Normaliser.fit(fields.feature_norm, features, device)
         features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
         weight = torch.empty(features.shape[-1]).normal_(0, fields.init_std, generator=generator)
         heads = [Head(weight.to(device, copy=True), lr, fields) for lr in rates]

@@ -5,21 +5,61 @@ Shape legend: N rows, D features, C classes, B batch.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from harness.core import Rows
+from harness.core import FeatureArray, Rows
 from harness.errors import ProbeError
 
 FeatureNorm = Literal["none", "l2", "standardize"]
 
 CHUNK_ROWS = 4096
-"""Rows converted or checked at once. Fixed: what a chunk holds must not depend on the machine."""
+"""Rows converted at once. Fixed: what a chunk holds must not depend on the machine."""
+CHECKED_BYTES = 2**24
+"""Features looked through for NaN and infinity at once."""
+
+
+class MappedFeatures:
+    """Features that do not fit into memory, as far as they are read like a tensor on the CPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, array: FeatureArray) -> None:
+        self._array = array
+        self.shape = torch.Size(array.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice | torch.Tensor) -> torch.Tensor:
+        """A slice of rows, or the rows at int64 [B]; a copy."""
+        return as_tensor(self._array[where if isinstance(where, slice) else where.numpy()])
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
+
+    def to(self, device: torch.device) -> torch.Tensor:
+        """All of them on the device, which has room for them."""
+        return torch.cat([self[start : start + CHUNK_ROWS].to(device) for start in range(0, len(self), CHUNK_ROWS)])
+
+
+Features = torch.Tensor | MappedFeatures
+
+
+def vectors(features: Features) -> Iterator[torch.Tensor]:
+    """Chunks [n, D] of features [N, ..., D] with all dimensions but the last one as rows, at most CHUNK_ROWS of them."""
+    each = math.prod(features.shape[1:-1])
+    for start in range(0, len(features) * each, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, len(features) * each)
+        first = start // each
+        yield features[first : -(-stop // each)].reshape(-1, features.shape[-1])[start - first * each : stop - first * each]
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -29,8 +69,8 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.asarray(array))
 
 
-def checked_features(probe: str, rows: Rows, *, dims: int = 2, width: int | None = None) -> torch.Tensor:
-    """Features of `rows` [N, ..., D] as a tensor of `dims` dimensions over the same memory.
+def checked_features(probe: str, rows: Rows, *, dims: int = 2, width: int | None = None) -> Features:
+    """Features of `rows` [N, ..., D], of `dims` dimensions, as a tensor over the same memory where they are in it.
 
     Raises ProbeError where there are none, the shape or the width is another one, or a value is not finite.
     """
@@ -43,12 +83,13 @@ def checked_features(probe: str, rows: Rows, *, dims: int = 2, width: int | None
         raise ProbeError(f"{probe} probe: expected rows, got none; check that the split has items of this task")
     if width is not None and features.shape[-1] != width:
         raise ProbeError(f"{probe} probe: expected features of width {width}, got {features.shape[-1]}; give rows of the bank it was fitted to")
-    for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = features[start : start + CHUNK_ROWS]
+    step = max(1, CHECKED_BYTES * len(features) // max(1, features.nbytes))
+    for start in range(0, len(rows), step):
+        chunk = features[start : start + step]
         if not np.isfinite(chunk).all():
             bad = start + int(np.flatnonzero(~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1))[0])
             raise ProbeError(f"{probe} probe: expected finite features, got NaN or infinity in {rows.keys[bad]!r}; encode it again in float32")
-    return as_tensor(features)
+    return as_tensor(features) if isinstance(features, np.ndarray) else MappedFeatures(features)
 
 
 def checked_targets(probe: str, rows: Rows, classes: int) -> torch.Tensor:
@@ -67,11 +108,11 @@ def needed(probe: str, train: Rows | None) -> Rows:
     return train
 
 
-def on_device(features: torch.Tensor, device: torch.device) -> torch.Tensor:
+def on_device(features: Features, device: torch.device) -> Features:
     """`features` on the device, or where they are if they would fill more than half of its free memory: batches then travel one by one."""
-    if device.type == "cuda" and features.numel() * features.element_size() > torch.cuda.mem_get_info(device)[0] // 2:
-        return features
-    return features.to(device)
+    if device.type == "cuda":
+        return features if features.nbytes > torch.cuda.mem_get_info(device)[0] // 2 else features.to(device)
+    return features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,14 +126,14 @@ class Normaliser:
     """float32 [D]; 1 where a feature is constant."""
 
     @classmethod
-    def fit(cls, kind: FeatureNorm, features: torch.Tensor, device: torch.device) -> Normaliser:
-        """The normaliser of training features [N, D]; the mean and the (biased) variance are summed in float64 on the CPU."""
+    def fit(cls, kind: FeatureNorm, features: Features, device: torch.device) -> Normaliser:
+        """The normaliser of training features [N, ..., D]; the mean and the (biased) variance are summed in float64 on the CPU."""
         if kind != "standardize":
             return cls(kind=kind)
-        chunks = [features[start : start + CHUNK_ROWS] for start in range(0, len(features), CHUNK_ROWS)]
-        mean = sum((chunk.double().sum(dim=0) for chunk in chunks), torch.zeros(features.shape[1], dtype=torch.float64)) / len(features)
-        square = sum(((chunk.double() - mean).square().sum(dim=0) for chunk in chunks), torch.zeros_like(mean))
-        std = (square / len(features)).sqrt()
+        count = math.prod(features.shape[:-1])
+        mean = sum((chunk.double().sum(dim=0) for chunk in vectors(features)), torch.zeros(features.shape[-1], dtype=torch.float64)) / count
+        square = sum(((chunk.double() - mean).square().sum(dim=0) for chunk in vectors(features)), torch.zeros_like(mean))
+        std = (square / count).sqrt()
         # a constant feature's deviation is rounding, not spread: below float32's resolution of its mean it must not be blown up
         std = torch.where(std > mean.abs() * torch.finfo(torch.float32).eps, std, torch.ones_like(std))
         return cls(kind=kind, mean=mean.float().to(device), std=std.float().to(device))

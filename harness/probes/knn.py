@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from harness.core import Predictions, Probe, Rows
-from harness.probes.features import checked_features, checked_targets, needed, on_device
+from harness.probes.features import Features, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Count, Fields, Positive, no_learning_rate
 from harness.probes.similarity import inverse_norms, nearest_in_gallery
 
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = KNNFields().model_dump()
 class KNNStack:
     """The training rows, and how they vote."""
 
-    gallery: torch.Tensor
+    gallery: Features
     """[N, D], over the bank's own memory on a CPU."""
     inverse: torch.Tensor
     targets: torch.Tensor

@@ -17,7 +17,7 @@ import torch
 
 from harness.core import Probe, Rows
 from harness.errors import ProbeError
-from harness.probes.features import FeatureNorm, Normaliser, checked_features, checked_targets, needed, on_device
+from harness.probes.features import FeatureNorm, Features, Normaliser, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Count, Fields, Positive, as_tuple
 from harness.probes.softmax import SoftmaxStack, restored
 
@@ -49,7 +49,7 @@ class Objective:
     In float64 on a CPU; elsewhere in float32, where float64 may be 64 times slower.
     """
 
-    def __init__(self, features: torch.Tensor, targets: torch.Tensor, normaliser: Normaliser, classes: int, device: torch.device) -> None:
+    def __init__(self, features: Features, targets: torch.Tensor, normaliser: Normaliser, classes: int, device: torch.device) -> None:
         self._features, self._targets, self._normaliser, self._classes = features, targets, normaliser, classes
         self._device, self.dtype = device, torch.float64 if device.type == "cpu" else torch.float32
         self.size = classes * (features.shape[1] + 1)

@@ -6,7 +6,7 @@ The regularisation is chosen on the whole selection split. The subset is drawn h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from harness.probes.features import needed
 from harness.probes.fields import Count
 from harness.probes.logistic import LogisticFields, LogisticProbe
 from harness.probes.softmax import SoftmaxStack
+from harness.splits import take
 
 NAME = "lowshot"
 
@@ -42,14 +43,7 @@ def low_shot(rows: Rows, *, share: float | None = None, shots: int | None = None
         count = shots if shots is not None else max(1, round((share or 0) * len(names)))
         chosen |= {(target, names[i]) for i in generator.permutation(len(names))[:count]}
     index = [i for i, (group, target) in enumerate(zip(rows.groups, rows.targets.tolist(), strict=True)) if (target, group) in chosen]
-    return replace(
-        rows,
-        keys=[rows.keys[i] for i in index],
-        groups=[rows.groups[i] for i in index],
-        targets=rows.targets[index],
-        features=rows.features[index],
-        masks=None if rows.masks is None else rows.masks[index],
-    )
+    return take(rows, np.array(index, np.int64))
 
 
 class LowShotFields(LogisticFields):

@@ -9,28 +9,31 @@ from collections.abc import Iterator
 
 import torch
 
-from harness.probes.features import CHUNK_ROWS
+from harness.probes.features import CHUNK_ROWS, Features
 
 GALLERY_ROWS = 2**16
-"""Gallery rows converted and multiplied at once."""
+"""Most gallery rows converted and multiplied at once."""
+GALLERY_VALUES = 2**28
+"""Most features of them: 1 GiB in float32, which wide projections reach with fewer rows."""
 SORTED_ROWS = 32
 """Rows sorted in full at once, where ties cross the border of the nearest k."""
 
 
-def inverse_norms(features: torch.Tensor) -> torch.Tensor:
+def inverse_norms(features: Features) -> torch.Tensor:
     """float32 [N]: 1 / L2 norm of each row of [N, D]; 0 for a row of zeros, whose cosine is thereby 0 with everything."""
     chunks = [features[start : start + CHUNK_ROWS].float().norm(dim=1) for start in range(0, len(features), CHUNK_ROWS)]
     norms = torch.cat(chunks)
     return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
 
 
-def cosine_chunks(queries: torch.Tensor, gallery: torch.Tensor, gallery_inverse: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+def cosine_chunks(queries: torch.Tensor, gallery: Features, gallery_inverse: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Start of a gallery chunk, and float32 [Q, chunk] cosines of queries [Q, D] with it, on the queries' device."""
     queries = queries.float()
     queries = queries * inverse_norms(queries)[:, None]
-    for start in range(0, len(gallery), GALLERY_ROWS):
-        part = gallery[start : start + GALLERY_ROWS].to(queries.device, torch.float32)
-        yield start, (queries @ part.T).mul_(gallery_inverse[start : start + GALLERY_ROWS].to(queries.device))
+    rows = max(1, min(GALLERY_ROWS, GALLERY_VALUES // gallery.shape[1]))
+    for start in range(0, len(gallery), rows):
+        part = gallery[start : start + rows].to(queries.device, torch.float32)
+        yield start, (queries @ part.T).mul_(gallery_inverse[start : start + rows].to(queries.device))
 
 
 def nearest_rows(similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +52,7 @@ def nearest_rows(similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.
     return values, columns.gather(1, order)
 
 
-def nearest_in_gallery(queries: torch.Tensor, gallery: torch.Tensor, gallery_inverse: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_in_gallery(queries: torch.Tensor, gallery: Features, gallery_inverse: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As nearest_rows over the whole gallery [N, D], merged chunk by chunk: what is kept never exceeds 2k a query."""
     values = torch.empty(len(queries), 0, device=queries.device)
     columns = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)

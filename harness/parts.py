@@ -1,0 +1,94 @@
+"""Arrays of many files as one, read where they lie: what keeps a bank larger than memory usable.
+
+Shape legend: N rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.core import FeatureArray
+
+HELD_BYTES = 2**32
+"""Largest array that is copied into memory as a whole: 4 GiB, the 768 float32 of each image of ImageNet-1k."""
+
+
+class Parts:
+    """Arrays [n, ...] of one dtype and row shape, one after the other, or chosen rows of them, of which only what is asked for is copied."""
+
+    def __init__(self, parts: Sequence[np.ndarray], index: np.ndarray | None = None) -> None:
+        self._parts = tuple(parts)
+        """At least one."""
+        self._ends = np.cumsum([len(part) for part in parts])
+        self._index = index
+        """int64 [N] rows of the joined parts; None for all of them in their order."""
+        self.dtype = parts[0].dtype
+        self.shape: tuple[int, ...] = (int(self._ends[-1]) if index is None else len(index), *parts[0].shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return int(math.prod(self.shape) * self.dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+        """A copy of a slice of rows, or of the rows at int64 [...], which then has the shape [..., *row]."""
+        if isinstance(where, slice):
+            rows = np.arange(*where.indices(len(self)))
+            return self._gathered(rows if self._index is None else self._index[rows])
+        rows = where.reshape(-1)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"expected rows of {len(self)}, got {rows.min()} to {rows.max()}")
+        return self._gathered(rows if self._index is None else self._index[rows]).reshape(*where.shape, *self.shape[1:])
+
+    def chosen(self, index: np.ndarray) -> Parts:
+        """The rows at `index`, int64 [n], without a copy."""
+        return Parts(self._parts, index if self._index is None else self._index[index])
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        its_part = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(its_part):
+            part, here = self._parts[number], np.flatnonzero(its_part == number)
+            lines = rows[here] - (self._ends[number] - len(part))
+            if here[-1] - here[0] == lines[-1] - lines[0] == len(here) - 1 and np.all(np.diff(lines) == 1):
+                found[here[0] : here[-1] + 1] = part[lines[0] : lines[-1] + 1]  # without a copy in between
+            else:
+                found[here] = part[lines]
+        return found
+
+    @staticmethod
+    def of(arrays: Sequence[FeatureArray]) -> Parts:
+        """All rows of all arrays, without a copy."""
+        pieces = [array if isinstance(array, Parts) else Parts([array[:]]) for array in arrays]
+        parts = [part for piece in pieces for part in piece._parts]
+        if all(piece._index is None for piece in pieces):
+            return Parts(parts)
+        starts = np.cumsum([0, *(int(piece._ends[-1]) for piece in pieces)])
+        rows = [np.arange(len(piece)) if piece._index is None else piece._index for piece in pieces]
+        return Parts(parts, np.concatenate([row + start for row, start in zip(rows, starts, strict=False)]))
+
+
+def joined(arrays: Sequence[FeatureArray]) -> FeatureArray:
+    """All rows of one array or more: in memory where they are no more than HELD_BYTES, else where they lie."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if sum(array.nbytes for array in arrays) > HELD_BYTES:
+        return Parts.of(arrays)
+    return np.concatenate([array[:] for array in arrays])
+
+
+def taken(array: FeatureArray, index: np.ndarray) -> FeatureArray:
+    """The rows at `index`, int64 [n]: in memory where they are no more than HELD_BYTES, else where they lie."""
+    if len(index) * math.prod(array.shape[1:]) * array.dtype.itemsize > HELD_BYTES:
+        return Parts.of([array]).chosen(index)
+    return array[index]
