@@ -183,18 +183,22 @@ class StudyRunner:
             numbers = range(len(heads), len(heads) + len(rates))
             try:
                 train, selection = self._training_rows(study, readout), self._selection_rows(study, readout)
-                stack = probe(study.probe).fit(train, rates, **self._how(study))
+                if study.protocol.get("epoch") == "best":
+                    looks = _Looks(study, selection, len(rates))
+                    probe(study.probe).fit(train, rates, **self._how(study) | {"after_epoch": looks})
+                    found = looks.best
+                else:
+                    stack = probe(study.probe).fit(train, rates, **self._how(study))
+                    found = [_look(study, stack, position, selection) for position in range(len(rates))]
             except HarnessError as error:
                 heads += [
                     HeadScore(round=index, head=n, lr=rate, readout=readout, value=None, error=str(error))
                     for n, rate in zip(numbers, rates, strict=True)
                 ]
                 continue
-            for position, (number, rate) in enumerate(zip(numbers, rates, strict=True)):
-                value, error_text = _value(study, stack, position, selection)
-                heads.append(HeadScore(round=index, head=number, lr=rate, readout=readout, value=value, error=error_text))
-                if value is not None:
-                    states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in stack.state(position).items()}
+            for number, rate, look in zip(numbers, rates, found, strict=True):
+                heads.append(HeadScore(round=index, head=number, lr=rate, readout=readout, value=look.value, error=look.error, epochs=look.epochs))
+                states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in look.state.items()}
         self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(states), replace=True)
         return Round(index=index, heads=tuple(heads), seconds=time.perf_counter() - start)
 
@@ -259,6 +263,41 @@ class StudyRunner:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """A head on the selection split."""
+
+    value: float | None
+    error: str | None
+    state: Mapping[str, torch.Tensor]
+    """Empty where the head has no value."""
+    epochs: int | None = None
+    """After which it was looked at, where not after the last one."""
+
+
+def _look(study: Study, stack: FittedStack, position: int, selection: Rows) -> _Look:
+    value, error = _value(study, stack, position, selection)
+    return _Look(value=value, error=error, state={} if value is None else stack.state(position))
+
+
+class _Looks:
+    """Looks at every head after every epoch, and keeps the best of each: the first of equals."""
+
+    def __init__(self, study: Study, selection: Rows, heads: int) -> None:
+        self._study, self._selection, self._epochs = study, selection, 0
+        self.best = [_Look(value=None, error=None, state={})] * heads
+
+    def __call__(self, stack: FittedStack) -> None:
+        self._epochs += 1
+        for position, before in enumerate(self.best):
+            value, error = _value(self._study, stack, position, self._selection)
+            if value is not None and (before.value is None or value > before.value):
+                state = {name: tensor.clone() for name, tensor in stack.state(position).items()}
+                self.best[position] = _Look(value=value, error=None, state=state, epochs=self._epochs)
+            elif before.value is None:
+                self.best[position] = _Look(value=None, error=error, state={})
 
 
 def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> tuple[float | None, str | None]:

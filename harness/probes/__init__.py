@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.core import Probe
 from harness.errors import ProbeError, RequestError, nearest
-from harness.probes.fields import Fields
+from harness.probes.fields import EpochFields, Fields
 
 
 @cache
@@ -58,9 +58,11 @@ def is_decided(each: Probe, readouts: Sequence[str], protocol: Mapping[str, Any]
 def check(name: str, protocol: Mapping[str, Any]) -> None:
     """Raises RequestError where a protocol field of the probe of that name has a value that it cannot take."""
     module = importlib.import_module(type(probe(name)).__module__)
-    for each in vars(module).values():
-        if isinstance(each, type) and issubclass(each, Fields) and each.__module__ == module.__name__:
-            try:
-                each.read(name, protocol)
-            except ProbeError as error:
-                raise RequestError(str(error)) from None
+    own: list[type[Fields]] = [
+        each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Fields) and each.__module__ == module.__name__
+    ]
+    for each in [*own, EpochFields]:
+        try:
+            each.read(name, protocol)
+        except ProbeError as error:
+            raise RequestError(str(error)) from None

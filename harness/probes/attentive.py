@@ -27,7 +27,7 @@ from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.augmented import KeptRows
 from harness.probes.features import Features, batch_order, checked_features, checked_targets, needed, on_device
-from harness.probes.fields import Bounds, Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
 from harness.probes.softmax import most_probable
 
@@ -118,13 +118,14 @@ class HeadInTraining:
     """A head under SGD with momentum, one step at a time; `lr` is given to each step."""
 
     def __init__(self, module: AttentiveHead, fields: AttentiveFields) -> None:
-        self.module = module.train()
+        self.module = module
         self._optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=fields.momentum, weight_decay=fields.weight_decay, foreach=False)
 
     def step(self, tokens: torch.Tensor, targets: torch.Tensor, lr: float) -> None:
         """One step on the mean cross entropy of normalised tokens, float32 [B, T, D], and targets, int64 [B], both on the head's device."""
         self._optimizer.param_groups[0]["lr"] = lr
         self._optimizer.zero_grad()
+        self.module.train()  # it may have been asked to predict since the last step
         torch.autograd.backward(nn.functional.cross_entropy(self.module(tokens, True), targets))
         self._optimizer.step()
 
@@ -224,7 +225,15 @@ class AttentiveProbe:
     needs_train: bool = True
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self,
+        train: Rows | None,
+        lrs: Sequence[float | None],
+        *,
+        classes: int,
+        protocol: Mapping[str, Any],
+        seed: int,
+        device: torch.device,
+        after_epoch: AfterEpoch | None = None,
     ) -> AttentiveStack:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = AttentiveFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
@@ -233,6 +242,7 @@ class AttentiveProbe:
         heads = fresh_heads(len(rates), features.shape[-1], classes, fields, generator, device)
         features = on_device(features, device)
         kept = KeptRows.of(NAME, rows, protocol)
+        stack = AttentiveStack(lrs=rates, heads=tuple(head.module for head in heads), fields=fields)
         steps = fields.epochs * -(-kept.images // fields.batch_size)
         step = 0
         for epoch in range(fields.epochs):
@@ -243,7 +253,9 @@ class AttentiveProbe:
                 for head, lr in zip(heads, rates, strict=True):
                     head.step(tokens, target, lr * cosine(step, steps))
                 step += 1
-        return AttentiveStack(lrs=rates, heads=tuple(head.module for head in heads), fields=fields)
+            if after_epoch is not None:
+                after_epoch(stack)
+        return stack
 
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
+from harness.core import FittedStack
 from harness.errors import ProbeError
 
 Count = Annotated[int, pydantic.Field(ge=1)]
@@ -45,6 +46,17 @@ class Fields(pydantic.BaseModel):
             name = ".".join(str(each) for each in first["loc"])
             expected = first["msg"][:1].lower() + first["msg"][1:]
             raise ProbeError(f"{probe} probe: protocol field {name}: {expected}, got {first['input']!r}; correct it in the protocol") from None
+
+
+class EpochFields(Fields):
+    """Of a probe on banks whose heads are looked at after every epoch, where the protocol asks for it."""
+
+    epoch: Literal["last", "best"] = "last"
+    """What a head is: as the last epoch left it, or as the one did after which its value on the selection split is highest (the first of equals)."""
+
+
+AfterEpoch = Callable[[FittedStack], None]
+"""Called with the heads as they are after an epoch; their tensors change with the next one."""
 
 
 def learning_rates(probe: str, lrs: Sequence[float | None]) -> tuple[float, ...]:

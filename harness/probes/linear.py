@@ -26,7 +26,7 @@ from harness.probes.features import (
     needed,
     on_device,
 )
-from harness.probes.fields import Bounds, Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
 from harness.probes.schedule import cosine
 from harness.probes.softmax import SoftmaxStack, restored
 
@@ -94,7 +94,15 @@ class LinearProbe:
     needs_train: bool = True
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self,
+        train: Rows | None,
+        lrs: Sequence[float | None],
+        *,
+        classes: int,
+        protocol: Mapping[str, Any],
+        seed: int,
+        device: torch.device,
+        after_epoch: AfterEpoch | None = None,
     ) -> SoftmaxStack:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = LinearFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
@@ -104,6 +112,14 @@ class LinearProbe:
         features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
         weight = torch.empty(classes, features.shape[1]).normal_(0, fields.init_std, generator=generator)
         heads = [Head(weight.to(device, copy=True), momentum=fields.momentum, weight_decay=fields.weight_decay) for _ in rates]
+        stack = SoftmaxStack(
+            probe=NAME,
+            knob=KNOB,
+            values=rates,
+            weights=tuple(head.weight_CD for head in heads),
+            biases=tuple(head.bias_C1[:, 0] for head in heads),
+            normaliser=normaliser,
+        )
         steps = fields.epochs * -(-kept.images // fields.batch_size)
         step = 0
         for epoch in range(fields.epochs):
@@ -114,14 +130,9 @@ class LinearProbe:
                 for head, lr in zip(heads, rates, strict=True):
                     head.step(batch, onehot, lr * cosine(step, steps))
                 step += 1
-        return SoftmaxStack(
-            probe=NAME,
-            knob=KNOB,
-            values=rates,
-            weights=tuple(head.weight_CD for head in heads),
-            biases=tuple(head.bias_C1[:, 0] for head in heads),
-            normaliser=normaliser,
-        )
+            if after_epoch is not None:
+                after_epoch(stack)
+        return stack
 
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device

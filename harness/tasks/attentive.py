@@ -12,6 +12,7 @@ from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.probes.augmented import KeptFields
+from harness.probes.fields import EpochFields
 from harness.tasks import Fields, Template
 from harness.tasks.objects import chosen_on, kept_crops, whole
 from harness.tasks.parts import part_template, training_crops
@@ -32,7 +33,7 @@ def templates(manifest: Manifest) -> list[Template]:
     """Where samples have labels, and where they have keypoints."""
     found = []
     if "label" in manifest.annotations:
-        own: dict[str, Any] = {**defaults(NAME), **KeptFields().model_dump(), "readouts": ("all",)}
+        own: dict[str, Any] = {**defaults(NAME), **EpochFields().model_dump(), **KeptFields().model_dump(), "readouts": ("all",)}
         found.append(
             Template(
                 name="object-attentive",
@@ -56,6 +57,6 @@ def templates(manifest: Manifest) -> list[Template]:
             "release-crop": {**crop["release"], **STATISTICS["zhu2023"]},
             "release-statistics": {**crop["paper"], **STATISTICS["release"]},
         }
-        protocols = {name: {**fields, "readouts": ("all",)} for name, fields in with_rate(protocols).items()}
+        protocols = {name: {**EpochFields().model_dump(), **fields, "readouts": ("all",)} for name, fields in with_rate(protocols).items()}
         found.append(part_template(manifest, "part-attentive", NAME, METRICS, protocols, listed=False))
     return found

@@ -12,6 +12,7 @@ from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.probes.augmented import KeptFields
+from harness.probes.fields import EpochFields
 from harness.tasks import Fields, Template
 from harness.views.augmented import RandomCrops
 from harness.views.whole import Whole
@@ -63,7 +64,7 @@ def templates(manifest: Manifest) -> list[Template]:
     found = []
     if "label" in manifest.annotations:
         retrieval = {name: {**defaults("retrieval"), "readouts": POOLED, **fields} for name, fields in GALLERIES.items()}
-        linear = {**defaults("linear"), **KeptFields().model_dump(), "readouts": POOLED}
+        linear = {**defaults("linear"), **EpochFields().model_dump(), **KeptFields().model_dump(), "readouts": POOLED}
         kept: dict[str, Any] = {"train_view": kept_crops, "val_view": chosen_on}
         for name, probe, metrics, protocols in (
             ("object-linear", "linear", ("accuracy", "mean_class_accuracy"), {"zhu2023": linear, "published": {**linear, **PUBLISHED}}),

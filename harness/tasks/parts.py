@@ -14,7 +14,7 @@ from harness.errors import ProbeError, RequestError, nearest
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
-from harness.probes.fields import Count, NonNegative, Positive
+from harness.probes.fields import Count, EpochFields, NonNegative, Positive
 from harness.probes.fields import Fields as CheckedFields
 from harness.tasks import Fields, Template
 from harness.tasks.objects import GALLERIES, PUBLISHED, each_readout
@@ -155,12 +155,8 @@ def part_template(
 
 def linear_protocols(training: Mapping[str, Fields]) -> dict[str, Fields]:
     """Searched, and with the paper's readout and its one learning rate."""
-    return {
-        "zhu2023": training["paper"],
-        "release": training["release"],
-        "published": {**training["paper"], **PUBLISHED},
-        "published-release": {**training["release"], **PUBLISHED},
-    }
+    paper, release = ({**EpochFields().model_dump(), **training[name]} for name in ("paper", "release"))
+    return {"zhu2023": paper, "release": release, "published": {**paper, **PUBLISHED}, "published-release": {**release, **PUBLISHED}}
 
 
 def templates(manifest: Manifest) -> list[Template]:
