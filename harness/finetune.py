@@ -285,7 +285,7 @@ class FinetuneScorer:
         self._networks = [(float(state["lr"]), self._restored(readout, state)) for readout, state in heads]
 
     def view(self, sample: Sample) -> Pictured:
-        target = label_of(sample, self._setting.classes)
+        target = label_of(sample, self._setting.scored_classes or self._setting.classes)
         image = prepare(sample.image, self._setting.network.info.preprocessing, "crop")
         return Pictured(image=image, target=target, group=sample.group or sample.key)
 

@@ -35,7 +35,7 @@ from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
-from harness.study import BankRef, Round, Score, Stream, Study, StudyRunner, Value, columns_of, estimate, now
+from harness.study import BankRef, Round, Score, Stream, Study, StudyRunner, Value, columns_of, estimate, now, translated
 from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
 
 STREAM_VERSION = 1
@@ -99,7 +99,7 @@ class StreamedRunner:
     def score(self, study: Study, chosen: HeadScore, held_back: BankRef) -> Score:
         """The chosen head on the test stream, as it is: no refit."""
         start = time.perf_counter()
-        setting = self._setting(study)
+        setting = replace(self._setting(study), scored_classes=len(study.counterparts))
         scorer = _KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
         epoch = Epoch(source=_source(held_back), threads=_stream(study).decode_threads)
         found: list[Predictions] = []
@@ -113,6 +113,8 @@ class StreamedRunner:
             values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
             return Score(values=values, n=0, **how)
         predictions = _joined(found)
+        if study.counterparts:
+            predictions = translated(predictions, study.counterparts)
         values = tuple(estimate(study.metric(name), predictions, study) for name in study.metrics)
         how["seconds"] = time.perf_counter() - start
         return Score(values=values, n=len(set(predictions.keys)), predictions=columns_of(predictions), **how)
@@ -284,7 +286,7 @@ class StreamedRunner:
         self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State]
     ) -> tuple[list[tuple[float | None, str | None]], dict[str, dict[str, str]]]:
         """Each head's value, or why it has none, and what of train was lost on the way (shard to key to reason); publishes the account of val."""
-        setting = self._setting(study)
+        setting = replace(self._setting(study), scored_classes=len(study.counterparts))
         scorer = _KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
         ref = _any(study.train if study.holds_out else study.val)
         held = self._held_out(study)

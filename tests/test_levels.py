@@ -17,6 +17,7 @@ from harness.metrics import metric
 from harness.study import translated
 from harness.sweep import main
 from harness.tables import read_table
+from harness.tasks import select
 
 POSES = {"6": (1, 1, 0, 0)}
 
@@ -88,6 +89,46 @@ def test_a_sweep_scores_every_level_and_another_data_sets_images(tmp_path: Path)
         assert (row["dataset"], row["split"], row["selected_on"]) == ("abroad", "test", "val")
     ledger = {(row["dataset"], row["split"]) for row in read_table(tmp_path / "out" / "ledger.parquet")}
     assert ledger == {("tiny", "train"), ("tiny", "val"), ("tiny", "test"), ("abroad", "test")}
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_network_is_scored_at_every_level_and_on_another_data_sets_images(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    tiny.build(shards)
+    amended(shards / "tiny", levels={"warm": [1, 0, 0]})
+    abroad = tiny.build(shards, name="abroad", splits={"test": 24}, seed=1)
+    # more classes than the data set that is trained on has: the second of them has no counterpart there, nor have the last two
+    amended(abroad, counterparts={"tiny": [[0], [], [1, 2], [], []]}, classes=["a", "b", "c", "d", "e"])
+    (tmp_path / "sweep.yaml").write_text(
+        tiny.sweep_text(
+            shards,
+            tasks=["tiny/finetune", "abroad/finetune-from-tiny"],
+            encoders=[{"name": "tiny_vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}],
+            search={"trials": 1, "stack": 2, "seed": 0},
+            protocol={"epochs": 6, "batch_size": 6, "rungs": 1, "init_std": 0.02, "layer_decay": 0.9, "lr_bounds": [1e-3, 1e-2]},
+        )
+    )
+    assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
+    rows = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
+    found = read_table(tmp_path / "out" / "predictions" / "tiny_vit" / "tiny" / "finetune.parquet")
+    warm = np.mean([(row["target"] == 0) == (row["prediction"] == 0) for row in found])
+    assert rows["tiny/finetune", "accuracy@warm"]["value"] == pytest.approx(warm)
+    row, found = rows["abroad/finetune-from-tiny", "accuracy"], read_table(tmp_path / "out/predictions/tiny_vit/abroad/finetune-from-tiny.parquet")
+    assert row["n"] == len(found) == 16
+    assert (row["status"], row["dataset"], row["split"], row["selected_on"]) == ("ok", "abroad", "test", "val")
+    assert row["value"] == pytest.approx(np.mean([one["target"] == one["prediction"] for one in found]))
+    assert row["value"] > 0.6, "the colours are those that it was tuned on; chance is below a half"
+    assert {one["target"] for one in found} == {0, 2}
+
+
+def test_patterns_ask_for_fine_tuning_by_its_name_alone(tmp_path: Path) -> None:
+    tiny.build(tmp_path)
+    amended(tiny.build(tmp_path, name="abroad", splits={"test": 3}), counterparts={"tiny": [[0], [], [1]]})
+    assert {task.name for task in select(["abroad/*-from-tiny"], str(tmp_path), {})[0]} == {
+        "abroad/object-linear-from-tiny",
+        "abroad/object-knn-from-tiny",
+    }
+    assert [task.name for task in select(["abroad/finetune*"], str(tmp_path), {})[0] if task.train_dataset] == ["abroad/finetune-from-tiny"]
 
 
 def test_a_data_set_that_is_not_there_to_train_on_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -452,7 +452,7 @@ def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(t
 # --- the sweeps -----------------------------------------------------------------------------------------------------------------
 
 SWEEPS = sorted((ROOT / "sweeps" / "dilemma").glob("*.yaml"))
-EXPANDED = {"finetune": 2, "linear": 3, "misplaced": 3 * 4 * 3, "shuffled": 1 + 2 * 6, "sparsity": 1 + 6 * 7}
+EXPANDED = {"finetune": 2, "finetune_objectnet": 1, "linear": 3, "misplaced": 3 * 4 * 3, "shuffled": 1 + 2 * 6, "sparsity": 1 + 6 * 7}
 """Sweep to the number of its tasks, a point of a curve being one."""
 
 

@@ -58,11 +58,12 @@ def is_decided(each: Probe, readouts: Sequence[str], protocol: Mapping[str, Any]
 def check(name: str, protocol: Mapping[str, Any]) -> None:
     """Raises RequestError where a protocol field of the probe of that name has a value that it cannot take."""
     module = importlib.import_module(type(probe(name)).__module__)
-    own: list[type[Fields]] = [
-        each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Fields) and each.__module__ == module.__name__
-    ]
-    for each in [*own, EpochFields]:
+    kinds: list[type[Fields]] = [EpochFields]
+    for each in vars(module).values():
+        if isinstance(each, type) and issubclass(each, Fields) and each.__module__ == module.__name__:
+            kinds.append(each)
+    for kind in kinds:
         try:
-            each.read(name, protocol)
+            kind.read(name, protocol)
         except ProbeError as error:
             raise RequestError(str(error)) from None

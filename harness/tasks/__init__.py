@@ -68,7 +68,7 @@ class Template:
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
             return False
-        return (self.feed == "banked" and self.listed) or self.name.rpartition("-")[2] in wanted
+        return (self.feed == "banked" and self.listed) or self.name.partition("-from-")[0].rpartition("-")[2] in wanted
 
     def tasks(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> list[Task]:
         """The task under one of its protocols, with those `overrides` that are fields of it; one a point of its curves. Raises RequestError."""

@@ -64,6 +64,8 @@ class Setting:
     protocol: Mapping[str, Any]
     classes: int
     seed: int
+    scored_classes: int = 0
+    """Of the samples that are scored, where they are of another data set than the heads; 0 where they are of the same one."""
 
 
 class Trainer(Protocol[E]):
