@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -136,17 +136,19 @@ class BankStore:
             self._system.rm(self._file(*names), recursive=True)
 
     def write_part(self, spec: BankSpec, rows: PartRows, receipt: Receipt) -> None:
-        """Publish one shard's part. A complete part that is there already stays; an incomplete one is replaced."""
+        """Publish one shard's part. A complete part that is there already stays; an incomplete or unreadable one is replaced."""
         known = self.receipt(spec, receipt.shard)
         if known is not None and known.status == "ok":
             return
         self.publish((spec.key, "bank.json"), json.dumps(spec.describe(), indent=2).encode())
-        self.publish(self._part(spec.key, receipt.shard), _serialise(rows, receipt), replace=known is not None)
+        part, data = self._part(spec.key, receipt.shard), _serialise(rows, receipt)
+        if not self.publish(part, data, replace=known is not None) and self.receipt(spec, receipt.shard) is None:
+            self.publish(part, data, replace=True)  # what stands there cannot be read
 
     def receipt(self, spec: BankSpec, shard: str) -> Receipt | None:
         """The account that a part carries, or None where there is no (readable) part."""
         try:
-            with self._reader(spec.key, shard) as reader:
+            with self._reader(spec.key, shard, whole=False) as reader:
                 return Receipt(**json.loads(reader.schema.metadata[b"receipt"]))
         except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
             return None
@@ -171,14 +173,20 @@ class BankStore:
         )
 
     @contextlib.contextmanager
-    def _reader(self, key: str, shard: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    def _reader(self, key: str, shard: str, *, whole: bool) -> Iterator[pa.ipc.RecordBatchFileReader]:
+        """A part, to be read whole or, of one that is not local, its schema alone."""
         path = self._file(*self._part(key, shard))
-        source: IO[bytes] | Any = pa.memory_map(path) if self._local else io.BytesIO(self._system.cat_file(path))
-        yield pa.ipc.open_file(source)  # what was read keeps the mapping alive
+        if self._local:
+            yield pa.ipc.open_file(pa.memory_map(path))  # what was read keeps the mapping alive
+        elif whole:
+            yield pa.ipc.open_file(io.BytesIO(self._system.cat_file(path)))
+        else:
+            with self._system.open(path, "rb", cache_type="none") as file:
+                yield pa.ipc.open_file(file)
 
     def _load(self, spec: BankSpec, shard: str, mask: str | None) -> Rows:
         try:
-            with self._reader(spec.key, shard) as reader:
+            with self._reader(spec.key, shard, whole=True) as reader:
                 table = reader.read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise BankError(f"bank {spec.key}, {shard}: {error}; run the sweep again to encode this shard anew") from error

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from harness.errors import RequestError
+from harness.errors import RequestError, RunError
 
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -27,6 +27,15 @@ def device_type(gpu: bool) -> str:
         return torch.cuda.get_device_name(0)
     bf16 = "+bf16" if _cpu_has_bf16() else ""
     return f"cpu:{torch.backends.cpu.get_cpu_capability()}{bf16}"
+
+
+def check_device(expected: str, *, gpu: bool, node: str) -> None:
+    """Raises RunError where a process of a run finds itself on another device than the run's features and values are recorded as computed on."""
+    found = device_type(gpu)
+    if found != expected:
+        raise RunError(
+            f"node {node}: expected every process of a run on {expected}, got {found}; values may depend on it: give the cluster one type of device"
+        )
 
 
 def resolve_precision(wanted: str, gpu: bool) -> Precision:

@@ -10,7 +10,7 @@ import ray
 
 from harness.bank import BankStore
 from harness.core import Encoder
-from harness.device import Compute, Precision, device_type
+from harness.device import Compute, Precision, check_device
 from harness.encoders import EncoderSpec, load
 from harness.extract import Extractor, ShardWork
 
@@ -41,18 +41,16 @@ class EncoderActor:
         self._store = BankStore(settings.cache)
         self._extractor = Extractor(compute, self._encoder, batch_size=settings.batch_size, decode_threads=settings.decode_threads)
 
-    def device_type(self) -> str:
-        return device_type(self._settings.gpus > 0)
-
     def pid(self) -> int:
         return os.getpid()
 
     def encode(self, work: ShardWork, attempt: int) -> int:
         """Publish every part of `work`; the number of rows.
 
-        Raises ShardError where the shard cannot be read, RunError where a part cannot be written.
+        Raises ShardError where the shard cannot be read, RunError where a part cannot be written or this is not the device that its bank names.
         """
         node = ray.util.get_node_ip_address()
+        check_device(self._settings.device_type, gpu=self._settings.gpus > 0, node=node)
         parts = self._extractor.run(work, node=node, attempts=attempt)
         for bank, rows, receipt in parts:
             self._store.write_part(bank, rows, receipt)
@@ -87,10 +85,6 @@ class EncoderCrew:
         fresh = self._start()
         self.actors.append(fresh)
         return fresh
-
-    def device_types(self) -> set[str]:
-        """Which device types the actors found; more than one means that their features would not be of one kind."""
-        return set(ray.get([actor.device_type.remote() for actor in self.actors]))
 
     def release(self) -> None:
         """Give every actor's resources back: a search that waits for them would wait for ever."""

@@ -28,15 +28,14 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+` where files differ from it; None outside a checkout."""
+    """The commit of the checkout that this code runs from, with `+` where files of the code differ from it or are new; None outside a checkout."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
     try:
         commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        differs = ["git", "-C", str(here), "status", "--porcelain", "--", "harness", "shards", "pyproject.toml"]
+        dirty = subprocess.run(differs, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if dirty.strip() else "")

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from harness.device import Compute
-from harness.errors import RunError
+from harness.device import Compute, check_device
+from harness.errors import HarnessError, RunError
 from harness.halving import Climb, Climbed, Halving
 from harness.probes import grid, probe
 from harness.propose import HeadScore, choose, propose
@@ -127,24 +128,36 @@ def _first_error(heads: Sequence[HeadScore]) -> str:
 class StudyTrial(tune.Trainable):  # type: ignore[misc]
     """Runs one step of one study; Tune reuses its process for the next."""
 
-    def setup(self, config: dict[str, Any], states: Sequence[tuple[Study, Mapping[str, BankRef]]], cache: str, gpu: bool, threads: int) -> None:
-        self._states, self._cache, self._gpu, self._threads = states, cache, gpu, threads
+    def setup(
+        self, config: dict[str, Any], states: Sequence[tuple[Study, Mapping[str, BankRef]]], cache: str, gpu: bool, threads: int, device_type: str
+    ) -> None:
+        self._states, self._cache, self._gpu, self._threads, self._device_type = states, cache, gpu, threads, device_type
         self._runner = StudyRunner(cache, Compute("float32", gpu, threads).device)
         self._streamed: StreamedRunner | None = None
 
     def step(self) -> dict[str, Any]:
+        """A step's outcome, or why it has none: only what another process may do better (a lost one, a disk) is tried again."""
+        try:
+            check_device(self._device_type, gpu=self._gpu, node=ray.util.get_node_ip_address())
+            return {"payload": self._outcome().to_json(), "done": True}
+        except OSError:
+            raise
+        except HarnessError as error:
+            return {"error": str(error), "done": True}
+        except Exception as error:
+            told = str(error).strip().splitlines()
+            return {"error": f"{type(error).__name__}: {told[0] if told else 'no message'}", "done": True}
+
+    def _outcome(self) -> Round | Score | Climbed:
         study, test = self._states[self.config["study"]]
         step, runner = self.config["step"], self._runner_of(study)
         if "chosen" in step:
             chosen = HeadScore(**step["chosen"])
-            outcome: Round | Score | Climbed = runner.score(study, chosen, test[chosen.readout])
-        else:
-            proposals = [(readout, rate) for readout, rate in step["proposals"]]
-            if "climb" in step and isinstance(runner, StreamedRunner):
-                outcome = runner.climb(study, step["round"], proposals, Climb(**step["climb"]))
-            else:
-                outcome = runner.run_round(study, step["round"], proposals)
-        return {"payload": outcome.to_json(), "done": True}
+            return runner.score(study, chosen, test[chosen.readout])
+        proposals = [(readout, rate) for readout, rate in step["proposals"]]
+        if "climb" in step and isinstance(runner, StreamedRunner):
+            return runner.climb(study, step["round"], proposals, Climb(**step["climb"]))
+        return runner.run_round(study, step["round"], proposals)
 
     def _runner_of(self, study: Study) -> StudyRunner | StreamedRunner:
         if study.stream is None:
@@ -194,7 +207,8 @@ class Proposer(Searcher):  # type: ignore[misc]
         index, step = self._running.pop(trial_id)
         state = self._states[index]
         if error or not result or "payload" not in result:
-            self.errors[index] = f"the trial's process was lost {MAX_FAILURES + 1} times"
+            told = None if error or not result else result.get("error")
+            self.errors[index] = told or f"the trial's process was lost, or could not read or write, {MAX_FAILURES + 1} times"
             return
         state.take(step, result["payload"])
         self._on_step(state)
@@ -270,6 +284,7 @@ class SearchSettings:
     cpus: float
     gpus: float
     threads: int
+    device_type: str
 
 
 def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: Callable[[StudyState], None]) -> dict[int, str]:
@@ -293,6 +308,7 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
         cache=settings.cache,
         gpu=settings.gpus > 0,
         threads=settings.threads,
+        device_type=settings.device_type,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": settings.cpus, "gpu": settings.gpus}),
@@ -301,6 +317,7 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
             name="search",
             storage_path=str((settings.out / "tune").resolve()),
             verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only the driver need see `out`
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )

@@ -230,7 +230,15 @@ def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster
             bar.advance(left[id(state)] - state.steps_left)
             left[id(state)] = state.steps_left
 
-        settings = SearchSettings(out=out, cache=cache, concurrent=machine.trial_slots, cpus=machine.cpus, gpus=machine.gpus, threads=machine.threads)
+        settings = SearchSettings(
+            out=out,
+            cache=cache,
+            concurrent=machine.trial_slots,
+            cpus=machine.cpus,
+            gpus=machine.gpus,
+            threads=machine.threads,
+            device_type=machine.device_type,
+        )
         errors = run_search(states, settings, on_step)
     for index, error in errors.items():
         pending[index].error = error

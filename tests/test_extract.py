@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFile
 
 import harness.stream
 import tiny
@@ -159,6 +160,27 @@ def test_a_damaged_part_counts_as_absent_and_cannot_be_read(
     assert store.receipt(spec, shard[1].file) is None
     with pytest.raises(BankError, match="run the sweep again"):
         store.rows(spec)
+    store.write_part(spec, rows, receipt)
+    assert store.receipt(spec, shard[1].file) == receipt, "the sweep that is run again mends it"
+    np.testing.assert_array_equal(store.rows(spec).features, np.stack(rows.features))
+
+
+def test_of_a_remote_part_the_account_alone_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, spec = BankStore("memory://accounts"), bank("mean", Whole())
+    rows = PartRows(keys=["k"], groups=["k"], targets=[0], features=[np.zeros(2**20, np.float32)])
+    receipt = Receipt.of(ShardAudit(shard="a.tar", expected=1, seen=1), bank_key=spec.key, attempts=1, node="", rows=1, seconds=0.0, images=1)
+    store.write_part(spec, rows, receipt)
+    read: list[int] = []
+    plain = MemoryFile.read
+
+    def counted(self: MemoryFile, size: int = -1) -> bytes:
+        data = plain(self, size)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(MemoryFile, "read", counted)
+    assert store.receipt(spec, "a.tar") == receipt
+    assert 0 < sum(read) < 2**16, "of four megabytes"
 
 
 def test_a_store_on_any_file_system() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
+from harness.bank import BankSpec
+from harness.device import device_type
 from harness.propose import HeadScore, choose, first_rates, propose
-from harness.search import Journal, Proposer, StudyState
-from harness.study import Round, Score, Study
+from harness.search import Journal, Proposer, StudyState, StudyTrial
+from harness.study import BankRef, Round, Score, Study
 
 READOUTS = ("cls", "mean")
 
@@ -163,6 +167,35 @@ def test_a_trial_that_is_lost_for_good_fails_its_study_alone() -> None:
     following = proposer.suggest("2")
     assert isinstance(following, dict)
     assert following["study"] != lost["study"]
+
+
+def test_a_study_that_cannot_be_done_tells_why_and_is_not_tried_again() -> None:
+    proposer = Proposer([StudyState(study=study("a"), test={})], lambda _: None)
+    assert isinstance(proposer.suggest("1"), dict)
+    proposer.on_trial_complete("1", {"error": "bank x, a.tar: cannot be read", "done": True})
+    assert proposer.errors == {0: "bank x, a.tar: cannot be read"}
+    assert proposer.suggest("2") == Searcher.FINISHED
+
+
+def step_of(device: str, tmp_path: Path) -> dict[str, Any]:
+    trial = StudyTrial.__new__(StudyTrial)
+    bank = BankSpec(dataset="x", split="test", shards=(("a.tar", "", 1),), readout="cls", view="v", identity=())
+    chosen = asdict(head(None, 0.5))
+    states = [(replace(study("a", probe="retrieval"), decided=True), {"cls": BankRef(bank=bank)})]
+    trial.config = {"study": 0, "step": {"chosen": chosen}}
+    trial.setup(trial.config, states=states, cache=str(tmp_path), gpu=False, threads=1, device_type=device)
+    return trial.step()
+
+
+def test_a_trial_gives_the_reason_of_what_it_cannot_do(tmp_path: Path) -> None:
+    told = step_of(device_type(False), tmp_path)
+    assert told["done"]
+    assert "run the sweep again to encode this shard anew" in told["error"]
+
+
+def test_a_trial_on_another_device_than_the_runs_is_refused(tmp_path: Path) -> None:
+    told = step_of("NVIDIA H100 80GB HBM3", tmp_path)
+    assert "expected every process of a run on NVIDIA H100 80GB HBM3, got cpu:" in told["error"]
 
 
 def test_a_study_whose_heads_all_fail_ends_with_the_reason() -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 import tiny
 from runs import Run, encoding_workers, same_values, wait_for
@@ -53,6 +54,21 @@ def test_two_actors_give_the_values_of_one(alone: Run, folder: Path) -> None:
     assert run.run("--set", "resources.actors=2") == 0, run.log
     assert len({event["actor"] for event in run.events if event["event"] == "lease"}) == 2
     same_values(alone, run)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_several_nodes_gives_the_values_of_one(alone: Run, folder: Path) -> None:
+    run = new_run(folder, "nodes")
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1)
+        assert run.run("--address", nodes.address) == 0, run.log
+    finally:
+        nodes.shutdown()
+    assert len({event["actor"] for event in run.events if event["event"] == "lease"}) == 2
+    same_values(alone, run)
+    assert not list(run.out.glob("tune/search/**/checkpoint*")), "a trial on another node, which does not see this folder, could not keep one"
 
 
 def test_an_actor_killed_within_a_lease_changes_nothing(alone: Run, folder: Path) -> None:
