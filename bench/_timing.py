@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 
 
-def best_of(rivals: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
-    """Seconds of each rival's fastest call; every round calls each once."""
-    seconds = dict.fromkeys(rivals, float("inf"))
+def median_of(rivals: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
+    """Seconds of each rival's median call; every round calls each once."""
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, call in rivals.items():
             start = time.perf_counter()
             call()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in seconds.items()}
 
 
 def show(title: str, seconds: Mapping[str, float], base: str) -> None:

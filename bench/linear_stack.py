@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 import torch
-from _timing import best_of, show
+from _timing import median_of, show
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
@@ -55,7 +55,7 @@ def main() -> None:
         "scikit-learn LogisticRegression, one fit": lambda: LogisticRegression(max_iter=1000).fit(features, targets),
     }
     with threadpool_limits(arguments.threads):
-        seconds = best_of(rivals)
+        seconds = median_of(rivals)
     title = f"{heads} heads, {n} rows x {width}, {classes} classes, {EPOCHS} epochs of batches of {BATCH}, {arguments.threads} thread(s)"
     show(title, seconds, "bare products, all heads in one")
 
