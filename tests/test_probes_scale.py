@@ -1,4 +1,4 @@
-"""k-NN and retrieval on a bank of 200,000 rows x 384, in a process of its own that reports its peak memory."""
+"""k-NN and retrieval on a bank of 200,000 rows x 384 in eight parts, in a process of its own that reports its peak memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 LIMIT_KIB = 2 * 1024**2
 
 SCRIPT = """
-import json, resource
+import json, resource, sys
 import numpy as np, torch
+from harness.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.core import Rows
 from harness.metrics.retrieval import average_precision
 from harness.probes import probe
@@ -27,7 +28,16 @@ features = rng.standard_normal((N, D), dtype=np.float32)
 features += rng.standard_normal((CLASSES, D), dtype=np.float32)[targets] * np.float32(0.2)
 names = [str(i) for i in range(N)]
 groups = [str(i // 4) for i in range(N)]
-rows = Rows(keys=names, groups=groups, targets=targets, features=features)
+store, each = BankStore(sys.argv[1]), N // 8
+spec = BankSpec(dataset="x", split="s", shards=tuple((f"{n}.tar", "", each) for n in range(8)), readout="cls", view="v", identity=())
+for number in range(8):
+    own = slice(number * each, (number + 1) * each)
+    part = PartRows(keys=names[own], groups=groups[own], targets=targets[own].tolist(), features=list(features[own]))
+    told = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": "", "attempts": 1, "node": "", "seconds": 0.0, "images": each}
+    store.write_part(spec, part, Receipt(bank_key=spec.key, shard=f"{number}.tar", expected=each, seen=each, rows=each, **told))
+del features
+rows = store.rows(spec)
+features = rows.features
 how = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
 
 retrieval = probe("retrieval").fit(None, [None], protocol={"max_queries": QUERIES}, **how).predict(rows, 0)
@@ -65,8 +75,8 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_200_000_rows_are_searched_within_2_gib() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT, check=False)
+def test_200_000_rows_are_searched_within_2_gib(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["peak_kib"] < LIMIT_KIB
