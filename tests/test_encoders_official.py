@@ -291,6 +291,12 @@ def test_wrong_requests_are_refused(keys: dict[str, Any], message: str) -> None:
         load(EncoderSpec.parse(keys, base=FIXTURES))
 
 
+def test_a_projector_is_no_classifier_of_deits() -> None:
+    entry = {"encoder": "deit", "checkpoint": "moco_v3/vit.pth", "prefix": "state_dict.module.base_encoder.", "options": {"num_heads": 4}}
+    with pytest.raises(EncoderError, match=r"16 unexpected \(head\.0\.weight"):
+        load(EncoderSpec.parse(entry, base=FIXTURES))
+
+
 def test_a_fine_tuned_beit_is_refused(tmp_path: Path) -> None:
     content = torch.load(FIXTURES / "beit/pretrained.pth", weights_only=False)
     content["model"]["fc_norm.weight"] = torch.ones(16)

@@ -161,6 +161,12 @@ def test_twelve_heads_in_a_six_head_network_are_refused(tmp_path: Path) -> None:
     entry = {"architecture": "vit_small_patch16_224", "checkpoint": str(tmp_path / "a.pth"), "options": {"depth": 1}}
     with pytest.raises(EncoderError, match="12 attention heads where vit_small_patch16_224 has 6"):
         load(EncoderSpec.parse(entry))
+    for family in ("deit", "dino"):
+        official = {"encoder": family, "prefix": "state_dict.module.base_encoder.", "checkpoint": str(tmp_path / "a.pth")}
+        with pytest.raises(EncoderError, match=f"12 attention heads where {family} has 6.*use encoder: moco_v3"):
+            load(EncoderSpec.parse(official))
+        asked = load(EncoderSpec.parse({**official, "options": {"num_heads": 12}}))
+        assert "heads=12" in asked.info.architecture
     small = images()[:, :, :32, :32]
     encoder = load(EncoderSpec.parse({**entry, "options": {"depth": 1, "num_heads": 12}}))
     assert encoder.info.architecture == "vit_small_patch16_224(depth=1, num_heads=12)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ USUAL_WRAPPERS = frozenset(
     )
 )
 _OPTIONAL = ("num_batches_tracked",)  # training counters
+
+_TWELVE_HEADS = {
+    "moco_v3": (r"(^|\.)(base_encoder|momentum_encoder)\.", (384,)),
+    "cae": (r"(^|\.)(alignment_encoder|pretext_neck|regresser)\.", (192, 384)),
+}
+"""Formats whose small ViTs have 12 attention heads where other authors' of the width have fewer: a pattern of their keys, and the widths."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +134,19 @@ def _detect(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], expecte
         f"checkpoint {checkpoint.path}: does not fit {architecture}: {len(missing)} of {len(wanted)} keys missing under {best!r} ({_some(missing)}); "
         "name the right architecture, or give prefix and rename"
     )
+
+
+def refuse_silent_misfit(checkpoint: Checkpoint, *, width: object, heads: int | None, what: str) -> None:
+    """Raise EncoderError where the file is one of MoCo v3 or CAE and `what` would read its small ViT with other than 12 heads.
+
+    The number of heads leaves no trace in the weights: they fit in shape and compute something else.
+    """
+    for family, (pattern, widths) in _TWELVE_HEADS.items():
+        if width in widths and heads != 12 and any(re.search(pattern, name) for name in checkpoint.tensors):
+            raise EncoderError(
+                f"checkpoint {checkpoint.path}: looks like one of {family}, whose small ViT has 12 attention heads where {what} has {heads}: "
+                f"its weights would fit and compute something else; use encoder: {family}, or give options: {{num_heads: 12}} or {heads}"
+            )
 
 
 def load_into(

@@ -16,10 +16,11 @@ from harness.encoders._create import fair_residuals, wrap
 from harness.encoders._files import Checkpoint, read_checkpoint
 from harness.encoders._heads import Tensors, WeightNormed
 from harness.encoders._identity import Identity
-from harness.encoders._load import Selection, load_into, select
+from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
 from harness.encoders._positions import PositionResize
 from harness.encoders._resize import one_line
 from harness.encoders._spec import EncoderSpec
+from harness.encoders._vit_shape import VitShape
 from harness.errors import EncoderError
 
 IMAGENET = Preprocessing(size=(224, 224), resize=256)
@@ -112,6 +113,8 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
     trunk_tensors, head_tensors = _parts(fmt, checkpoint, place, spec)
     shape = fmt.read_shape(checkpoint.path, trunk_tensors, heads)
     _check_shape(fmt, spec, entry, shape)
+    if heads is None and isinstance(shape, VitShape):
+        refuse_silent_misfit(checkpoint, width=shape.width, heads=shape.heads, what=spec.encoder or fmt.family)
     head = _make_head(fmt, checkpoint, head_tensors)
     if spec.random:
         return _random(fmt, spec, shape, head)

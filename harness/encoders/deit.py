@@ -27,7 +27,7 @@ _FORMAT = Format(
         "deit_base": _sized("B", 768),
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
-    droppable=("head.", "head_dist."),
+    droppable=("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"),
 )
 
 names, claims, build = bind(_FORMAT)

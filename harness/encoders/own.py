@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 
 import torch
@@ -14,9 +13,8 @@ from harness.core import Encoder, Preprocessing
 from harness.encoders._create import create, describe_architecture, timm_preprocessing, wrap
 from harness.encoders._files import read_checkpoint
 from harness.encoders._identity import Identity
-from harness.encoders._load import load_into, select
+from harness.encoders._load import load_into, refuse_silent_misfit, select
 from harness.encoders._spec import EncoderSpec
-from harness.errors import EncoderError
 
 FAMILY = "own checkpoint"
 DESCRIPTION = "your own weights: {architecture: a timm name, checkpoint: a file}, with prefix, rename, drop and options where needed"
@@ -42,7 +40,8 @@ def build(spec: EncoderSpec) -> Encoder:
     outline = create(architecture, options.items(), device="meta")
     what = describe_architecture(architecture, options.items())
     selection = select(checkpoint, list(outline.state_dict()), prefix=spec.prefix, rename=spec.rename, architecture=what)
-    _refuse_silent_misfit(spec, checkpoint.tensors, outline)
+    if "num_heads" not in options:
+        refuse_silent_misfit(checkpoint, width=getattr(outline, "embed_dim", None), heads=_attention_heads(outline), what=architecture)
     native = None if "img_size" in options else native_size(outline, selection.tensors)
     if native is not None:
         options["img_size"] = native
@@ -77,18 +76,11 @@ def native_size(outline: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int 
     return side * int(embed.patch_size[0]) if side > 0 and side * side == patches else None
 
 
+def _attention_heads(outline: nn.Module) -> int | None:
+    """The number of heads of the first attention that says one."""
+    counts = (getattr(module, "num_heads", None) for module in outline.modules())
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
 def _at_size(own: Preprocessing, side: int) -> Preprocessing:
     return dataclasses.replace(own, size=(side, side), resize=round(own.resize * side / min(own.size)))
-
-
-def _refuse_silent_misfit(spec: EncoderSpec, tensors: Mapping[str, torch.Tensor], outline: nn.Module) -> None:
-    """MoCo v3's and CAE's small ViT have 12 heads of 32: their weights fit a 6-head network in shape, and compute something else in it."""
-    if "num_heads" in dict(spec.options) or getattr(outline, "embed_dim", None) != 384:
-        return
-    official = {"moco_v3": r"(^|\.)(base_encoder|momentum_encoder)\.", "cae": r"(^|\.)(alignment_encoder|pretext_neck|regresser)\."}
-    for family, pattern in official.items():
-        if any(re.search(pattern, name) for name in tensors):
-            raise EncoderError(
-                f"checkpoint {spec.checkpoint}: looks like one of {family}, whose small ViT has 12 attention heads where {spec.architecture} has 6: "
-                f"its weights would fit and compute something else; use encoder: {family}, or give options: {{num_heads: 12}} or 6"
-            )
