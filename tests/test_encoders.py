@@ -130,8 +130,16 @@ VITS = {
     "test_vit_relpos": {},
     "cait_xxs24_224": {"img_size": 64},
 }
-NORMED_AFTER_POOLING = {"test_vit2", "test_vit4", "eva02_tiny_patch14_224", "beit_base_patch16_224"}
+NORMED_AFTER_POOLING = {"test_vit2", "test_vit4", "eva02_tiny_patch14_224", "beit_base_patch16_224", "test_vit_relpos"}
 MAPS = ["test_resnet", "test_convnext", "test_efficientnet", "test_maxvit", "test_nfnet"]
+NORMED_MAPS: dict[str, dict[str, Any]] = {
+    "test_convnext": {"preprocessing": {"size": 64}},
+    "test_mambaout": {"preprocessing": {"size": 64}},
+    "poolformer_s12": {"preprocessing": {"size": 64}},
+    "hiera_tiny_224": {"options": {"img_size": 64, "embed_dim": 32}, "preprocessing": {"size": 64}},
+    "sam2_hiera_tiny": {"options": {"embed_dim": 32}, "preprocessing": {"size": 64}},
+}
+"""Networks whose final norm timm keeps in the classifier head, behind the pooling."""
 
 
 @pytest.mark.parametrize("architecture", sorted(VITS))
@@ -178,6 +186,31 @@ def test_maps_are_what_timm_computes(architecture: str) -> None:
     assert plain.cls is None
 
 
+@pytest.mark.parametrize("architecture", sorted(NORMED_MAPS))
+def test_each_position_is_what_timm_pools_from_it_alone(architecture: str) -> None:
+    """A map of one position is its own mean: timm's head then gives the norm of that position."""
+    encoder = random_encoder(architecture, **NORMED_MAPS[architecture])
+    trunk: Any = encoder.module.trunk
+    with torch.no_grad():
+        trunk.head.norm.weight.copy_(torch.linspace(0.5, 2, encoder.info.embed_dim))
+        trunk.head.norm.bias.fill_(0.3)
+    trunk.head.pre_logits = torch.nn.Identity()  # MambaOut's MLP
+    images = noise(2, 3, 64, 64)
+    tokens = encoder.encode(images)
+    with torch.inference_mode():
+        final = trunk.forward_features(images)
+        if final.ndim == 3:
+            alone = final.flatten(0, 1)[:, None]
+        elif final.shape[1] == encoder.info.embed_dim:
+            alone = final.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
+        else:
+            alone = final.flatten(0, 2)[:, None, None]
+        expected = trunk.forward_head(alone, pre_logits=True)
+    torch.testing.assert_close(tokens.patches.flatten(0, 2), expected)
+    assert tokens.cls is None
+    assert any("every position" in note for note in encoder.info.notes)
+
+
 def test_swin_gives_its_normed_map() -> None:
     encoder = random_encoder("swin_tiny_patch4_window7_224", options={"img_size": 64, "window_size": 2}, preprocessing={"size": 64})
     images = noise(1, 3, 64, 64)
@@ -203,6 +236,13 @@ def test_any_size_and_aspect(architecture: str, height: int, width: int) -> None
     patches = encoder.encode(noise(1, 3, height, width)).patches
     stride = encoder.info.preprocessing.size[0] // encoder.info.grid[0]
     assert patches.shape[1:3] == (-(-height // stride), -(-width // stride))
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_vit_relpos", "test_resnet"])
+def test_images_of_another_precision_are_refused_in_one_line(architecture: str) -> None:
+    with pytest.raises(EncoderError, match=r"^encoder e: .* failed on .*\[1, 3, 160, 160\]: ") as caught:
+        random_encoder(architecture).encode(noise(1, 3, 160, 160).half())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused() -> None:

@@ -138,6 +138,20 @@ def test_positions_trained_at_another_size_set_the_encoders_size(tmp_path: Path)
     assert any("positions resized from 6x6 to 10x10" in note for note in resized.info.notes)
 
 
+@pytest.mark.parametrize("size", [96, [64, 96]])
+def test_resized_position_tables_of_hierarchical_networks_are_reported(tmp_path: Path, size: Any) -> None:
+    options = {"img_size": 64, "window_size": 2}
+    torch.save(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **options).state_dict(), tmp_path / "a.pth")
+    entry = {"architecture": "swin_tiny_patch4_window7_224", "checkpoint": str(tmp_path / "a.pth"), "options": options}
+    native = load(EncoderSpec.parse({**entry, "preprocessing": {"size": 64}}))
+    assert native.info.load_report is not None
+    assert native.info.load_report.resized == ()
+    resized = load(EncoderSpec.parse({**entry, "preprocessing": {"size": size}}))
+    assert resized.info.load_report is not None
+    assert resized.info.load_report.resized == tuple(name for name in native.module.trunk.state_dict() if "bias_table" in name)  # type: ignore[union-attr, operator]
+    assert any(note.startswith("resized from 64x64 px") for note in resized.info.notes)
+
+
 def test_half_precision_files_are_read_as_float32(tmp_path: Path, state: State) -> None:
     torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "a.pth")
     encoder = mine(tmp_path / "a.pth")

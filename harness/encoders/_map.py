@@ -5,12 +5,12 @@ Shape legend: B batch, h w the map's height and width, D channels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from timm.layers import NormMlpClassifierHead
 from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
@@ -90,7 +90,8 @@ class MapEncoder:
     def _as_map(self, trunk: Any, final: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """cls and [B, h, w, D] from what the network ends with: a map in either layout, or a sequence of (cls and) patch tokens."""
         if final.ndim == 4:
-            return None, final if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else _head_norm(trunk)(final).permute(0, 2, 3, 1)
+            channels_first = getattr(trunk, "output_fmt", "NCHW") != "NHWC"
+            return None, _normed(trunk, final.permute(0, 2, 3, 1) if channels_first else final, channels_first=channels_first)
         grid = (size[0] // self._stride[0], size[1] // self._stride[1])
         first = final.shape[1] - grid[0] * grid[1] if final.ndim == 3 else -1
         has_cls = first == 1 and isinstance(getattr(trunk, "cls_token", None), torch.Tensor)
@@ -98,7 +99,8 @@ class MapEncoder:
             raise EncoderError(
                 f"encoder {self._identity.name}: {type(trunk).__name__} ends with {list(final.shape)}, expected a map or patch tokens; use another"
             )
-        return (final[:, 0] if has_cls else None), final[:, first:].reshape(final.shape[0], *grid, -1)
+        map_BhwD = final[:, first:].reshape(final.shape[0], *grid, -1)
+        return (final[:, 0] if has_cls else None), _normed(trunk, map_BhwD, channels_first=False)
 
     def _project(self, final_BhwD: torch.Tensor) -> torch.Tensor:
         assert self._network.projector is not None
@@ -109,11 +111,15 @@ class MapEncoder:
         with torch.inference_mode():
             cls, final, stages = self._run(torch.zeros(1, 3, *identity.preprocessing.size), None)
             projection = self._project(final) if self._network.projector is not None else None
-        notes = list(identity.notes)
-        if not isinstance(_head_norm(trunk), nn.Identity):
+        notes, report = list(identity.notes), identity.load_report
+        if _head_norm(trunk) is not None:
             notes.append("final norm applied at every position of the map (timm applies it after mean pooling)")
         if hasattr(trunk, "set_input_size") and identity.preprocessing.size != self._native_size:
             notes.append(f"resized from {self._native_size[0]}x{self._native_size[1]} px as timm does for this architecture")
+            if report is not None:
+                sized = self._copies.at(trunk, identity.preprocessing.size).state_dict()
+                changed = (name for name, tensor in trunk.state_dict().items() if name in sized and sized[name].shape != tensor.shape)
+                report = dataclasses.replace(report, resized=tuple(changed))
         if self._float32_only:
             notes.append("computed in float32 at every precision: its depthwise convolutions between batch norms lose too much in bf16")
         return EncoderInfo(
@@ -133,7 +139,7 @@ class MapEncoder:
             preprocessing=identity.preprocessing,
             random=identity.random,
             float32_only=self._float32_only,
-            load_report=identity.load_report,
+            load_report=report,
             notes=tuple(notes),
         )
 
@@ -146,10 +152,24 @@ def _loses_too_much_in_half(trunk: nn.Module) -> bool:
     return depthwise and any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
 
 
-def _head_norm(trunk: Any) -> nn.Module:
-    """The norm that ConvNeXt-like networks keep in their classifier head."""
-    head = getattr(trunk, "head", None)
-    return head.norm if isinstance(head, NormMlpClassifierHead) else nn.Identity()
+def _head_norm(trunk: Any) -> nn.Module | None:
+    """The final norm where timm keeps it in the classifier head, behind the pooling, as for ConvNeXt, MetaFormer, Hiera and MambaOut.
+
+    A norm of another width belongs to an MLP in the head.
+    """
+    norm = getattr(getattr(trunk, "head", None), "norm", None)
+    weight = getattr(norm, "weight", None)
+    return norm if isinstance(norm, nn.Module) and isinstance(weight, torch.Tensor) and weight.shape == (trunk.num_features,) else None
+
+
+def _normed(trunk: nn.Module, map_BhwD: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
+    """The head's norm, where there is one, at each position by itself, in the layout in which timm gives it the pooled map."""
+    norm = _head_norm(trunk)
+    if norm is None:
+        return map_BhwD
+    positions = map_BhwD.flatten(0, 2)
+    normed = norm(positions[:, :, None, None])[:, :, 0, 0] if channels_first else norm(positions)
+    return normed.unflatten(0, map_BhwD.shape[:3])  # type: ignore[no-any-return]
 
 
 def _native_size(trunk: Any, fallback: tuple[int, int]) -> tuple[int, int]:

@@ -89,11 +89,15 @@ class VitEncoder:
     ) -> Tokens:
         grid = self._grid(images)
         self._check_choice(images, grid, keep, positions)
-        if self._stepped:
-            last, outputs = self._step(images, grid, blocks, keep, positions)
+        try:
+            if self._stepped:
+                last, outputs = self._step(images, grid, blocks, keep, positions)
+            else:
+                last, outputs = self._intermediates(images, blocks)
             final = self._norm(last)
-        else:
-            final, outputs = self._intermediates(images, blocks)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            kind, got = type(self._network.trunk).__name__, f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            raise EncoderError(f"encoder {self._identity.name}: {kind} failed on {got}: {one_line(error)}") from error
         shape = grid if keep is None else (1, keep.shape[1])
         nested = {block: self._split(output, shape) for block, output in outputs.items()}
         return self._split(final, shape, blocks=nested, projection=self._project(final) if projection else None)
@@ -147,14 +151,11 @@ class VitEncoder:
         return (embedding[:, :on_prefix] if on_prefix else None), self._position_cache[key]
 
     def _intermediates(self, images: torch.Tensor, blocks: tuple[int, ...]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """The same for transformers that are not walked step by step, through timm's own accessor; the final tokens are normed."""
+        """The same for transformers that are not walked step by step, by timm's own accessor, which applies a norm that precedes pooling."""
         trunk: Any = self._copies.at(self._network.trunk, (images.shape[2], images.shape[3]))
-        try:
-            final, outputs = trunk.forward_intermediates(
-                images, indices=sorted(set(blocks)) or 1, return_prefix_tokens=self._prefix > 0, output_fmt="NLC"
-            )
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise EncoderError(f"encoder {self._identity.name}: {type(trunk).__name__} failed on {list(images.shape)}: {one_line(error)}") from error
+        final, outputs = trunk.forward_intermediates(
+            images, indices=sorted(set(blocks)) or 1, return_prefix_tokens=self._prefix > 0, output_fmt="NLC"
+        )
         joined = [torch.cat([output[1], output[0]], dim=1) if isinstance(output, tuple) else output for output in outputs]
         return final, dict(zip(sorted(set(blocks)), joined, strict=False))
 
@@ -289,11 +290,14 @@ def _position_kind(trunk: Any) -> PositionKind:
 
 
 def _final_norm(trunk: Any) -> tuple[nn.Module, str | None]:
-    """The norm that ends the trunk; timm moves it behind the pooling in models made to classify mean patch tokens."""
+    """The norm that ends the trunk, where its pass does not apply it already, and a note.
+
+    timm moves it behind the pooling in models made to classify mean patch tokens.
+    """
     norm, pooled = getattr(trunk, "norm", None), getattr(trunk, "fc_norm", None)
     if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
-        return norm, None
-    if isinstance(pooled, nn.Module) and not isinstance(pooled, nn.Identity) and type(trunk) in _STEPPED:
+        return (norm if type(trunk) in _STEPPED else nn.Identity()), None
+    if isinstance(pooled, nn.Module) and not isinstance(pooled, nn.Identity):
         return pooled, "final norm applied to every token (timm applies it after mean pooling)"
     return nn.Identity(), "no final norm"
 
