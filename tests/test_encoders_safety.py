@@ -86,6 +86,18 @@ def circular(path: Path, state: State) -> None:
     torch.save(around, path)
 
 
+def shared(innermost: State) -> Maker:
+    """A few kilobytes that name `innermost` 60^6 times."""
+
+    def make(path: Path, state: State) -> None:
+        level = innermost
+        for _ in range(6):
+            level = {f"k{index}": level for index in range(60)}
+        torch.save(level, path)
+
+    return make
+
+
 def changed(**tensors: Any) -> Maker:
     return lambda path, state: torch.save({**state, **tensors}, path)
 
@@ -148,6 +160,9 @@ CASES: dict[str, tuple[Maker, str]] = {
     "overlapping zip": (overlapping, "would unpack|damaged"),
     "tensor without bytes": (changed(huge=torch.zeros(1).expand(10**6, 10**6)), "huge claims .* over 4 bytes"),
     "dictionary in itself": (circular, "nested without end"),
+    "dictionaries shared without end": (shared({"w": torch.zeros(1)}), "the same dictionaries lie under more than 100000 names"),
+    "dictionaries shared without end or tensors": (shared({"epoch": 3}), "the same dictionaries lie under more than 100000 names"),
+    "names without end": (saved(lambda state: {"k" * 2000: state}), "nested without end under 'kkk"),
     # not a state dict
     "tensor alone": (saved(lambda state: state["cls_token"]), "expected a dictionary of tensors, got Tensor"),
     "list": (saved(lambda state: list(state.values())), "expected a dictionary of tensors, got list"),

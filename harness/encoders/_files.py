@@ -19,6 +19,8 @@ from harness.encoders._resize import one_line
 from harness.errors import EncoderError
 
 _DEPTH = 8  # nested dictionaries in a checkpoint; real ones have three or four
+_SHARED = 100_000  # entries that are reached more than once: one state dict under two names is usual
+_NAME = 1000  # characters in a tensor's dotted path
 _HARMLESS = (argparse.Namespace,)  # the training arguments that many authors save beside the weights: a bag of plain values
 
 
@@ -136,22 +138,38 @@ def _unsafe(path: str, error: Exception) -> str:
 def _flatten(path: str, content: object) -> dict[str, torch.Tensor]:
     if isinstance(content, torch.Tensor) or not isinstance(content, Mapping):
         raise EncoderError(f"checkpoint {path}: expected a dictionary of tensors, got {type(content).__name__}; save the state_dict()")
-    tensors: dict[str, torch.Tensor] = {}
-    _collect(path, content, "", (), tensors)
-    return tensors
+    walk = _Walk(path)
+    walk.collect(content, "", ())
+    return walk.tensors
 
 
-def _collect(path: str, content: Mapping[object, object], prefix: str, above: tuple[int, ...], tensors: dict[str, torch.Tensor]) -> None:
-    if id(content) in above or len(above) >= _DEPTH:
-        raise EncoderError(f"checkpoint {path}: dictionaries nested without end under {prefix!r}; do not trust this file")
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, torch.Tensor):
-            if name in tensors:
-                raise EncoderError(f"checkpoint {path}: the name {name!r} occurs twice; save the state_dict() alone")
-            tensors[name] = value
-        elif isinstance(value, Mapping):
-            _collect(path, value, f"{name}.", (*above, id(content)), tensors)
+class _Walk:
+    """Through nested dictionaries, each of which may be reached by more than one path: a few shared ones can stand for billions of names."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: set[int] = set()
+        self._repeated = 0
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def collect(self, content: Mapping[object, object], prefix: str, above: tuple[int, ...]) -> None:
+        if id(content) in above or len(above) >= _DEPTH or len(prefix) > _NAME:
+            raise EncoderError(f"checkpoint {self._path}: dictionaries nested without end under {prefix[:80]!r}; do not trust this file")
+        if id(content) in self._seen:
+            self._repeated += 1 + len(content)
+        if self._repeated > _SHARED:
+            raise EncoderError(f"checkpoint {self._path}: the same dictionaries lie under more than {_SHARED} names; do not trust this file")
+        self._seen.add(id(content))
+        for key, value in content.items():
+            if isinstance(value, torch.Tensor):
+                self._add(f"{prefix}{key}", value)
+            elif isinstance(value, Mapping):
+                self.collect(value, f"{prefix}{key}.", (*above, id(content)))
+
+    def _add(self, name: str, tensor: torch.Tensor) -> None:
+        if name in self.tensors:
+            raise EncoderError(f"checkpoint {self._path}: the name {name!r} occurs twice; save the state_dict() alone")
+        self.tensors[name] = tensor
 
 
 def _check_storage(path: str, name: str, tensor: torch.Tensor) -> None:
