@@ -13,7 +13,8 @@ import harness.stream
 import tiny
 from harness.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.core import Encoder, View
-from harness.device import Compute
+from harness.device import Compute, Precision
+from harness.encode import ActorSettings, EncoderActor
 from harness.encoders import EncoderSpec, load
 from harness.errors import BankError
 from harness.extract import BankJob, Extractor, Pass, ShardWork
@@ -58,8 +59,10 @@ def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]]) -
     )
 
 
-def extract(encoders: dict[str, Encoder], job: ShardWork, batch_size: int = 4, threads: int = 2) -> list[tuple[BankSpec, PartRows, Receipt]]:
-    extractor = Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=batch_size, decode_threads=threads)
+def extract(
+    encoders: dict[str, Encoder], job: ShardWork, batch_size: int = 4, threads: int = 2, precision: Precision = "float32"
+) -> list[tuple[BankSpec, PartRows, Receipt]]:
+    extractor = Extractor(Compute(precision, False, 1), encoders.__getitem__, batch_size=batch_size, decode_threads=threads)
     return extractor.run(job, node="here", attempts=1)
 
 
@@ -114,6 +117,43 @@ def test_rows_depend_neither_on_threads_nor_on_the_other_passes(encoders: dict[s
 def test_batch_sizes_agree_to_rounding(encoders: dict[str, Encoder], shard: tuple[Path, Shard]) -> None:
     first, second = (np.stack(extract(encoders, work(*shard, ("vit", Whole(), ("mean",))), batch_size=size)[0][1].features) for size in (2, 16))
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+def relative(got: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(got.astype(np.float32) - wanted) / np.linalg.norm(wanted))
+
+
+READOUTS = ("cls", "mean", "tokens")
+
+
+def test_bf16_is_what_the_encoder_computes_in(encoders: dict[str, Encoder], shard: tuple[Path, Shard]) -> None:
+    """Features differ from float32's by bf16's rounding, and the matrix products themselves are in bf16."""
+    job = work(*shard, ("vit", Whole(), READOUTS))
+    exact = extract(encoders, job)
+    seen: set[torch.dtype] = set()
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        for module in encoders["vit"].module.modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    half = extract(encoders, job, precision="bf16")
+    for handle in handles:
+        handle.remove()
+    assert seen == {torch.bfloat16}
+    for (spec, rows, _), (_, wanted, _) in zip(half, exact, strict=True):
+        assert 1e-4 < relative(np.stack(rows.features), np.stack(wanted.features)) < 0.02, spec.readout
+        assert rows.features[0].dtype == (np.float16 if spec.readout == "tokens" else np.float32)
+
+
+def test_an_actor_encodes_in_the_precision_of_its_run(encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path) -> None:
+    job = work(*shard, ("vit", Whole(), READOUTS))
+    settings = ActorSettings(
+        cache=str(tmp_path / "cache"), precision="bf16", batch_size=4, threads=1, decode_threads=1, gpus=0, cpus=1, device_type="cpu"
+    )
+    assert EncoderActor(settings, {"vit": EncoderSpec.parse(ENCODER)}).encode(job, attempt=1) == 3 * 7
+    store = BankStore(settings.cache)
+    for spec, wanted, _ in extract(encoders, job, precision="bf16"):
+        np.testing.assert_array_equal(store.rows(spec).features, np.stack(wanted.features))
 
 
 def test_a_bank_gives_back_what_was_written(encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 import tiny
@@ -117,6 +120,25 @@ def test_provenance_is_complete(done: Path) -> None:
             described = json.loads((done / "cache" / key / "bank.json").read_text())
             assert described["identity"]["weights_sha256"] == row["weights_sha256"]
             assert described["key"] == key
+
+
+def test_a_run_says_what_became_of_every_key_of_its_checkpoints(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", num_classes=5).state_dict()
+    torch.save({"model": state, "optimizer": {"momentum": torch.zeros(3)}}, tmp_path / "mine.pth")
+    tiny.build(tmp_path / "shards")
+    mine = {"name": "mine", "architecture": "test_vit", "checkpoint": "mine.pth", "preprocessing": {"size": 32}}
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", encoders=[mine], tasks=["tiny/object-knn"]))
+    assert sweep(tmp_path) == 0
+    described = json.loads((tmp_path / "out" / "encoders.json").read_text())
+    assert list(described) == ["mine"]
+    report = described["mine"]["load_report"]
+    assert report["file"] == "mine.pth"
+    assert report["sha256"] == hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
+    assert report["matched"] == len(state) - 2
+    assert report["dropped"] == ["model.head.bias", "model.head.weight", "optimizer.* (1)"]
+    assert report["resized"] == ["pos_embed"]
+    assert report["missing"] == report["unexpected"] == []
+    assert {row["weights_sha256"] for row in table(tmp_path, "results")} == {described["mine"]["weights_sha256"]}
 
 
 def test_broken_samples_make_records_incomplete_until_they_are_mended(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def _source(name: str, network: nn.Module) -> str:
 
 def _position_resize(name: str) -> PositionResize:
     """How the authors of a tag's weights resize position embeddings."""
+    name = name.rpartition("/")[2]  # a Hub id names the model after its owner
     tag = name.partition(".")[2]
     if tag == "dino" or ("dinov2" in name and "reg4" not in name):
         return "offset"
