@@ -43,11 +43,16 @@ def resolve_precision(wanted: str, gpu: bool) -> Precision:
     if wanted == "auto":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
         return "bf16" if bf16 else "float32"
-    if wanted == "fp16" and not gpu:
-        raise RequestError("resources.precision: fp16 needs a GPU (on a CPU accelerate computes float32 and calls it fp16); ask for float32 or bf16")
     if wanted not in _MIXED:
         raise RequestError(f"resources.precision: expected auto, {', '.join(_MIXED)}, got {wanted!r}")
-    return wanted  # type: ignore[return-value]
+    precision: Precision = wanted  # type: ignore[assignment]
+    _check_device(precision, gpu)
+    return precision
+
+
+def _check_device(precision: Precision, gpu: bool) -> None:
+    if precision == "fp16" and not gpu:
+        raise RequestError("resources.precision: fp16 needs a GPU (on a CPU accelerate computes float32 and calls it fp16); ask for float32 or bf16")
 
 
 def _cpu_has_bf16() -> bool:
@@ -55,9 +60,10 @@ def _cpu_has_bf16() -> bool:
 
 
 class Compute:
-    """One process's device, its precision and a fixed number of threads, through accelerate."""
+    """One process's device, its precision and a fixed number of threads, through accelerate. Raises RequestError for fp16 on a CPU."""
 
     def __init__(self, precision: Precision, gpu: bool, threads: int) -> None:
+        _check_device(precision, gpu)
         for name in _LAUNCHER_VARIABLES:  # a leaked launcher environment makes accelerate wait for peers that never come
             os.environ.pop(name, None)
         torch.set_num_threads(threads)  # Ray's own setting comes too late where torch was imported before it

@@ -227,6 +227,8 @@ def test_resized_positions_do_not_depend_on_the_precision(bf16: Compute) -> None
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(RequestError, match="fp16 needs a GPU"):
         resolve_precision("fp16", gpu=False)
+    with pytest.raises(RequestError, match="fp16 needs a GPU"):
+        Compute("fp16", False, 1)
 
 
 @pytest.mark.gpu
