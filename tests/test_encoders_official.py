@@ -141,6 +141,73 @@ def test_every_format_has_a_random_twin(path: Path) -> None:
     assert twin.info.weights_sha256 != fixture_encoder(path, random=True, seed=6).info.weights_sha256
 
 
+def widened(path: Path, where: Path, *names: str) -> str:
+    """The fixture's file with more tensors, by their full paths."""
+    content = torch.load(path.parent / fixture(path)["spec"]["checkpoint"], weights_only=False)  # our own file
+    for name in names:
+        *folders, last = name.split("/")
+        holder = content
+        for folder in folders:
+            holder = holder.setdefault(folder, {})
+        holder[last] = torch.zeros(3)
+    torch.save(content, where)
+    return str(where)
+
+
+@pytest.mark.parametrize(
+    "name", ["beit/pretrained", "cae/with_teacher", "dino/full_teacher", "ibot/full_student", "mae/full", "moco_v3/vit", "vicreg/full"]
+)
+def test_what_the_authors_do_not_save_beside_the_encoder_is_refused(name: str, tmp_path: Path) -> None:
+    path = FIXTURES / f"{name}.json"
+    known = widened(path, tmp_path / "known.pth", "optimizer/state", "scaler/scale")
+    load(EncoderSpec.parse({**fixture(path)["spec"], "checkpoint": known}))
+    spec = {**fixture(path)["spec"], "checkpoint": widened(path, tmp_path / "more.pth", "adapters/0.weight", "adapters/1.weight")}
+    with pytest.raises(
+        EncoderError, match=r"2 unexpected keys beside the encoder.*\(adapters\.0\.weight, adapters\.1\.weight\).*by its full path, under drop"
+    ):
+        load(EncoderSpec.parse(spec))
+    allowed = load(EncoderSpec.parse({**spec, "drop": ["adapters."]})).info
+    assert allowed.load_report is not None
+    assert {"adapters.0", "adapters.1"} <= set(allowed.load_report.dropped)
+    assert allowed.weights_sha256 == fixture_encoder(path).info.weights_sha256
+
+
+def test_a_second_encoder_that_cae_does_not_have_is_refused(tmp_path: Path) -> None:
+    path = FIXTURES / "cae/with_teacher.json"
+    spec = {**fixture(path)["spec"], "checkpoint": widened(path, tmp_path / "a.pth", "model/encoder2.norm.weight")}
+    with pytest.raises(EncoderError, match=r"1 unexpected keys.*\(model\.encoder2\.norm\.weight\)"):
+        load(EncoderSpec.parse(spec))
+
+
+# --- an explicit prefix -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("dino/full_teacher", "teacher.backbone."),
+        ("dino/full_student", "student.module.backbone."),
+        ("ibot/full_teacher", "teacher.backbone."),
+        ("moco_v3/vit", "state_dict.module.base_encoder."),
+        ("simclr/resnet", "state_dict.convnet."),
+        ("vicreg/full", "model.module.backbone."),
+        ("deit/plain", "model."),
+        ("cae/with_teacher", "model.encoder."),
+    ],
+)
+def test_the_prefix_that_is_found_may_also_be_given(name: str, prefix: str) -> None:
+    path = FIXTURES / f"{name}.json"
+    assert fixture_encoder(path, prefix=prefix).info == fixture_encoder(path).info
+
+
+def test_a_prefix_chooses_among_the_formats_places() -> None:
+    student = fixture_encoder(FIXTURES / "dino/full_student.json").info
+    chosen = fixture_encoder(FIXTURES / "dino/full_student.json", encoder="dino", prefix="student.module.backbone.").info
+    assert chosen.projection_dim == student.projection_dim is not None
+    assert chosen.source == student.source
+    assert ": the student in" in chosen.source
+
+
 # --- the known traps --------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +359,13 @@ def test_wrong_requests_are_refused(keys: dict[str, Any], message: str) -> None:
 
 
 def test_a_projector_is_no_classifier_of_deits() -> None:
-    entry = {"encoder": "deit", "checkpoint": "moco_v3/vit.pth", "prefix": "state_dict.module.base_encoder.", "options": {"num_heads": 4}}
+    entry = {
+        "encoder": "deit",
+        "checkpoint": "moco_v3/vit.pth",
+        "prefix": "state_dict.module.base_encoder.",
+        "options": {"num_heads": 4},
+        "drop": ["state_dict."],
+    }
     with pytest.raises(EncoderError, match=r"16 unexpected \(head\.0\.weight"):
         load(EncoderSpec.parse(entry, base=FIXTURES))
 

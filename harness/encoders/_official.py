@@ -26,6 +26,9 @@ from harness.errors import EncoderError
 IMAGENET = Preprocessing(size=(224, 224), resize=256)
 """Shorter side 256, bicubic, centre crop 224, ImageNet's mean and standard deviation: what most of these authors evaluate with."""
 
+_TRAINING = ("optimizer.", "lr_scheduler.", "scheduler.", "scaler.", "fp16_scaler.")
+"""Beginnings of keys of the training's state, which any of the authors may save."""
+
 
 class Shape(Protocol):
     """What decides a forward pass beside the weights."""
@@ -68,7 +71,9 @@ class Format:
     read_shape: Callable[[str, Tensors, int | None], Shape]
     """From path, tensors and the given number of heads."""
     droppable: tuple[str, ...]
-    """Beginnings of keys beside the encoder's that its authors save and it does not need."""
+    """Beginnings of keys among the encoder's that its authors save and it does not need."""
+    beside: tuple[str, ...] = ()
+    """Beginnings of keys, by their full path, that its authors save outside the encoder and its head."""
     make_head: Callable[[Tensors], nn.Module] | None = None
     head_droppable: tuple[str, ...] = ()
     convert: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
@@ -109,7 +114,7 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
             raise EncoderError(f"encoder {spec.name}: a random twin of {spec.encoder} has no size: give checkpoint: FILE, or one of {sized}")
         return _random(fmt, spec, entry.shape, None)
     checkpoint = read_checkpoint(spec.checkpoint)
-    place = _find(fmt, entry, checkpoint, spec)
+    place, what = _find(fmt, entry, checkpoint, spec)
     trunk_tensors, head_tensors = _parts(fmt, checkpoint, place, spec)
     shape = fmt.read_shape(checkpoint.path, trunk_tensors, heads)
     _check_shape(fmt, spec, entry, shape)
@@ -126,7 +131,7 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
         name=spec.name,
         family=fmt.family,
         architecture=shape.describe(),
-        source=f"{fmt.paper}: {entry.what} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
+        source=f"{fmt.paper}: {what} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
         preprocessing=preprocessing,
         position_resize=fmt.position_resize,
         load_report=report,
@@ -159,13 +164,16 @@ def _given_heads(spec: EncoderSpec) -> int | None:
     return heads
 
 
-def _find(fmt: Format, entry: Entry, checkpoint: Checkpoint, spec: EncoderSpec) -> Place:
-    """The first of the entry's places that has an encoder in it."""
+def _find(fmt: Format, entry: Entry, checkpoint: Checkpoint, spec: EncoderSpec) -> tuple[Place, str]:
+    """The first of the entry's places that has an encoder in it, or the one under the given prefix, with its head where the format has that place;
+    and what lies there.
+    """
     if spec.prefix is not None:
-        return Place(trunk=spec.prefix)
+        known = ((place, other.what) for other in (entry, *fmt.entries.values()) for place in other.places)
+        return next((found for found in known if found[0].trunk == spec.prefix), (Place(trunk=spec.prefix), "the encoder"))
     for place in entry.places:
         if any(f"{place.trunk}{anchor}" in checkpoint.tensors for anchor in ("patch_embed.proj.weight", "conv1.weight")):
-            return place
+            return place, entry.what
     tried = ", ".join(repr(place.trunk) for place in entry.places)
     starts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in checkpoint.tensors})[:6])
     raise EncoderError(
@@ -207,7 +215,7 @@ def _load(
 ) -> LoadReport:
     """Both parts, strictly, and one account of the whole file."""
     used = tuple(prefix for prefix in (place.trunk, place.head if head[0] is not None else None) if prefix is not None)
-    outside = _elsewhere(checkpoint, used)
+    outside = _elsewhere(fmt, spec, checkpoint, place, used)
     selection = Selection(checkpoint=checkpoint, prefix=place.trunk, tensors=trunk[1], elsewhere=outside)
     report = load_into(trunk[0], selection, what=f"{fmt.family} {spec.encoder}", droppable=(*fmt.droppable, *spec.drop))
     if head[0] is None:
@@ -221,8 +229,18 @@ def _load(
     )
 
 
-def _elsewhere(checkpoint: Checkpoint, used: tuple[str, ...]) -> tuple[str, ...]:
-    groups = Counter(".".join(name.split(".")[:2]) for name in checkpoint.tensors if not name.startswith(used))
+def _elsewhere(fmt: Format, spec: EncoderSpec, checkpoint: Checkpoint, place: Place, used: tuple[str, ...]) -> tuple[str, ...]:
+    """Groups of keys outside the encoder and its head. Raises EncoderError for those that the authors do not save."""
+    outside = [name for name in checkpoint.tensors if not name.startswith(used)]
+    declared = (*_TRAINING, *fmt.beside, *((place.head,) if place.head is not None else ()), *spec.drop)
+    unexpected = sorted(name for name in outside if not name.startswith(declared))
+    if unexpected:
+        listed = ", ".join(unexpected[:4]) + (f", and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
+        raise EncoderError(
+            f"checkpoint {checkpoint.path}: {len(unexpected)} unexpected keys beside the encoder under {place.trunk!r} ({listed}), "
+            f"which {fmt.family}'s authors do not save; name the right format, or put what is to be left out, by its full path, under drop"
+        )
+    groups = Counter(".".join(name.split(".")[:2]) for name in outside)
     return tuple(f"{start}.* ({count})" if count > 1 else start for start, count in sorted(groups.items()))
 
 

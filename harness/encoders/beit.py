@@ -48,6 +48,7 @@ _FORMAT = Format(
     },
     read_shape=_read,
     droppable=("lm_head.", "mask_token", "rel_pos_bias.relative_position_index"),
+    beside=("model.", "model_ema."),
     preprocessing=Preprocessing(size=(224, 224), resize=256, mean=_HALF, std=_HALF),
 )
 

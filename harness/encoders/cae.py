@@ -12,7 +12,20 @@ FAMILY = "cae"
 DESCRIPTION = "CAE pretraining checkpoints: {encoder: cae, checkpoint: FILE}"
 
 _HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}
-_PLACES = (Place(trunk="model.encoder."), Place(trunk="module.encoder."), Place(trunk="state_dict.encoder."), Place(trunk="encoder."))
+_WRAPPERS = ("model.", "module.", "state_dict.", "")
+_PLACES = tuple(Place(trunk=f"{wrapper}encoder.") for wrapper in _WRAPPERS)
+_PARTS = (
+    "encoder.",
+    "teacher.",
+    "alignment_encoder.",
+    "encoder_to_decoder.",
+    "encoder_to_regresser.",
+    "pretext_neck.",
+    "regresser.",
+    "decoder.",
+    "mask_token",
+    "rd_pos_embed",
+)
 
 
 def _sized(size: str, width: int, depth: int) -> Entry:
@@ -31,6 +44,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "cae", _HEADS, heads),
     droppable=(),
+    beside=("model_ema.", *(f"{wrapper}{part}" for wrapper in _WRAPPERS for part in _PARTS)),
 )
 
 names, claims, build = bind(_FORMAT)

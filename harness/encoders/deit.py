@@ -28,6 +28,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"),
+    beside=("model.", "model_ema."),
 )
 
 names, claims, build = bind(_FORMAT)

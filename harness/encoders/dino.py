@@ -36,6 +36,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=(),
+    beside=("teacher.", "student.", "dino_loss."),
     make_head=PrototypeHead,
     position_resize="offset",
 )

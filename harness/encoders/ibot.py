@@ -46,6 +46,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=("masked_embed",),
+    beside=("teacher.", "student.", "ibot_loss."),
     make_head=PrototypeHead,
     head_droppable=("last_layer2.",),  # the patch tokens' head
     convert=_layer_scale,

@@ -28,6 +28,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=("decoder_", "mask_token"),
+    beside=("model.",),
 )
 
 names, claims, build = bind(_FORMAT)

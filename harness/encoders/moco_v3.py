@@ -15,7 +15,8 @@ FAMILY = "moco_v3"
 DESCRIPTION = "MoCo v3 ViT pretraining checkpoints, with the projector: {encoder: moco_v3, checkpoint: FILE}"
 
 _HEADS = {384: 12, 768: 12}
-_PLACES = tuple(Place(trunk=trunk, head=f"{trunk}head.") for trunk in ("state_dict.module.base_encoder.", "state_dict.base_encoder."))
+_WRAPPERS = ("state_dict.module.", "state_dict.")
+_PLACES = tuple(Place(trunk=f"{wrapper}base_encoder.", head=f"{wrapper}base_encoder.head.") for wrapper in _WRAPPERS)
 
 
 def _sized(size: str, width: int) -> Entry:
@@ -33,6 +34,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=(),
+    beside=tuple(f"{wrapper}{part}." for wrapper in _WRAPPERS for part in ("base_encoder", "momentum_encoder", "predictor")),
     make_head=lambda tensors: mlp(tensors, nn.ReLU),
     preprocessing=replace_interpolation(IMAGENET, "bilinear"),  # as its main_lincls.py
     notes=("its authors publish no resizing of positions; DeiT's is used, as in their fine-tuning",),
