@@ -131,6 +131,7 @@ def test_positions_trained_at_another_size_set_the_encoders_size(tmp_path: Path)
     small = images()[:, :, :96, :96]
     with torch.inference_mode():
         torch.testing.assert_close(encoder.encode(small).cls, network.forward_features(small)[:, 0])
+    assert mine(tmp_path / "a.pth", options={"img_size": 96}).info.preprocessing == encoder.info.preprocessing
     resized = mine(tmp_path / "a.pth", preprocessing={"size": 160})
     assert resized.info.grid == (10, 10)
     assert resized.info.load_report is not None

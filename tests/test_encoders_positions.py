@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.encoders import EncoderSpec, load
-from harness.encoders.timm import _position_resize
+from harness.encoders.timm import _Model, _position_resize
 
 FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
 Resize = Callable[[torch.Tensor, int, int], torch.Tensor]
@@ -92,7 +92,9 @@ def test_published_models_positions_are_resized_as_their_authors_do(architecture
 
 def test_a_hub_id_resizes_as_the_model_that_it_names() -> None:
     for architecture in PUBLISHED:
-        assert _position_resize(f"hf-hub:timm/{architecture}") == _position_resize(architecture)
+        plain, _, tag = architecture.partition(".")
+        hub = _Model(name=f"hf-hub:timm/{architecture}", architecture=plain, tag=tag, options=())
+        assert _position_resize(hub) == _position_resize(_Model(name=architecture, architecture=architecture, tag=tag, options=()))
 
 
 @pytest.mark.parametrize("name", ["with_teacher", "with_alignment_encoder"])

@@ -15,11 +15,11 @@ from harness.core import Encoder, Preprocessing
 from harness.encoders._identity import Identity
 from harness.encoders._map import MapEncoder
 from harness.encoders._resize import one_line
-from harness.encoders._spec import Scalar
+from harness.encoders._spec import Option, PreprocessingOverride
 from harness.encoders._vit import VitEncoder, is_vit
 from harness.errors import EncoderError, nearest
 
-Options = Iterable[tuple[str, Scalar]]
+Options = Iterable[tuple[str, Option]]
 
 
 def check_architecture(name: str) -> None:
@@ -34,11 +34,19 @@ def check_architecture(name: str) -> None:
 
 
 def create(
-    architecture: str, options: Options = (), *, seed: int = 0, device: Literal["cpu", "meta"] = "cpu", classes: int = 0, **keywords: Any
+    architecture: str,
+    options: Options = (),
+    *,
+    seed: int = 0,
+    device: Literal["cpu", "meta"] = "cpu",
+    classes: int | None = 0,
+    model: str | None = None,
+    **keywords: Any,
 ) -> nn.Module:
-    """timm's network, its weights drawn at `seed` without a change to the global random state; without a classifier unless `classes` are given.
+    """timm's network, its weights drawn at `seed` without a change to the global random state.
 
-    Raises EncoderError where the name is unknown or the options do not fit.
+    `classes` is the width of its classifier: 0 for none, None for that of its published weights. `model` is timm's name for it where that is not the
+    architecture's own. Raises EncoderError where the name is unknown or the options do not fit.
     """
     check_architecture(architecture)
     given = dict(options)
@@ -47,14 +55,14 @@ def create(
     try:
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
-            network: nn.Module = timm.create_model(architecture, num_classes=classes, **given, **keywords)
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+            network: nn.Module = timm.create_model(model or architecture, num_classes=classes, **given, **keywords)
+    except Exception as error:  # timm checks little of what it is given: any exception of Python's
         asked = ", ".join(f"{key}={value}" for key, value in given.items()) or "no options"
         raise EncoderError(f"timm architecture {architecture} with {asked}: {one_line(error)}; check the options") from error
     return network.eval()
 
 
-def describe_architecture(architecture: str, options: Options) -> str:
+def describe_architecture(architecture: str, options: Iterable[tuple[str, object]]) -> str:
     """The architecture with its options: what decides the forward pass beside the weights."""
     given = ", ".join(f"{key}={value}" for key, value in sorted(options))
     return f"{architecture}({given})" if given else architecture
@@ -78,16 +86,16 @@ def fair_residuals(network: nn.Module) -> int:
     return changed
 
 
-def create_random(architecture: str, options: Options, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+def create_random(architecture: str, options: Options, seed: int, *, model: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """A random twin of an architecture, and what to say of it."""
-    network = create(architecture, options, seed=seed)
+    network = create(architecture, options, seed=seed, model=model)
     changed = fair_residuals(network)
     note = f"random weights, seed {seed}" + (f", {changed} residual scales set to 1" if changed else "")
     return network, (note,)
 
 
-def timm_preprocessing(network: nn.Module) -> tuple[Preprocessing, tuple[str, ...]]:
-    """The preprocessing that timm keeps for a network, and what of it could not be kept."""
+def timm_preprocessing(network: nn.Module, options: Options = ()) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The preprocessing that timm keeps for a network, at the img_size of `options` if given, and what of it could not be kept."""
     config = resolve_model_data_config(network)
     _, height, width = config["input_size"]
     notes = []
@@ -104,7 +112,14 @@ def timm_preprocessing(network: nn.Module) -> tuple[Preprocessing, tuple[str, ..
         mean=_triple(config["mean"]),
         std=_triple(config["std"]),
     )
-    return preprocessing, tuple(notes)
+    built_for = dict(options).get("img_size")
+    return (preprocessing if built_for is None else _at_size(preprocessing, built_for)), tuple(notes)
+
+
+def _at_size(own: Preprocessing, size: Option) -> Preprocessing:
+    """`own` for crops of a side, or of [height, width], in pixels, with the crop's share of the resized image kept."""
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return PreprocessingOverride(size=(int(height), int(width))).apply(own)  # type: ignore[arg-type]
 
 
 def wrap(trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> Encoder:

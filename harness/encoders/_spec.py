@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from harness.core import Preprocessing
 from harness.errors import EncoderError, nearest
 
-Scalar = str | int | float | bool | None
+Option = str | int | float | bool | tuple[int, int] | None
 
 KEYS = ("name", "encoder", "architecture", "checkpoint", "prefix", "rename", "drop", "options", "random", "seed", "preprocessing")
 OPTIONS = (
@@ -94,7 +94,7 @@ class EncoderSpec:
     """Plain text replaced in the checkpoint's keys, in order, after the prefix is taken off."""
     drop: tuple[str, ...] = ()
     """Beginnings of keys (after prefix and rename) that are left out on purpose."""
-    options: tuple[tuple[str, Scalar], ...] = ()
+    options: tuple[tuple[str, Option], ...] = ()
     """Architecture options, such as num_heads."""
     random: bool = False
     seed: int = 0
@@ -248,14 +248,14 @@ class _Reader:
             raise EncoderError(f"{self._what}: {key} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
         return value
 
-    def size(self) -> tuple[int, int] | None:
-        value = self._mapping.get("size")
+    def size(self, key: str = "size") -> tuple[int, int] | None:
+        value = self._mapping.get(key)
         if value is None:
             return None
         pair = [value, value] if isinstance(value, int) else value
         valid = isinstance(pair, list | tuple) and len(pair) == 2
         if not valid or any(isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= 8192 for side in pair):
-            raise self._fail("size", "a side, or [height, width], in pixels from 1 to 8192")
+            raise self._fail(key, "a side, or [height, width], in pixels from 1 to 8192")
         return (pair[0], pair[1])
 
     def triple(self, key: str, valid: Callable[[float], bool], expected: str) -> tuple[float, float, float] | None:
@@ -274,18 +274,23 @@ class _Reader:
             raise self._fail("rename", "a mapping of old to new text")
         return tuple(value.items())
 
-    def options(self) -> tuple[tuple[str, Scalar], ...]:
+    def options(self) -> tuple[tuple[str, Option], ...]:
         value = self._mapping.get("options")
         if value is None:
             return ()
         if not isinstance(value, Mapping):
             raise self._fail("options", f"a mapping of {', '.join(OPTIONS)}")
+        options = dict(value)
         for key, scalar in value.items():
             if key not in OPTIONS:
                 raise EncoderError(f"{self._what}: unknown option {key!r}; known options: {', '.join(OPTIONS)}{nearest(str(key), OPTIONS)}")
+            if key == "img_size":
+                size = _Reader(value, f"{self._what}: option").size("img_size")
+                options[key] = scalar if isinstance(scalar, int) else size
+                continue
             if scalar is not None and not isinstance(scalar, str | bool) and not (_is_number(scalar) and math.isfinite(scalar)):
                 raise EncoderError(f"{self._what}: option {key} must be a number, text, true, false or null, got {scalar!r}")
-        return tuple(sorted(value.items()))
+        return tuple(sorted(options.items()))
 
 
 def _is_number(value: object) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from harness.core import Encoder, Preprocessing
+from harness.core import Encoder
 from harness.encoders._create import create, describe_architecture, timm_preprocessing, wrap
 from harness.encoders._files import read_checkpoint
 from harness.encoders._identity import Identity
@@ -46,9 +45,7 @@ def build(spec: EncoderSpec) -> Encoder:
     if native is not None:
         options["img_size"] = native
     network = create(architecture, options.items())
-    own = timm_preprocessing(network)
-    preprocessing, notes = (own[0] if native is None else _at_size(own[0], native)), own[1]
-    preprocessing = spec.preprocessing.apply(preprocessing)
+    preprocessing, notes = timm_preprocessing(network, options.items())
     classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     declared = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
     report = load_into(network, selection, what=what, droppable=[*declared, *spec.drop])
@@ -58,7 +55,7 @@ def build(spec: EncoderSpec) -> Encoder:
         family=FAMILY,
         architecture=describe_architecture(architecture, spec.options),
         source=f"own checkpoint {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
-        preprocessing=preprocessing,
+        preprocessing=spec.preprocessing.apply(preprocessing),
         load_report=report,
         notes=(*notes, *spec.preprocessing.notes()),
     )
@@ -80,7 +77,3 @@ def _attention_heads(outline: nn.Module) -> int | None:
     """The number of heads of the first attention that says one."""
     counts = (getattr(module, "num_heads", None) for module in outline.modules())
     return next((count for count in counts if isinstance(count, int)), None)
-
-
-def _at_size(own: Preprocessing, side: int) -> Preprocessing:
-    return dataclasses.replace(own, size=(side, side), resize=round(own.resize * side / min(own.size)))

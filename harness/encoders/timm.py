@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import huggingface_hub
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from harness.core import Encoder, LoadReport
-from harness.encoders._create import create, create_random, describe_architecture, timm_preprocessing, wrap
-from harness.encoders._digest import file_sha256
+from harness.encoders._create import check_architecture, create, create_random, describe_architecture, timm_preprocessing, wrap
+from harness.encoders._files import Checkpoint, read_checkpoint
 from harness.encoders._identity import Identity
 from harness.encoders._positions import PositionResize
 from harness.encoders._resize import one_line
@@ -26,6 +27,9 @@ DESCRIPTION = "any model of timm: timm:<model>[.<tag>] or hf-hub:<id> with publi
 
 _TIMM, _HUB = "timm:", "hf-hub:"
 _WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+_WRAPPERS = ("state_dict_ema.", "model_ema.", "state_dict.", "model.")  # where timm looks for the weights in a file, in this order
+_BUILT_FOR = ("img_size", "patch_size")
+_COUNTERS = "num_batches_tracked"
 
 
 def names() -> dict[str, str]:
@@ -40,31 +44,39 @@ def claims(spec: EncoderSpec) -> bool:
     return spec.encoder.startswith((_TIMM, _HUB)) and (spec.checkpoint is None or spec.random)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A model as timm creates it."""
+
+    name: str
+    """For timm.create_model: an architecture, with or without a tag, or hf-hub:<id>."""
+    architecture: str
+    """timm's, with the tag where the name has one."""
+    tag: str
+    options: tuple[tuple[str, object], ...]
+    """All that its constructor is given: the sweep file's, over those of a hub repository's config.json."""
+
+
 def build(spec: EncoderSpec) -> Encoder:
     """The model with its published weights, or its random twin. Raises EncoderError where the weights cannot be had."""
-    name = spec.architecture if spec.encoder is None else spec.encoder.removeprefix(_TIMM)
-    assert name is not None
-    report = None
     if spec.checkpoint is not None:
         raise EncoderError(f"encoder {spec.name}: both checkpoint and random: true; keep one of them")
+    model = _model(spec)
+    report = None
     if spec.random:
-        if name.startswith(_HUB):
-            raise EncoderError(
-                f"encoder {spec.name}: a random twin of {name} needs its architecture: give {{architecture: <timm model>, random: true}}"
-            )
-        network, notes = create_random(name, spec.options, spec.seed)
+        network, notes = create_random(model.architecture, spec.options, spec.seed, model=model.name)
         source = "random weights, never trained"
     else:
-        network, report = _pretrained(name, spec)
-        source, notes = _source(name, network), ()
-    own, more = timm_preprocessing(network)
+        network, report, notes = _pretrained(model, spec)
+        source = _source(model.name, network)
+    own, more = timm_preprocessing(network, spec.options)
     identity = Identity(
         name=spec.name,
         family=FAMILY,
-        architecture=describe_architecture(name, spec.options),
+        architecture=describe_architecture(model.architecture, model.options),
         source=source,
         preprocessing=spec.preprocessing.apply(own),
-        position_resize=_position_resize(name),
+        position_resize=_position_resize(model),
         random=spec.random,
         load_report=report,
         notes=(*notes, *more, *spec.preprocessing.notes()),
@@ -72,21 +84,114 @@ def build(spec: EncoderSpec) -> Encoder:
     return wrap(network, identity)
 
 
-def _pretrained(name: str, spec: EncoderSpec) -> tuple[nn.Module, LoadReport]:
-    """timm's network with its published weights, which timm itself loads strictly."""
-    if name.startswith(_HUB):
-        file = _download(name.removeprefix(_HUB), None, spec)
-        network = _load_hub(name, spec)
-    else:
-        file = _published_file(name, spec)
-        network = create(name, spec.options, pretrained=True, pretrained_cfg_overlay={"file": file})
-    for key, tensor in network.state_dict().items():
+def _model(spec: EncoderSpec) -> _Model:
+    name = spec.architecture if spec.encoder is None else spec.encoder.removeprefix(_TIMM)
+    assert name is not None
+    if not name.startswith(_HUB):
+        published = None if spec.random else timm.get_pretrained_cfg(name)
+        tag = getattr(published, "tag", None) or name.partition(".")[2]
+        return _Model(name=name, architecture=name, tag=tag, options=spec.options)
+    _download(name.removeprefix(_HUB), "config.json", spec)
+    try:
+        published, architecture, arguments = timm.models.load_model_config_from_hf(name.removeprefix(_HUB))
+        options = {**arguments, **dict(spec.options)}
+        tag = published.get("tag") or name.partition(".")[2]
+    except Exception as error:  # whatever a stranger's repository holds
+        raise EncoderError(f"encoder {spec.name}: config.json of {name} is not timm's: {one_line(error)}; give another id") from error
+    check_architecture(architecture)
+    return _Model(name=name, architecture=architecture, tag=tag, options=tuple(sorted(options.items())))
+
+
+# --- published weights ------------------------------------------------------------------------------------------------
+
+
+def _pretrained(model: _Model, spec: EncoderSpec) -> tuple[nn.Module, LoadReport, tuple[str, ...]]:
+    """timm's network with its published weights but no classifier, an account of the file's keys, and what to say of them.
+
+    Raises EncoderError where a weight of the network would keep a random value, or where timm finds a key that it has no use for.
+    """
+    for option, _ in spec.options:
+        if option in _BUILT_FOR:
+            raise EncoderError(
+                f"encoder {spec.name}: published weights have their own {option}: expected preprocessing: {{size: …}} for images of another size, "
+                f"got options {option}; leave it out"
+            )
+    file = _download(model.name.removeprefix(_HUB), None, spec) if model.name.startswith(_HUB) else _published_file(model.name, spec)
+    published = read_checkpoint(file)
+    shapes = _shapes(published)
+    try:  # with the classifier of the weights, since timm tolerates missing and unexpected keys where another one is asked for
+        network = create(
+            model.architecture, spec.options, classes=None, model=model.name, pretrained=True, pretrained_cfg_overlay={"source": "", "file": file}
+        )
+    except EncoderError as error:
+        why = _misfit(model, spec, shapes) or error
+        raise EncoderError(f"encoder {spec.name}: published weights {file} do not fit: {why}; {_remedy(spec)}") from error
+    missing = _unfilled(network, model, spec, shapes)
+    whole = dict(network.state_dict())
+    if getattr(network, "num_classes", 0):
+        network.reset_classifier(0)  # type: ignore[operator]
+    kept = network.state_dict()
+    for key, tensor in kept.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise EncoderError(f"encoder {spec.name}: published weights {file}: {key} holds NaN or infinite values; delete the file and try again")
-    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    dropped = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    count = len(network.state_dict())
-    return network, LoadReport(file=Path(file).name, sha256=file_sha256(file), matched=count, dropped=tuple(f"{name}.*" for name in dropped))
+    converted = [name for name in kept if name not in shapes and name not in missing and not name.endswith(_COUNTERS)]
+    report = LoadReport(
+        file=published.file,
+        sha256=published.sha256,
+        matched=sum(name not in missing and not (name.endswith(_COUNTERS) and name not in shapes) for name in kept),
+        missing=tuple(missing),
+        resized=tuple(name for name in kept if name in shapes and shapes[name].numel() != kept[name].numel()),
+        dropped=tuple(sorted(name for name in (whole if converted else shapes) if name not in kept)),
+    )
+    notes = (f"{len(converted)} tensors made by timm from keys of other names in the file",) if converted else ()
+    return network.eval(), report, notes
+
+
+def _shapes(published: Checkpoint) -> dict[str, torch.Size]:
+    """Shapes of a published file's weights, by name, without the wrappers that timm takes off."""
+    tensors = published.tensors
+    wrapper = next((wrapper for wrapper in _WRAPPERS if any(name.startswith(wrapper) for name in tensors)), "")
+    inner = {name.removeprefix(wrapper): tensor.shape for name, tensor in tensors.items() if name.startswith(wrapper)}
+    return {name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod."): shape for name, shape in inner.items()}
+
+
+def _unfilled(network: nn.Module, model: _Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> list[str]:
+    """Tensors that the file did not fill, all of them constant ones such as a norm's: timm loads some families without a check.
+
+    Raises EncoderError where one of them is random.
+    """
+    absent = [name for name in network.state_dict() if name not in shapes and not name.endswith(_COUNTERS)]
+    if not absent:
+        return []
+    loaded = network.state_dict()
+    first, second = (create(model.architecture, spec.options, seed=seed, classes=None, model=model.name).state_dict() for seed in (0, 1))
+    unfilled = [name for name in absent if torch.equal(loaded[name], first[name])]
+    drawn = [name for name in unfilled if not torch.equal(first[name], second[name])]
+    if drawn:
+        raise EncoderError(
+            f"encoder {spec.name}: published weights do not fit {model.architecture}: {len(drawn)} missing ({_some(drawn)}); {_remedy(spec)}"
+        )
+    return unfilled
+
+
+def _misfit(model: _Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> str | None:
+    """What the file lacks and has too much, by name, where timm found that it does not fit."""
+    try:
+        expected = create(model.architecture, spec.options, classes=None, model=model.name, device="meta").state_dict()
+    except EncoderError:
+        return None
+    missing = [name for name in expected if name not in shapes and not name.endswith(_COUNTERS)]
+    unexpected = [name for name in shapes if name not in expected]
+    found = [f"{len(names)} {what} ({_some(names)})" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    return f"keys {', '.join(found)} for {describe_architecture(model.architecture, model.options)}" if found else None
+
+
+def _remedy(spec: EncoderSpec) -> str:
+    return "leave out the options that change its layers" if spec.options else "delete the file and try again, or name another model"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _published_file(name: str, spec: EncoderSpec) -> str:
@@ -98,43 +203,42 @@ def _published_file(name: str, spec: EncoderSpec) -> str:
     if config is not None and config.url:
         try:
             return str(timm.models.download_cached_file(config.url))
-        except OSError as error:
-            raise _unavailable(name, error) from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: not the bytes that the address promises
+            raise _unavailable(name, error, spec) from error
     raise EncoderError(f"encoder {spec.name}: timm publishes no weights for {name}; give checkpoint: FILE or random: true, or another tag")
 
 
 def _download(hub_id: str, filename: str | None, spec: EncoderSpec) -> str:
-    """The weight file in Hugging Face's local cache, fetched there where need be."""
+    """A file of a hub repository, by default its weights, in Hugging Face's local cache, fetched there where need be."""
     repository, _, revision = hub_id.partition("@")
     wanted = [filename] if filename else list(_WEIGHT_FILES)
-    for candidate in wanted:
-        cached = huggingface_hub.try_to_load_from_cache(repository, candidate, revision=revision or None)
-        if isinstance(cached, str):
-            return cached
+    try:
+        for candidate in wanted:
+            cached = huggingface_hub.try_to_load_from_cache(repository, candidate, revision=revision or None)
+            if isinstance(cached, str):
+                return cached
+    except HFValidationError as error:
+        raise EncoderError(f"encoder {spec.name}: expected hf-hub:<owner>/<model>[@revision], got {_HUB}{hub_id}; correct the id") from error
     missing: Exception | None = None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would come between the lines of a progress display
     for candidate in wanted:
         try:
             return str(huggingface_hub.hf_hub_download(repository, candidate, revision=revision or None))
         except LocalEntryNotFoundError as error:  # no connection: the other names would not help
-            raise _unavailable(repository, error) from error
+            raise _unavailable(repository, error, spec) from error
         except EntryNotFoundError as error:
             missing = error
         except (OSError, ValueError) as error:
-            raise _unavailable(repository, error) from error
+            raise _unavailable(repository, error, spec) from error
     assert missing is not None
     raise EncoderError(f"encoder {spec.name}: {repository} holds none of {', '.join(wanted)}; give another id") from missing
 
 
-def _unavailable(what: str, error: Exception) -> EncoderError:
-    return EncoderError(f"weights of {what} cannot be had ({type(error).__name__}); connect to the network, give checkpoint: FILE, or random: true")
-
-
-def _load_hub(name: str, spec: EncoderSpec) -> nn.Module:
-    try:
-        return timm.create_model(name, pretrained=True, num_classes=0, **dict(spec.options)).eval()  # type: ignore[no-any-return]
-    except Exception as error:  # whatever a stranger's repository makes of timm
-        raise EncoderError(f"encoder {spec.name}: {name} does not load through timm: {one_line(error)}; give another id") from error
+def _unavailable(what: str, error: Exception, spec: EncoderSpec) -> EncoderError:
+    thing, instead = (
+        ("config.json", "{architecture: <timm model>, random: true}") if spec.random else ("weights", "checkpoint: FILE, or random: true")
+    )
+    return EncoderError(f"{thing} of {what} cannot be had ({type(error).__name__}); connect to the network, or give {instead}")
 
 
 def _source(name: str, network: nn.Module) -> str:
@@ -144,12 +248,10 @@ def _source(name: str, network: nn.Module) -> str:
     return f"published weights {name} ({origin}{licence})"
 
 
-def _position_resize(name: str) -> PositionResize:
+def _position_resize(model: _Model) -> PositionResize:
     """How the authors of a tag's weights resize position embeddings."""
-    name = name.rpartition("/")[2]  # a Hub id names the model after its owner
-    tag = name.partition(".")[2]
-    if tag == "dino" or ("dinov2" in name and "reg4" not in name):
+    if model.tag == "dino" or ("dinov2" in model.architecture and "reg4" not in model.architecture):
         return "offset"
-    if tag.startswith("mae") or name.startswith(("deit_", "deit3_")):
+    if model.tag.startswith("mae") or model.architecture.startswith(("deit_", "deit3_")):
         return "bicubic"
     return "antialias"
