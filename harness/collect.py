@@ -16,6 +16,7 @@ from harness.bank import BankSpec, BankStore, Receipt
 from harness.core import Task
 from harness.errors import BankError
 from harness.ledger import Lost, account
+from harness.metrics import sense
 from harness.plan import Plan, StudyPlan, view_of
 from harness.probes.finetune import NAME as FINETUNE
 from harness.propose import HeadScore
@@ -176,8 +177,8 @@ def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
                 "head": head.head,
                 "lr": head.lr,
                 "readout": head.readout,
-                "metric": task.metrics[0].name,
-                "val_value": head.value,
+                "metric": task.searched.name,
+                "val_value": None if head.value is None else sense(task.searched) * head.value,
                 "epochs": _epochs(task, head),
                 "seconds": one.seconds,
                 "status": "failed" if head.value is None else "stopped" if head.stopped else "ok",

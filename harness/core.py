@@ -304,7 +304,10 @@ class Predictions:
 
 
 class Metric(Protocol):
-    """A metric as additive counts per group and a function of their sum, so that a bootstrap is one matrix product."""
+    """A metric as additive counts per group and a function of their sum, so that a bootstrap is one matrix product.
+
+    Higher is better, unless it has an attribute `lower_is_better` that is true.
+    """
 
     @property
     def name(self) -> str: ...
@@ -381,7 +384,7 @@ class Task:
     """Candidates, in order of preference; the search chooses among them on val."""
     probe: Probe
     metrics: tuple[Metric, ...]
-    """The first is the one that is searched for."""
+    """The first is the one that is searched for, unless `chosen_by` names another."""
     protocol: TaskProtocol
     feed: Feed = "banked"
     """Whether the probe reads feature banks, or trains while its images stream through the encoder."""
@@ -402,3 +405,10 @@ class Task:
     counterparts: tuple[tuple[int, ...], ...] = ()
     """Where it is trained on another data set: label → the labels there that mean the same. Items of labels without any are not scored, and any
     prediction that is none of an item's counterparts is wrong."""
+    chosen_by: Metric | None = None
+    """What the search is for, where that is not the first of `metrics`."""
+
+    @property
+    def searched(self) -> Metric:
+        """What heads are chosen by."""
+        return self.chosen_by or self.metrics[0]

@@ -25,7 +25,7 @@ class HeadScore:
     lr: float | None
     readout: str
     value: float | None
-    """On the selection split; None where the head failed."""
+    """On the selection split, negated where lower is better; None where the head failed."""
     error: str | None = None
     epochs: int | None = None
     """What it was trained for, where heads of one study differ in that."""

@@ -293,7 +293,7 @@ class StreamedRunner:
         epoch = Epoch(source=_source(ref), threads=_stream(study).decode_threads)
         if study.holds_out:
             epoch.wanted = held.__contains__
-        first = study.metric(study.metrics[0])
+        first = study.searched
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
         for batch in _scored(scorer, epoch, _KINDS[study.probe].together(setting)):
@@ -476,8 +476,7 @@ def _scored(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list
 def _value(study: Study, total: np.ndarray | None, error: str | None) -> tuple[float | None, str | None]:
     if error is not None or total is None:
         return None, error or "the selection split has no such items"
-    value = float(study.metric(study.metrics[0]).value(total))
-    return (value, None) if np.isfinite(value) else (None, f"{study.metrics[0]} is undefined on the selection split")
+    return study.merit(total)
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:

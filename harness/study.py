@@ -24,14 +24,14 @@ from harness.core import FittedStack, Metric, Predictions, Rows
 from harness.device import Precision
 from harness.encoders import EncoderSpec
 from harness.errors import BankError, HarnessError
-from harness.metrics import metric
+from harness.metrics import metric, sense
 from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.propose import HeadScore
 from harness.splits import hold_out, joined
 from harness.stream import Source
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised whenever a change to probes, metrics or selection could change a value."""
 GALLERY_QUERIES = 64
 GALLERY_DEPTH = 10
@@ -72,7 +72,7 @@ class Study:
     """`<encoder> <task>@<protocol>`."""
     probe: str
     metrics: tuple[str, ...]
-    """The first is the one that is searched for."""
+    """The first is the one that is searched for, unless `chosen_by` names another."""
     classes: int
     protocol: Mapping[str, Any]
     readouts: tuple[str, ...]
@@ -96,10 +96,22 @@ class Study:
     """Test label → labels of the data set that was trained on; empty where that is the same one."""
     decided: bool = False
     """There is nothing to choose, and nothing to train: the one head there is is scored at once."""
+    chosen_by: str | None = None
+    """The metric that is searched for, where that is not the first."""
 
     def metric(self, name: str) -> Metric:
         """One of `metrics`."""
         return metric(name, self.levels)
+
+    @property
+    def searched(self) -> Metric:
+        """What heads are chosen by."""
+        return self.metric(self.chosen_by or self.metrics[0])
+
+    def merit(self, sums: np.ndarray) -> tuple[float | None, str | None]:
+        """Of counts [M] of `searched`: its value, negated where lower is better, or why it has none."""
+        value = sense(self.searched) * float(self.searched.value(sums))
+        return (value, None) if np.isfinite(value) else (None, f"{self.searched.name} is undefined on the selection split")
 
     @functools.cached_property
     def id(self) -> str:
@@ -301,15 +313,13 @@ class _Looks:
 
 
 def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> tuple[float | None, str | None]:
-    """A head's value on the selection split, or why it has none."""
+    """A head's merit on the selection split, or why it has none."""
     try:
         if not len(selection):
             return None, "the selection split has no such items"
-        first = study.metric(study.metrics[0])
-        value = float(first.value(first.counts(stack.predict(selection, position), study.classes).sum(axis=0)))
+        return study.merit(study.searched.counts(stack.predict(selection, position), study.classes).sum(axis=0))
     except HarnessError as error:
         return None, str(error)
-    return (value, None) if np.isfinite(value) else (None, f"{study.metrics[0]} is undefined on the selection split")
 
 
 def estimate(one: Metric, predictions: Predictions, study: Study) -> Value:

@@ -184,6 +184,7 @@ def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
                 stream=_stream(plan, study) if streams else None,
                 levels=task.levels,
                 counterparts=task.counterparts,
+                chosen_by=task.chosen_by.name if task.chosen_by else None,
             ),
             test={
                 readout: replace(

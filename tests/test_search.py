@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.tune.search import Searcher
 
@@ -103,6 +104,15 @@ def study(name: str, trials: int = 2, probe: str = "linear") -> Study:
         seed=0,
         contents="",
     )
+
+
+def test_where_lower_is_better_the_merit_of_a_head_is_the_negative_of_its_value() -> None:
+    sums = np.array([3.0, 4.0])
+    assert study("a").merit(sums) == (0.75, None)
+    by_bce = replace(study("a"), metrics=("AUROC", "bce"), chosen_by="bce")
+    assert by_bce.merit(sums) == (-0.75, None)
+    assert by_bce.merit(np.zeros(2)) == (None, "bce is undefined on the selection split")
+    assert by_bce.id != study("a").id
 
 
 def finish(proposer: Proposer, trial: str, config: dict, value: float = 0.5) -> None:

@@ -180,7 +180,7 @@ def test_training_is_torchs_on_the_mean_cross_entropy_of_all_tokens(optimizer: s
     layer = torch.nn.Linear(16, 1)
     with torch.no_grad():
         layer.weight.copy_(torch.empty(16).normal_(0, 0.01, generator=generator)[None])
-        layer.bias.zero_()
+        layer.bias.fill_(math.log(0.2 / 0.8))
     torch_sgd = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
     reference = torch_sgd if optimizer == "sgd" else torch.optim.AdamW(layer.parameters(), lr=rate, weight_decay=decay)
     assert rows.masks is not None

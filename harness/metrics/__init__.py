@@ -24,6 +24,11 @@ def _discover() -> dict[str, Metric]:
 METRICS: dict[str, Metric] = _discover()
 
 
+def sense(one: Metric) -> int:
+    """1 where higher is better, -1 where lower is."""
+    return -1 if getattr(one, "lower_is_better", False) else 1
+
+
 def metric(name: str, levels: Mapping[str, Sequence[int]] | None = None) -> Metric:
     """The metric of that name, or for `<metric>@<level>` that metric at one of the coarser `levels` (class → class of the level).
 

@@ -113,6 +113,7 @@ class BCE:
 
     name: str = "bce"
     unit: ClassVar[str] = "nats"
+    lower_is_better: ClassVar[bool] = True
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: summed cross entropy, items. Raises ProbeError where a class does not exist."""

@@ -49,6 +49,11 @@ class DetectorFields(Fields):
 DEFAULTS: dict[str, Any] = {name: value for name, value in DetectorFields().model_dump().items() if name != "theta"}
 
 
+def log_odds(share: float) -> float:
+    """Natural logarithm."""
+    return math.log(share / (1 - share))
+
+
 def checked_marks(rows: Rows) -> torch.Tensor:
     """uint8 [N, n]: 1 for wrong tokens. Raises ProbeError where tokens have no marks, or one that is neither 0 nor 1."""
     masks, tokens = rows.masks, rows.features.shape[1] * rows.features.shape[2]
@@ -63,11 +68,11 @@ def checked_marks(rows: Rows) -> torch.Tensor:
 
 
 class Head:
-    """One logistic unit and its optimiser."""
+    """One logistic unit and its optimiser; its bias begins at the log odds of theta, so that it knows the base rate from the start."""
 
     def __init__(self, weight_D: torch.Tensor, lr: float, fields: DetectorFields) -> None:
         self.weight_D = weight_D
-        self.bias_1 = torch.zeros_like(weight_D[:1])
+        self.bias_1 = torch.full_like(weight_D[:1], log_odds(fields.theta))
         self._lr = lr
         parameters = [self.weight_D, self.bias_1]
         self._optimizer: torch.optim.Optimizer
@@ -120,7 +125,7 @@ class DetectorStack:
             keys=[f"{rows.keys[image]}#{place}" for image in images.tolist() for place in places],
             groups=[rows.groups[image] for image in images.tolist() for _ in places],
             targets=marks[images].flatten().long().numpy(),
-            predictions=(odds >= math.log(self.fields.theta / (1 - self.fields.theta))).astype(np.int64),
+            predictions=(odds >= log_odds(self.fields.theta)).astype(np.int64),
             scores=odds,
         )
 

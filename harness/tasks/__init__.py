@@ -33,7 +33,7 @@ class Template:
     level: Level
     probe: str
     metrics: tuple[Metric, ...]
-    """The first is the one that is searched for."""
+    """The first is the one that is searched for, unless `chosen_by` names another."""
     protocols: Mapping[str, Fields]
     """Protocol name to its fields, the default one first. Every protocol of a task has the same fields, `readouts` among them."""
     view: Callable[[Fields], View]
@@ -59,6 +59,8 @@ class Template:
     """Protocol to the one that stands in for it where the encoder cannot see its view."""
     train_dataset: str | None = None
     """Another data set to train and choose on, one of the manifest's `counterparts`."""
+    chosen_by: Metric | None = None
+    """What heads are chosen by, where that is not the first metric."""
 
     @property
     def fields(self) -> frozenset[str]:
@@ -123,6 +125,7 @@ class Template:
             levels=levels,
             train_dataset=self.train_dataset,
             counterparts=manifest.counterparts[self.train_dataset] if self.train_dataset else (),
+            chosen_by=self.chosen_by,
         )
 
 

@@ -58,12 +58,16 @@ def shuffled(fields: Fields) -> View:
 
 
 def misplaced_template(manifest: Manifest) -> Template:
-    """Part level: what is asked is whether a token's place fits its content and the other tokens, not what the image shows."""
+    """Part level: what is asked is whether a token's place fits its content and the other tokens, not what the image shows.
+
+    Heads are chosen by the loss that they are trained with: one whose odds are far too large ranks tokens as well as one whose are right.
+    """
     return Template(
         name="misplaced-tokens",
         level="part",
         probe="detector",
         metrics=tuple(metric(one) for one in DETECTION),
+        chosen_by=metric("bce"),
         protocols={"dilemma": {**defaults("detector"), **DILEMMA}},
         curves={"thetas": "theta", "kept_shares": "kept_share", "blocks": "block"},
         view=misplaced,
