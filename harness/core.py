@@ -78,6 +78,10 @@ class Item:
     """Label maps by name (object, part), for dense tasks; each covers the whole of `image`, at a resolution of its own."""
 
 
+UNMARKED = 255
+"""The mark of a token that has no label."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Altered:
     """What an alteration made of one prepared image, g being the cells of the encoder's grid."""
@@ -89,7 +93,7 @@ class Altered:
     positions: torch.Tensor | None = None
     """int64 [n]: the grid cell whose position each of those tokens is given; None for its own."""
     marks: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Labels of those tokens by name, uint8 [1, n]: kept as label maps beside readouts of tokens."""
+    """Labels of those tokens by name, uint8 [1, n], UNMARKED where a token has none: kept as label maps beside readouts of tokens."""
 
 
 class Alteration(Protocol):

@@ -233,7 +233,7 @@ class StudyRunner:
         return Score(
             head=chosen,
             values=tuple(estimate(study.metric(name), predictions, study) for name in study.metrics),
-            n=len(set(predictions.keys)),
+            n=len({key for key, target in zip(predictions.keys, predictions.targets.tolist(), strict=True) if target >= 0}),
             seconds=time.perf_counter() - start,
             created_at=now(),
             predictions=columns_of(predictions),

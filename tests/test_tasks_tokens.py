@@ -284,6 +284,14 @@ def test_the_base_rate_is_theta_and_its_entropy_is_told_beside(world: World) -> 
     assert chance.low < 0.5004 < chance.high
 
 
+def test_a_wrong_token_that_had_nowhere_to_go_is_told_and_not_counted(world: World) -> None:
+    (score,) = world.points("given_place", "cells/misplaced-tokens", blocks=[None], thetas=[0.02], kept_shares=[1.0], **QUICK)
+    targets = score.predictions["target"]
+    assert len(targets) == SPLITS["test"] * SIDE * SIDE
+    assert targets.count(-1) > 5
+    assert score.n == len(targets) - targets.count(-1)
+
+
 def test_predictions_are_one_a_token_grouped_by_image(world: World) -> None:
     (score,) = world.points("displacement", "cells/misplaced-tokens", blocks=[-1], **QUICK)
     assert score.head is not None

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from harness.core import Predictions, Rows
+from harness.core import UNMARKED, Predictions, Rows
 from harness.errors import ProbeError
 from harness.metrics import metric
 from harness.metrics.bootstrap import interval, paired_interval
@@ -198,6 +198,26 @@ def test_training_is_torchs_on_the_mean_cross_entropy_of_all_tokens(optimizer: s
     torch.testing.assert_close(stack.biases[0], layer.bias.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [16, 1])
+def test_tokens_without_a_mark_are_neither_trained_on_nor_scored(batch_size: int) -> None:
+    rows = tokens(6, 4)
+    assert rows.masks is not None
+    marks = rows.masks.copy()
+    marks[0], marks[3, 0, 1] = UNMARKED, UNMARKED
+    shown = Rows(**{**vars(rows), "masks": marks})
+    protocol = {"feature_norm": "none", "batch_size": batch_size, "epochs": 5}
+    stack = fit(shown, [0.1], **protocol)
+    changed = rows.features.copy()
+    changed[0], changed[3, 0, 1] = 100.0, 100.0
+    again = fit(Rows(**{**vars(shown), "features": changed}), [0.1], **protocol)
+    assert torch.equal(stack.weights[0], again.weights[0]), "what such tokens hold changes nothing"
+    assert not torch.equal(stack.weights[0], fit(rows, [0.1], **protocol).weights[0])
+    predictions = stack.predict(shown, 0)
+    assert np.flatnonzero(predictions.targets == -1).tolist() == [0, 1, 2, 3, 13]
+    known = np.flatnonzero(predictions.targets >= 0)
+    assert value("bce", predictions) == pytest.approx(log_loss(marks.ravel()[known], 1 / (1 + np.exp(-predictions.scores[known]))))
+
+
 def test_at_convergence_it_is_scikit_learns_logistic_regression() -> None:
     train, test = tokens(60, spread=0.5), tokens(seed=5, spread=0.5)
     stack = fit(train, [1.0], epochs=300, batch_size=60)
@@ -263,7 +283,7 @@ def test_what_has_no_marks_is_refused() -> None:
         fit(Rows(**{**vars(rows), "masks": None}), [0.1])
     with pytest.raises(ProbeError, match="got shape \\(40, 1, 11\\)"):
         fit(Rows(**{**vars(rows), "masks": rows.masks[:, :, 1:] if rows.masks is not None else None}), [0.1])
-    with pytest.raises(ProbeError, match="marks of 0 and 1, got 7"):
+    with pytest.raises(ProbeError, match="marks of 0 and 1, or 255 for none, got 7"):
         fit(Rows(**{**vars(rows), "masks": np.full((40, 1, 12), 7, np.uint8)}), [0.1])
 
 

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 import tiny
 from harness.bank import BankSpec
-from harness.core import Alteration, EncoderInfo, View
+from harness.core import UNMARKED, Alteration, EncoderInfo, View
 from harness.device import Compute
 from harness.encoders import EncoderSpec, load
 from harness.errors import RequestError
@@ -32,7 +32,7 @@ MODES: list[Mode] = ["random", "centre", "block"]
 
 
 def misplaced(key: str, grid: tuple[int, int] = GRID, **parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cells kept, positions given, and which of these are marked as wrong, all [n]."""
+    """Cells kept, positions given, and which of these are marked as wrong, all [n]; a token may have no mark where nothing is dropped."""
     altered = MisplacedTokens(**parameters)(IMAGE, grid, key)
     keep = np.arange(grid[0] * grid[1]) if altered.keep is None else altered.keep.numpy()
     positions = keep if altered.positions is None else altered.positions.numpy()
@@ -40,7 +40,13 @@ def misplaced(key: str, grid: tuple[int, int] = GRID, **parameters: Any) -> tupl
     assert mark.dtype == np.uint8
     assert mark.shape == (1, len(keep))
     assert len(positions) == len(keep)
-    return keep, positions, mark[0].astype(bool)
+    assert (mark[0][positions != keep] == 1).all()
+    return keep, positions, mark[0] == 1
+
+
+def marks(key: str, grid: tuple[int, int] = GRID, **parameters: Any) -> np.ndarray:
+    """uint8 [n]."""
+    return MisplacedTokens(**parameters)(IMAGE, grid, key).marks["misplaced"][0]
 
 
 # --- misplaced ------------------------------------------------------------------------------------------------------------
@@ -85,18 +91,31 @@ def test_a_single_wrong_token_has_nowhere_to_go_where_nothing_was_dropped() -> N
     alone = 0
     for key in KEYS:
         _, positions, wrong = misplaced(key, (2, 2), kept_share=1.0, theta=0.25)
+        mark = marks(key, (2, 2), kept_share=1.0, theta=0.25)
         assert wrong.sum() != 1
-        # a smaller theta on the same draw leaves one that would be wrong in its place
-        others = misplaced(key, (2, 2), kept_share=0.75, theta=0.25)
-        alone += not wrong.any() and bool(others[2].any())
         assert wrong.any() or (positions == np.arange(4)).all()
-    assert alone
+        if (mark == UNMARKED).any():
+            alone += 1
+            assert sorted(mark.tolist()) == [0, 0, 0, UNMARKED]
+            # where one cell is dropped, a token that is wrong goes there
+            keep, _, elsewhere = misplaced(key, (2, 2), kept_share=0.75, theta=0.25)
+            assert keep[elsewhere].tolist() == [cell for cell in np.flatnonzero(mark) if cell in keep]
+    assert alone > 50
+    for key in KEYS:
+        assert (marks(key, (2, 2), kept_share=0.75, theta=0.25) <= 1).all()
 
 
-@pytest.mark.parametrize("theta", [0.05, 0.2, 0.5])
+def test_banks_of_what_is_marked_otherwise_have_other_keys() -> None:
+    assert MisplacedTokens(kept_share=1.0, theta=0.2).identity == "misplaced_tokens(kept_share=1.0,theta=0.2,seed=0,alone=unmarked)"
+    assert MisplacedTokens(kept_share=0.5, theta=0.2).identity == "misplaced_tokens(kept_share=0.5,theta=0.2,seed=0)"
+
+
+@pytest.mark.parametrize(("grid", "theta"), [((2, 2), 0.2), ((4, 4), 0.05), ((7, 7), 0.02), (GRID, 0.05), (GRID, 0.2), (GRID, 0.5)])
 @pytest.mark.parametrize("kept_share", [0.25, 1.0])
-def test_the_share_of_wrong_tokens_is_theta_within_its_binomial_interval(theta: float, kept_share: float) -> None:
-    wrong = np.concatenate([misplaced(key, kept_share=kept_share, theta=theta)[2] for key in KEYS])
+def test_the_share_of_tokens_that_are_wrong_or_would_be_is_theta_within_its_binomial_interval(
+    grid: tuple[int, int], theta: float, kept_share: float
+) -> None:
+    wrong = np.concatenate([marks(f"image-{number}", grid, kept_share=kept_share, theta=theta) != 0 for number in range(2000)])
     interval = binomtest(int(wrong.sum()), len(wrong), theta).proportion_ci(confidence_level=0.999)
     assert interval.low <= theta <= interval.high
 

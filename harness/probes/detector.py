@@ -18,7 +18,7 @@ import numpy as np
 import pydantic
 import torch
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import UNMARKED, Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import CHUNK_ROWS, FeatureNorm, Normaliser, as_tensor, batch_order, checked_features, needed, on_device
 from harness.probes.fields import Count, Fields, Momentum, NonNegative, learning_rates
@@ -55,15 +55,16 @@ def log_odds(share: float) -> float:
 
 
 def checked_marks(rows: Rows) -> torch.Tensor:
-    """uint8 [N, n]: 1 for wrong tokens. Raises ProbeError where tokens have no marks, or one that is neither 0 nor 1."""
+    """uint8 [N, n]: 1 for wrong tokens, 0 for right ones, UNMARKED for those that are neither. Raises ProbeError where there are no such marks."""
     masks, tokens = rows.masks, rows.features.shape[1] * rows.features.shape[2]
     if masks is None or len(masks) != len(rows) or int(np.prod(masks.shape[1:])) != tokens:
         got = "none" if masks is None else f"shape {masks.shape}"
         raise ProbeError(
             f"{NAME} probe: expected one mark for each of {tokens} tokens of {len(rows)} images, got {got}; give tokens that were misplaced"
         )
-    if len(masks) and int(masks.max()) > 1:
-        raise ProbeError(f"{NAME} probe: expected marks of 0 and 1, got {int(masks.max())}; set the protocol's mask to misplaced")
+    others = masks[(masks > 1) & (masks != UNMARKED)]
+    if len(others):
+        raise ProbeError(f"{NAME} probe: expected marks of 0 and 1, or {UNMARKED} for none, got {others[0]}; set the protocol's mask to misplaced")
     return as_tensor(masks).reshape(len(rows), tokens)
 
 
@@ -104,7 +105,8 @@ class DetectorStack:
     seed: int
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a token, under `<key>#<its place among the image's tokens>`: target 1 where it lies wrong, score the log odds of that.
+        """One row a token, under `<key>#<its place among the image's tokens>`: target 1 where it lies wrong, -1 where it has no mark, score the log
+        odds of lying wrong.
 
         Places count from 0, row by row of the grid; where tokens were dropped, over those that are left. The prediction is 1 where the probability is
         at least theta. Raises ProbeError where `rows` do not fit, or the head's training diverged.
@@ -120,11 +122,11 @@ class DetectorStack:
         odds = torch.cat(chunks).numpy()
         if not np.isfinite(odds).all():
             raise ProbeError(f"{NAME} probe: expected finite outputs, got NaN or infinity at learning rate {self.lrs[head]:g}; search below it")
-        places = range(marks.shape[1])
+        places, targets = range(marks.shape[1]), marks[images].flatten().long()
         return Predictions(
             keys=[f"{rows.keys[image]}#{place}" for image in images.tolist() for place in places],
             groups=[rows.groups[image] for image in images.tolist() for _ in places],
-            targets=marks[images].flatten().long().numpy(),
+            targets=targets.masked_fill_(targets == UNMARKED, -1).numpy(),
             predictions=(odds >= log_odds(self.fields.theta)).astype(np.int64),
             scores=odds,
         )
@@ -145,6 +147,8 @@ class DetectorStack:
 @dataclass(frozen=True)
 class DetectorProbe:
     """A logistic unit on tokens [N, h, w, D] with marks [N, 1, n], by SGD with momentum or AdamW, the rate going to 0 by a cosine.
+
+    Tokens that are UNMARKED are not trained on.
 
     `lrs` are the actual rates at the protocol's batch. The heads share initialisation, order and reading of the batches; each computes alone.
     """
@@ -168,9 +172,11 @@ class DetectorProbe:
         for _ in range(fields.epochs):
             for chosen in batch_order(len(rows), fields.batch_size, generator):
                 tokens = normaliser(features[chosen.to(features.device)].to(device).flatten(0, 2))
-                wrong = marks[chosen].flatten().to(device, torch.float32)
-                for head in heads:
-                    head.step(tokens, wrong, cosine(step, steps))
+                wrong = marks[chosen].flatten()
+                if (wrong == UNMARKED).any():
+                    tokens, wrong = tokens[(wrong != UNMARKED).to(device)], wrong[wrong != UNMARKED]
+                for head in heads if len(wrong) else ():
+                    head.step(tokens, wrong.to(device, torch.float32), cosine(step, steps))
                 step += 1
         return DetectorStack(
             lrs=rates,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from harness.augment import draw
-from harness.core import Altered, EncoderInfo
+from harness.core import UNMARKED, Altered, EncoderInfo
 from harness.errors import RequestError
 from harness.views.dropped_tokens import check_share, kept_count, refuses_choice
 
@@ -27,7 +27,7 @@ class MisplacedTokens:
 
     Wrong positions are those of dropped tokens, none twice. Where more tokens are wrong than were dropped, which takes a share above one half, all
     the dropped positions are given, and the rest are those of wrong tokens, exchanged so that none keeps its own. A single wrong token of an image
-    of which nothing was dropped has no wrong position to go to: it is left in its place, and marked as right.
+    of which nothing was dropped has no wrong position to go to: it is left in its place, and marked as neither wrong nor right.
 
     For one seed and key, what is kept at a share is kept at a larger one, and a cell that is wrong at a theta is wrong at a larger one.
     Raises RequestError where a parameter cannot be.
@@ -46,14 +46,16 @@ class MisplacedTokens:
 
     @property
     def identity(self) -> str:
-        return f"misplaced_tokens(kept_share={self.kept_share!r},theta={self.theta!r},seed={self.seed})"
+        alone = ",alone=unmarked" if self.kept_share == 1 else ""  # where nothing is dropped, earlier banks mark it as right
+        return f"misplaced_tokens(kept_share={self.kept_share!r},theta={self.theta!r},seed={self.seed}{alone})"
 
     def refuses(self, info: EncoderInfo) -> str | None:
         """Encoders without absolute positions have none that could be wrong."""
         return refuses_choice(info, "misplaced")
 
     def __call__(self, image: torch.Tensor, grid: tuple[int, int], key: str) -> Altered:
-        """The image as it is; the cells kept, the positions given to them, and `misplaced`, uint8 [1, n], 1 where the position is a wrong one.
+        """The image as it is; the cells kept, the positions given to them, and `misplaced`, uint8 [1, n]: 1 where the position is a wrong one, 0
+        where it is right, UNMARKED where a wrong token had no other place to go to.
 
         With theta 0 no positions are given, and with nothing dropped no cells are named, so that the encoder does what it does without either.
         """
@@ -62,12 +64,13 @@ class MisplacedTokens:
         generator = draw(self.seed, 0, key)
         order, chance = generator.permutation(cells), generator.random(cells)
         kept = np.sort(order[:count])
-        positions = _misplace(kept, chance[kept] < self.theta, order[count:], generator)
+        wrong = chance[kept] < self.theta
+        positions = _misplace(kept, wrong, order[count:], generator)
         return Altered(
             image=image,
             keep=torch.from_numpy(kept) if count < cells else None,
             positions=torch.from_numpy(positions) if self.theta > 0 else None,
-            marks={MARK: (positions != kept).astype(np.uint8)[None]},
+            marks={MARK: np.where(wrong & (positions == kept), UNMARKED, wrong).astype(np.uint8)[None]},
         )
 
 
