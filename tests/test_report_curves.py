@@ -250,6 +250,12 @@ def test_floor_spread_intervals_and_the_whole_image_are_drawn_and_told() -> None
     for metric in ("accuracy_floor", "accuracy_sd"):
         (curve,) = curves([*bare, *bags("a", (0.1, 0.05, 0.06, 0.07), metric=metric)])
         assert inked(pixels(curve_figure(curve, looks, "x").png), looks.styles["a"].colour) > plain + 20, metric
+    for rows in (bare[:1], bare[1:2], bare[2:]):  # apart from the line, alone on it, and a line
+        bare_ink, ink = (
+            inked(pixels(curve_figure(curves([*rows, *more])[0], looks, "x").png), looks.styles["a"].colour)
+            for more in ((), [one | {"metric": "accuracy_floor", "value": one["value"] / 2} for one in rows])
+        )
+        assert ink > bare_ink + 10, [one["protocol"] for one in rows]
     assert "standard deviation" in caption(curve, random=False)
     assert "whole" not in caption(curve, random=False)
     assert "stands apart" in caption(curve, random=False)

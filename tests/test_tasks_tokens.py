@@ -493,3 +493,9 @@ def test_a_sweep_asks_for_tasks_that_there_are(path: Path, published_data: Path)
     assert len(tasks) == EXPANDED[path.stem]
     for entry in sweep.encoders:
         assert entry == "timm:resnet50.a1_in1k" or family_of(EncoderSpec.parse(entry, base=path.parent))
+
+
+def test_the_demo_has_a_curve_of_dropped_tokens_and_what_their_time_is_told_by() -> None:
+    sweep = load_sweep(ROOT / "sweeps" / "demo.yaml")
+    tasks, _ = select(["stamps/dropped-tokens"], sweep.shards, sweep.protocol)
+    assert [task.protocol.fields["kept_share"] for task in tasks] == [1.0, 0.5, 0.25]

@@ -155,8 +155,10 @@ def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, 
             axes.plot(x(point), factor * point.row["value"], marker="x", markersize=10, color=INK, markeredgewidth=1.1, zorder=5)
     if cell.panel.floor:
         floor = [point for point in curve.along(encoder, cell.panel.floor, cell.place) if point.is_drawn]
-        for on_line, sign in ((True, {"linestyle": _FLOOR}), (False, {"linestyle": "", "marker": "_", "markersize": 9})):
+        dash: dict[str, Any] = {"linestyle": "", "marker": "_", "markersize": 9}
+        for on_line in (True, False):
             its = [point for point in floor if places.is_on_line(point.place[curve.x]) == on_line]
+            sign = {"linestyle": _FLOOR} if on_line and len(its) > 1 else dash
             axes.plot(
                 [x(point) for point in its], [factor * point.row["value"] for point in its], color=style.colour, linewidth=1.0, zorder=2, **sign
             )
