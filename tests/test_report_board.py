@@ -32,6 +32,7 @@ def row(encoder: str, value: float | None, **more: Any) -> Row:
         "ci_high": None if value is None else value + 0.05,
         "status": "ok",
         "error": None,
+        "readout": "cls",
         "device": "cpu",
         "precision": "bf16",
     }

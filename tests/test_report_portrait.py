@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import tiny
-from harness.report.palette import look
+from harness.report.palette import look, mix
 from harness.report.portrait import GROUPS, Entry, Portrait, portraits
-from harness.report.portrait_figure import WIDTH, portrait_figure
+from harness.report.portrait_figure import WIDTH, _reason, portrait_figure
 from report_example import Example, Row, bag_rows
 from test_report_board import row
 from test_report_curves import bags, gone, inked, pixels, point
@@ -95,7 +95,7 @@ def test_every_group_has_its_main_numbers_under_the_first_protocol() -> None:
 
 def test_chance_is_told_where_it_is_known_and_nowhere_else(shards: str) -> None:
     found = entries(portrait(sitter(), shards=shards))
-    chances = {place: entry.chance for place, entry in found.items()}
+    chances = {place: entry.mark.floor for place, entry in found.items() if entry.mark is not None}
     assert chances["objects", "k-NN"] == pytest.approx(1 / 3)
     assert chances["bags", "k-NN, 1 patch"] == pytest.approx(1 / 3)
     assert chances["parts", "k-NN"] == pytest.approx(1 / 4)
@@ -104,16 +104,17 @@ def test_chance_is_told_where_it_is_known_and_nowhere_else(shards: str) -> None:
     assert chances["misplacement", "AUROC, block −4"] == 0.5
     assert chances["parts", "retrieval, AP"] is None
     assert chances["locality", "same image"] is None
-    without = entries(portrait(sitter(), shards=None))
-    assert without["objects", "k-NN"].chance is None
-    assert without["parts", "k-NN"].chance == pytest.approx(1 / 4)
-    assert entries(portrait(sitter(), shards="/nowhere"))["objects", "k-NN"].chance is None
+    for root in (None, "/nowhere"):
+        without = {place: entry.mark.floor for place, entry in entries(portrait(sitter(), shards=root)).items() if entry.mark is not None}
+        assert without["objects", "k-NN"] is None
+        assert without["parts", "k-NN"] == pytest.approx(1 / 4)
 
 
 def test_a_head_trained_on_another_data_set_has_no_known_chance_and_is_of_shape(shards: str) -> None:
     rows = [*sitter(), row("net", 0.3, task="tiny/object-linear-from-other", dataset="tiny")]
-    entry = entries(portrait(rows, shards=shards))["shape", "linear from other"]
-    assert entry.chance is None
+    mark = entries(portrait(rows, shards=shards))["shape", "linear from other"].mark
+    assert mark is not None
+    assert mark.floor is None
 
 
 def test_coarser_levels_of_the_classes_are_of_shape() -> None:
@@ -129,6 +130,42 @@ def test_the_random_twin_stands_beside_its_encoder_and_has_no_portrait_of_its_ow
     assert twin is not None
     assert twin.value == pytest.approx(0.6)
     assert len(portraits(rows, {"net random": None}, None)) == 2  # random weights without a partner
+
+
+def test_the_twin_has_a_floor_of_its_own_drawn_in_its_colour() -> None:
+    theirs = [one | {"value": 0.33} if one["metric"] == "cosine_floor" else one for one in sitter("net random")]
+    found = portrait([*sitter(), *theirs], {"net random": "net"})
+    entry = entries(found)["bags", "cosine, 16 patches"]
+    assert entry.mark is not None
+    assert entry.twin is not None
+    assert (entry.mark.floor, entry.twin.floor) == (0.1, 0.33)
+    looks = look(("net", "net random"), {"net random": "net"})
+    drawing = portrait_figure(found, looks, "x")
+    same = portrait_figure(portrait([*sitter(), *sitter("net random")], {"net random": "net"}), looks, "x")
+    colour = mix(looks.styles["net"].colour, "#8A8F98", 0.6)
+    assert inked(pixels(drawing.png), colour) > inked(pixels(same.png), colour) + 10
+    assert "in the twin's colour its own" in drawing.caption
+    assert "in the twin's colour" not in same.caption
+
+
+def test_the_caption_tells_the_draws_and_the_readouts_of_what_stands_beside_bags() -> None:
+    rows = [
+        one | {"readout": "cls+mean"}
+        if one["task"] == "tiny/object-knn"
+        else one | {"protocol_fields": json.dumps({"draws": 2, **json.loads(one["protocol_fields"])})}
+        if "/bag-" in one["task"]
+        else one
+        for one in sitter()
+    ]
+    found = portrait(rows)
+    assert found.bags == "readout cls, 2 draws an image"
+    assert entries(found)["objects", "k-NN"].readout == "cls+mean"
+    assert {entry.readout for entry in found.entries if entry.group != "objects"} == {None}
+    caption = portrait_figure(found, look(("net",), {}), "x").caption
+    assert "for accuracy 1 / number of classes" in caption
+    assert "bags: readout cls, 2 draws an image; the readout that was chosen for objects, k-NN cls+mean" in caption
+    without = portrait([one for one in rows if "/bag-" not in one["task"]])
+    assert entries(without)["objects", "k-NN"].readout is None
 
 
 def test_fewer_than_three_groups_are_no_portrait() -> None:
@@ -162,6 +199,12 @@ def test_the_figure_fits_a_column_and_is_also_vector_with_its_text_as_text() -> 
     assert b"CreationDate" not in drawing.pdf
     assert drawing.pdf == portrait_figure(found, looks, "portrait_net").pdf
     assert "misplacement, AUROC: undefined: it has no position" in drawing.notes[0]
+
+
+def test_a_reason_is_told_whole() -> None:
+    why = "tf_efficientnet_lite0 has no position embeddings: tokens can be misplaced where each is given an absolute position"
+    (entry,) = [one for one in portrait(undefined(sitter(), "tiny/misplaced-tokens", why)).entries if one.group == "misplacement"]
+    assert " ".join(_reason(entry)) == f"undefined: {why}"
 
 
 def test_the_twin_is_hollow_and_adds_ink() -> None:

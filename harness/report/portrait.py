@@ -40,6 +40,8 @@ class Mark:
     value: float
     low: float | None
     high: float | None
+    floor: float | None
+    """What knowing nothing gives, or the measured floor; None where it is not known."""
     incomplete: bool
 
 
@@ -53,10 +55,10 @@ class Entry:
     """None where it has no value."""
     twin: Mark | None
     """Of the encoder with random weights."""
-    chance: float | None
-    """What knowing nothing gives, or the measured floor; None where it is not known."""
     missing: str
     """Why there is no value; empty where there is one."""
+    readout: str | None = None
+    """The readout that was chosen, where another task beside it has another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class Portrait:
     twin: str | None
     dataset: str
     entries: tuple[Entry, ...]
+    bags: str = ""
+    """Which readout bags have, and how often they were drawn; empty where there are none."""
 
     @property
     def groups(self) -> list[str]:
@@ -92,7 +96,7 @@ def portraits(results: Sequence[Row], twins: Mapping[str, str | None], shards: s
             if twins.get(encoder) is not None:
                 continue
             drawn = _Sitting(results, along, encoder, partners.get(encoder), dataset, manifest)
-            portrait = Portrait(encoder=encoder, twin=partners.get(encoder), dataset=dataset, entries=tuple(drawn.entries()))
+            portrait = Portrait(encoder=encoder, twin=partners.get(encoder), dataset=dataset, entries=tuple(drawn.entries()), bags=drawn.bags())
             if portrait.is_enough:
                 found.append(portrait)
     return found
@@ -122,6 +126,21 @@ class _Sitting:
     def entries(self) -> list[Entry]:
         found = [*self._plain(), *self._along()]
         return sorted(found, key=lambda entry: GROUPS.index(entry.group))
+
+    def bags(self) -> str:
+        """Of the bags' rows that have a value."""
+        rows = [row for row in self._bag_rows() if parsed(row["protocol_fields"]).get("bag_size")]
+        draws = {found["draws"] for row in rows if "draws" in (found := parsed(row["protocol_fields"]))}
+        told = [f"{draw} draw{'' if draw == 1 else 's'} an image" for draw in sorted(draws)]
+        return ", ".join([*dict.fromkeys(f"readout {row['readout']}" for row in rows if row["readout"]), *told])
+
+    def _bag_rows(self) -> list[Row]:
+        of_bags = {task for task, (group, _) in _ALONG.items() if group == "bags"}
+        return [
+            row
+            for (encoder, task, _, _), row in self._rows.items()
+            if encoder == self._encoder and task.rpartition("/")[2] in of_bags and is_defined(row["value"])
+        ]
 
     def _plain(self) -> Iterator[Entry]:
         """Of tasks that are no curves: the first metric; of locality and of coarser levels every one."""
@@ -159,13 +178,18 @@ class _Sitting:
         return Entry(
             group=group,
             label=label,
-            mark=_mark(row),
-            twin=_mark(twin) if twin is not None else None,
-            chance=self._chance(row),
+            mark=_mark(row, self._floor(row)),
+            twin=_mark(twin, self._floor(twin)) if twin is not None else None,
             missing="" if is_defined(row["value"]) else f"{status(row)}: {reason(row)}",
+            readout=row["readout"] if self._stands_beside(row) else None,
         )
 
-    def _chance(self, row: Row) -> float | None:
+    def _stands_beside(self, row: Row) -> bool:
+        """Whether bags are told by a probe of the same kind."""
+        dataset, _, kind = row["task"].rpartition("/")
+        return kind.startswith("object-") and f"{dataset}/bag-{kind.removeprefix('object-')}" in {one["task"] for one in self._bag_rows()}
+
+    def _floor(self, row: Row) -> float | None:
         metric = str(row["metric"])
         for ending in FLOORS:
             other = self._rows.get((row["encoder"], row["task"], row["protocol"], f"{metric}{ending}"))
@@ -217,8 +241,8 @@ def _at(field: str, value: Value) -> str:
     return axis_of(field).told(value)
 
 
-def _mark(row: Row) -> Mark | None:
+def _mark(row: Row, floor: float | None) -> Mark | None:
     if not is_defined(row["value"]):
         return None
     bounds = [float(row[bound]) if is_defined(row[bound]) else None for bound in ("ci_low", "ci_high")]
-    return Mark(value=row["value"], low=bounds[0], high=bounds[1], incomplete=not is_ranked(row))
+    return Mark(value=row["value"], low=bounds[0], high=bounds[1], floor=floor, incomplete=not is_ranked(row))

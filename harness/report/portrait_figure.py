@@ -19,11 +19,14 @@ _TOP, _BOTTOM = 0.4, 0.46
 _SIZE = 6.2
 """Points of the small type."""
 _REASON = 50
-"""Letters in a line of a reason, of which there are two."""
+"""Letters in a line of a reason."""
+_REASON_LINE = 0.085
+_TWIN = "#8A8F98"
+"""What a random twin's colour is mixed with."""
 
 
 def portrait_figure(portrait: Portrait, look: Look, name: str) -> Drawing:
-    """Dots with 95 % intervals, group by group; hollow dots are the random twin's, ticks what chance gives."""
+    """Dots with 95 % intervals, group by group; hollow dots are the random twin's, ticks what chance gives or the floor of each."""
     places, height = _places(portrait)
     with canvas(WIDTH, height, _DPI) as figure:
         axes = figure.add_axes((_LABELS / WIDTH, _BOTTOM / height, (WIDTH - _LABELS - _VALUES) / WIDTH, (height - _TOP - _BOTTOM) / height))
@@ -31,6 +34,8 @@ def portrait_figure(portrait: Portrait, look: Look, name: str) -> Drawing:
         _frame(axes, figure, portrait, height)
         for group, top in places[0]:
             axes.text(_left(axes, 0.06), top, group, fontsize=7, fontweight="bold", va="center", ha="left")
+            if group == "bags":
+                axes.text(_left(axes, WIDTH - 0.05), top, plain(portrait.bags, 40), fontsize=_SIZE, color=MUTED, va="center", ha="right")
             axes.plot([_left(axes, 0.06), _left(axes, WIDTH - 0.06)], [top - 0.085] * 2, color=RULE, linewidth=0.6, clip_on=False, zorder=0)
         for entry, y in places[1]:
             _line(axes, entry, y, look, portrait)
@@ -38,7 +43,24 @@ def portrait_figure(portrait: Portrait, look: Look, name: str) -> Drawing:
         data, vector = png(figure), pdf(figure)
     told = "; ".join(f"{entry.group}, {entry.label}: {100 * entry.mark.value:.1f}" for entry in portrait.entries if entry.mark is not None)
     notes = tuple(f"{entry.group}, {entry.label}: {entry.missing}" for entry in portrait.entries if entry.missing)
-    return Drawing(name=name, png=data, pdf=vector, alt=plain(f"{portrait.encoder} on {portrait.dataset}. {told}"), notes=notes)
+    alt = plain(f"{portrait.encoder} on {portrait.dataset}. {told}")
+    return Drawing(name=name, png=data, pdf=vector, alt=alt, notes=notes, caption=_caption(portrait))
+
+
+def _caption(portrait: Portrait) -> str:
+    words = ["Ticks: for accuracy 1 / number of classes; else what chance gives, or a measured floor"]
+    if any(_twins_floor(entry) is not None for entry in portrait.entries):
+        words.append("in the twin's colour its own, where that is another")
+    beside = dict.fromkeys(f"objects, {entry.label} {entry.readout}" for entry in portrait.entries if entry.readout)
+    if portrait.bags:
+        words.append(f"bags: {plain(portrait.bags)}")
+        words += [f"the readout that was chosen for {', '.join(beside)}"] if beside else []
+    return f"{'; '.join(words)}."
+
+
+def _twins_floor(entry: Entry) -> float | None:
+    """The twin's, where it is not that of the encoder."""
+    return entry.twin.floor if entry.mark is not None and entry.twin is not None and entry.twin.floor != entry.mark.floor else None
 
 
 def _places(portrait: Portrait) -> tuple[tuple[list[tuple[str, float]], list[tuple[Entry, float]]], float]:
@@ -52,13 +74,13 @@ def _places(portrait: Portrait) -> tuple[tuple[list[tuple[str, float]], list[tup
         for entry in portrait.entries:
             if entry.group == group:
                 lines.append((entry, y))
-                y += _LINE * (1.6 if len(_reason(entry)) > 1 else 1)
+                y += _LINE + _REASON_LINE * max(0, len(_reason(entry)) - 1)
     return (heads, lines), y + _TOP + _BOTTOM
 
 
 def _reason(entry: Entry) -> list[str]:
-    """Why an entry has no value, in at most two lines."""
-    return textwrap.wrap(plain(entry.missing, 2 * _REASON - 8), _REASON, max_lines=2, placeholder=" …") if entry.mark is None else []
+    """Why an entry has no value, line by line."""
+    return textwrap.wrap(plain(entry.missing), _REASON, max_lines=5, placeholder=" …") if entry.mark is None else []
 
 
 def _left(axes: Any, inches: float) -> float:
@@ -79,16 +101,18 @@ def _frame(axes: Any, figure: Any, portrait: Portrait, height: float) -> None:
 
 
 def _line(axes: Any, entry: Entry, y: float, look: Look, portrait: Portrait) -> None:
-    axes.text(_left(axes, 0.12), y, plain(entry.label, 27), fontsize=_SIZE, va="center", ha="left")
+    label = f"{entry.label}, {entry.readout}" if entry.readout else entry.label
+    axes.text(_left(axes, 0.12), y, plain(label, 27), fontsize=_SIZE, va="center", ha="left")
     if entry.mark is None:
         for i, words in enumerate(_reason(entry)):
-            axes.text(0.01, y + 0.085 * i, words, fontsize=5, style="italic", color=MUTED, va="center", ha="left")
+            axes.text(0.01, y + _REASON_LINE * i, words, fontsize=5, style="italic", color=MUTED, va="center", ha="left")
         return
-    if entry.chance is not None:
-        axes.plot([min(1, max(0, entry.chance))] * 2, [y - 0.052, y + 0.052], color=INK, linewidth=0.8, zorder=2, clip_on=False)
     style = look.styles[portrait.encoder]
+    for floor, colour in ((entry.mark.floor, INK), (_twins_floor(entry), mix(style.colour, _TWIN, 0.6))):
+        if floor is not None:
+            axes.plot([min(1, max(0, floor))] * 2, [y - 0.052, y + 0.052], color=colour, linewidth=0.8, zorder=2, clip_on=False)
     if entry.twin is not None and portrait.twin is not None:
-        _dot(axes, entry.twin, y, colour=mix(style.colour, "#8A8F98", 0.6), face="#ffffff", size=2.9, order=3)
+        _dot(axes, entry.twin, y, colour=mix(style.colour, _TWIN, 0.6), face="#ffffff", size=2.9, order=3)
     _dot(axes, entry.mark, y, colour=style.colour, face=style.face, size=3.4, order=4)
     text = f"{100 * entry.mark.value:.1f}".replace("-", "−")
     axes.text(_left(axes, WIDTH - 0.05), y, f"{text}{'*' if entry.mark.incomplete else ''}", fontsize=_SIZE, va="center", ha="right")
@@ -110,10 +134,10 @@ def _legend(figure: Any, portrait: Portrait, look: Look, height: float) -> None:
     handles = [Line2D([], [], linestyle="", marker="o", markersize=3.4, color=style.colour, markerfacecolor=style.face, markeredgewidth=0.8)]
     words = ["the encoder"]
     if any(entry.twin is not None for entry in portrait.entries):
-        colour = mix(style.colour, "#8A8F98", 0.6)
+        colour = mix(style.colour, _TWIN, 0.6)
         handles.append(Line2D([], [], linestyle="", marker="o", markersize=2.9, color=colour, markerfacecolor="#ffffff", markeredgewidth=0.8))
         words.append("random weights")
-    if any(entry.chance is not None for entry in portrait.entries):
+    if any(entry.mark is not None and entry.mark.floor is not None for entry in portrait.entries):
         handles.append(Line2D([], [], linestyle="", marker="|", markersize=5, color=INK, markeredgewidth=0.8))
         words.append("chance or floor")
     if any(entry.mark is not None and entry.mark.incomplete for entry in portrait.entries):
