@@ -97,10 +97,14 @@ def test_every_choice_is_a_field() -> None:
             assert ("gallery" in point.protocol.fields) == (name != "bag-convergence")
 
 
-def test_a_patch_as_large_as_the_frame_is_the_whole_image() -> None:
+def test_a_patch_as_large_as_the_usual_frame_is_the_whole_image_and_of_another_frame_that_frame() -> None:
     for overrides in ({"patch_area": 1.0}, {"patch_sides": [224]}):
         for name in BAG_TASKS:
             assert {point.view.identity for point in tasks(name, **overrides)} == {"whole"}
+            for frame in (0.5, 1.0):
+                views = [point.view for point in tasks(name, **overrides, frame=frame) if point.protocol.fields["bag_size"]]
+                assert {(view.side, view.frame) for view in views if isinstance(view, Bag)} == {(224, frame)}
+                assert all(isinstance(view, Bag) for view in views), "what the record says of the frame is so"
 
 
 def test_a_gallery_of_whole_images_is_trained_on_them() -> None:

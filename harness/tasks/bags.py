@@ -41,10 +41,10 @@ class GridFields(CheckedFields):
 
 
 def bag(fields: Fields) -> View:
-    """The bag that the protocol asks for; the whole image where that is asked for, or a patch is no smaller than the frame."""
+    """The bag that the protocol asks for; the whole image where that is asked for, or a patch is no smaller than the usual frame."""
     read = BagFields.read("bag tasks", fields)
     side = float(read.patch_side) if read.patch_side is not None else side_of_area(read.patch_area)
-    if read.bag_size == 0 or side == FRAME_SIDE:
+    if read.bag_size == 0 or (side == FRAME_SIDE and read.frame == CENTRE_CROP):
         return Whole()
     return Bag(patches=read.patches, side=side, placement=read.placement, seed=read.patch_seed, draws=read.draws, frame=float(read.frame))
 
