@@ -414,8 +414,8 @@ def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
         name = f"{study.encoder.name}  {study.task.name}@{study.task.protocol.name}"
         yield f"  {name}  readouts {', '.join(study.banks['test']) or 'none'}{undefined}"
     samples = sum(shard.shard.samples for shard in found.work)
-    views = sum(shard.shard.samples * len(shard.passes) for shard in found.work)
-    yield f"{len(plan.shard_work)} shards, {len(found.work)} of them to encode: {samples:,} images to decode, {views:,} image × encoder × view passes"
+    passes = sum(found.passes.values())
+    yield f"{len(plan.shard_work)} shards, {len(found.work)} of them to encode: {samples:,} images to decode, {passes:,.0f} forward passes of items"
     for (dataset, split, view), count in found.items.items():
         yield f"  {dataset}/{split}: {count:.1f} items an image, {found.bases[dataset, split]}; {view}"
     yield f"feature banks to write: about {size(found.bank_bytes)}"

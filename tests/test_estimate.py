@@ -282,7 +282,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(shards: Path, tmp_path: Path
     printed = capsys.readouterr().out
     for words in (
         "1 encoders × 3 tasks = 3 studies, 4 rounds of search",
-        "7 shards, 7 of them to encode: 78 images to decode, 156 image × encoder × view passes",
+        "7 shards, 7 of them to encode: 78 images to decode, 390 forward passes of items",  # of each image, and of its four parts
         "tiny/test: 4.0 items an image, from the first 12 images of test-000.tar",
         "feature banks to write: about",
         "1 streamed study: 420 images to decode, 420 passes",
@@ -293,6 +293,14 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(shards: Path, tmp_path: Path
         assert words in printed
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_cost_of_bags_is_said_in_passes_of_their_patches(planned: Callable[..., Plan], store: BankStore) -> None:
+    plan = planned(tasks=["tiny/bag-knn"], protocol={"patches": 4, "draws": 2, "bag_sizes": [4]})
+    found = estimate(plan, store, actors=1)
+    assert f"{sum(IMAGES.values()):,} images to decode, {8 * sum(IMAGES.values()):,} forward passes of items" in "\n".join(
+        told(plan, found, actors=1)
+    )
 
 
 def test_nothing_left_to_do_is_said(planned: Callable[..., Plan], store: BankStore) -> None:
