@@ -170,6 +170,18 @@ def test_the_sweeps_ask_for_what_there_is(tmp_path: Path) -> None:
         assert {task.name.split("/")[1] for task in found} <= {*BAG_TASKS, "patch-locality"}
 
 
+def test_up_to_256_patches_accuracy_and_convergence_read_the_same_bags(tmp_path: Path) -> None:
+    views = []
+    for name in ("convergence", "many_patches"):
+        sweep = load_sweep(ROOT / "sweeps" / "bagssl" / f"{name}.yaml")
+        for dataset in {pattern.split("/")[0] for pattern in sweep.tasks}:
+            tiny.build(tmp_path, splits={"train": 3, "test": 3}, name=dataset)
+        found = [task for task in select(sweep.tasks, str(tmp_path), sweep.protocol)[0] if task.dataset == "cifar10"]
+        assert {1, 256} <= {task.protocol.fields["bag_size"] for task in found}
+        views.append({(task.view.identity, task.readouts) for task in found if isinstance(task.view, Bag)})
+    assert views[0] == views[1]
+
+
 # --- an encoder that knows patches alone --------------------------------------------------------------------------------
 
 
