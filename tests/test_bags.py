@@ -230,10 +230,11 @@ def test_convergence_by_hand(size: int) -> None:
     rows, whole = patches(), images_of()
     found = convergence(rows, shuffled(whole), bag_size=size)
     assert len(found) == 4 * 2 * 30
+    partners = others(whole.targets, HOW["seed"])
     for draw in range(2):
         means = [np.mean([rows.features[rows.keys.index(f"i{image}#{draw}.{index}")] for index in range(size)], axis=0) for image in range(30)]
         for image in range(30):
-            own, foreign, target = means[image], means[(image + 1) % 30], whole.features[image]  # classes come by turns: the next is another
+            own, foreign, target = means[image], means[partners[image]], whole.features[image]
             row = 30 * draw + image
             for suffix, mean in (("", own), ("_floor", foreign)):
                 cosine = mean @ target / np.linalg.norm(mean) / np.linalg.norm(target)
@@ -288,14 +289,28 @@ def test_convergence_needs_the_whole_images() -> None:
         convergence(patches(30), images_of(29))
 
 
-@pytest.mark.parametrize("targets", [[0, 0, 1], [0, 1, 0], [0, 0, 0], [0, 1, 1, 0, 0, 2, 2, 0], [5], [-1, -1]])
-def test_another_image_is_the_next_of_another_class(targets: list[int]) -> None:
-    count = len(targets)
-    expected = []
-    for image in range(count):
-        ahead = [(image + step) % count for step in range(1, count)]
-        expected.append(next((one for one in ahead if targets[one] != targets[image]), (image + 1) % count))
-    assert others(np.array(targets)).tolist() == expected
+@pytest.mark.parametrize("targets", [[0, 0, 1], [0, 1, 0], [0, 1, 1, 0, 0, 2, 2, 0], [-1, 3, 3]])
+def test_another_image_is_of_another_class_and_any_of_these_as_often(targets: list[int]) -> None:
+    drawn = np.stack([others(np.array(targets), seed) for seed in range(3000)])
+    for image, target in enumerate(targets):
+        wanted = [other for other, its in enumerate(targets) if its != target]
+        assert set(drawn[:, image]) == set(wanted)
+        counts, share = np.bincount(drawn[:, image])[wanted], 1 / len(wanted)
+        assert np.abs(counts - 3000 * share).max() <= 5 * (3000 * share * (1 - share)) ** 0.5
+
+
+def test_images_sorted_by_class_are_not_all_compared_with_one_image() -> None:
+    found = others(np.repeat(np.arange(4), 50), 0)
+    assert (found // 50 != np.repeat(np.arange(4), 50)).all()
+    assert all(len(set(found[start : start + 50].tolist())) > 30 for start in range(0, 200, 50))
+    assert found.tolist() == others(np.repeat(np.arange(4), 50), 0).tolist()
+
+
+@pytest.mark.parametrize("targets", [[0, 0, 0], [-1, -1]])
+def test_of_one_class_another_image_is_any_other(targets: list[int]) -> None:
+    drawn = np.stack([others(np.array(targets), seed) for seed in range(50)])
+    for image in range(len(targets)):
+        assert set(drawn[:, image]) == set(range(len(targets))) - {image}
 
 
 # --- locality ---------------------------------------------------------------------------------------------------------

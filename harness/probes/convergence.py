@@ -40,14 +40,21 @@ def relative_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return quotient(np.linalg.norm(first - second, axis=1), np.linalg.norm(second, axis=1))
 
 
-def others(targets: np.ndarray) -> np.ndarray:
-    """int64 [I]: for each image the next one, in order and around the end, of another class; simply the next where there is but one class."""
+def others(targets: np.ndarray, seed: int) -> np.ndarray:
+    """int64 [I]: for each image another one of another class, drawn uniformly by the seed; of its own where there is but one class.
+
+    A function of the seed and of all targets [I], I > 1, in their order.
+    """
     count = len(targets)
-    around = np.concatenate([targets, targets])
-    changes = np.flatnonzero(around[1:] != around[:-1]) + 1
-    if not len(changes):
-        return (np.arange(count) + 1) % count
-    found: np.ndarray = changes[np.searchsorted(changes, np.arange(count), side="right")] % count
+    distinct, which, sizes = np.unique(targets, return_inverse=True, return_counts=True)
+    chance = np.random.default_rng(seed).random(count)
+    if len(distinct) == 1:
+        alone: np.ndarray = (np.arange(count) + 1 + (chance * (count - 1)).astype(np.int64)) % count
+        return alone
+    by_class = np.argsort(which, kind="stable")
+    start = (np.cumsum(sizes) - sizes)[which]
+    place = (chance * (count - sizes[which])).astype(np.int64)  # among the others, class by class
+    found: np.ndarray = by_class[place + np.where(place < start, 0, sizes[which])]
     return found
 
 
@@ -56,6 +63,7 @@ class ConvergenceStack:
     """Nothing is fitted."""
 
     fields: ConvergenceFields
+    seed: int
 
     def predict(self, rows: Rows, head: int) -> Predictions:
         """One row a (image and draw, quantity), see harness.core.QUANTITIES: cosine and relative distance, to the own image and to another one.
@@ -78,7 +86,7 @@ class ConvergenceStack:
             raise ProbeError(f"{NAME} probe: expected the whole image of every bag, got none of {lost[0]!r}; give both banks of one split")
         means = rows.features[:].astype(np.float64)
         own = whole.features[np.array([place[key.removesuffix(suffix)] for key in rows.keys], np.int64)].astype(np.float64)
-        foreign = means[others(rows.targets)] if len(rows) > 1 else np.full_like(means, np.nan)
+        foreign = means[others(rows.targets, self.seed)] if len(rows) > 1 else np.full_like(means, np.nan)
         return rows, {
             "cosine": cosine(means, own),
             "cosine_floor": cosine(foreign, own),
@@ -109,8 +117,8 @@ class ConvergenceProbe:
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
     ) -> ConvergenceStack:
-        """The same."""
-        return ConvergenceStack(fields=ConvergenceFields.read(NAME, protocol))
+        """The same; the seed draws the other images that the floor is of."""
+        return ConvergenceStack(fields=ConvergenceFields.read(NAME, protocol), seed=seed)
 
 
 PROBE: Probe = ConvergenceProbe()
