@@ -185,6 +185,18 @@ def test_what_is_undefined_is_named_with_its_reason() -> None:
     assert (entry.mark, entry.missing) == (None, "undefined: no position embeddings")
 
 
+def test_locality_in_a_space_that_an_encoder_lacks_is_one_line_with_its_reason() -> None:
+    local = [one | {"protocol": "projection"} for one in sitter() if one["task"] == "tiny/patch-locality"]
+    found = entries(portrait([*sitter(), *local]))
+    assert [label for group, label in found if group == "locality"] == ["same part", "same image", "same part, projection", "same image, projection"]
+    mark = found["locality", "same part, projection"].mark
+    assert mark is not None
+    assert mark.floor == 0.2
+    found = entries(portrait([*sitter(), *undefined(local, "tiny/patch-locality", "no head")]))
+    assert [label for group, label in found if group == "locality"] == ["same part", "same image", "projection"]
+    assert found["locality", "projection"].missing == "undefined: no head"
+
+
 def test_the_figure_fits_a_column_and_is_also_vector_with_its_text_as_text() -> None:
     found = portrait(undefined(sitter(), "tiny/misplaced-tokens", "it has no position embeddings that could be wrong " * 4), shards=None)
     looks = look(("net",), {})

@@ -43,9 +43,15 @@ def test_it_asks_for_every_group_of_the_portrait(plan: Plan) -> None:
     assert all(entry.mark is not None for entry in portrait.entries)
 
 
-def test_an_encoder_with_positions_can_do_all_of_it_but_blocks_that_it_lacks(plan: Plan) -> None:
+def test_locality_is_told_in_embedding_and_in_projection_space(plan: Plan) -> None:
+    (portrait,) = portraits(list(_rows(plan)), {}, None)
+    labels = [entry.label for entry in portrait.entries if entry.group == "locality"]
+    assert labels == [f"same {what}{space}" for space in ("", ", projection") for what in ("part", "image", "class")]
+
+
+def test_an_encoder_with_positions_can_do_all_of_it_but_blocks_and_heads_that_it_lacks(plan: Plan) -> None:
     reasons = {study.undefined for study in plan.studies if study.undefined}
-    assert all("blocks" in reason for reason in reasons)
+    assert all("blocks" in reason or "projection" in reason for reason in reasons)
 
 
 def test_its_metrics_are_ones_that_the_report_knows(plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """An encoder's portrait: the main numbers of everything that a run asked it about one data set, in groups.
 
-Each task is told under the protocol that comes first in the results, each curve by its ends and what stands apart from it. Only what lies on a scale
-from 0 to 1 is told.
+Each task is told under the protocol that comes first in the results, locality under every one, each curve by its ends and what stands apart from it.
+Only what lies on a scale from 0 to 1 is told.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _ALONG: Mapping[str, tuple[str, str]] = {
     "shuffled-patches": ("shape", "k-NN"),
 }
 """Tasks that are curves: their group, and what they are called in it."""
+_LOCALITY = "patch-locality"
 _FAMILIES = {"knn": "k-NN", "finetune": "fine-tuned"}
 
 
@@ -145,14 +146,24 @@ class _Sitting:
     def _plain(self) -> Iterator[Entry]:
         """Of tasks that are no curves: the first metric; of locality and of coarser levels every one."""
         first: dict[str, tuple[str | None, str | None]] = {}
+        missing: set[tuple[str, str | None]] = set()
         for (encoder, task, protocol, metric), row in self._rows.items():
             if encoder != self._encoder or is_point(protocol):
                 continue
             main = first.setdefault(task, (protocol, metric))
             kind = task.rpartition("/")[2]
             placed = _place(kind, metric, is_main=(protocol, metric) == main)
-            if placed is not None and protocol == main[0]:
-                yield self._entry(row, *placed)
+            if placed is None or (protocol != main[0] and kind != _LOCALITY):
+                continue
+            group, label = placed
+            if protocol != main[0] and is_defined(row["value"]):
+                label = f"{label}, {protocol}"
+            elif protocol != main[0]:  # one line for all that it has no value of
+                if (task, protocol) in missing:
+                    continue
+                missing.add((task, protocol))
+                label = str(protocol)
+            yield self._entry(row, group, label)
 
     def _along(self) -> Iterator[Entry]:
         """Of curves: their ends, under the first protocol that has a value."""
@@ -214,7 +225,7 @@ def _place(kind: str, metric: str | None, *, is_main: bool) -> tuple[str, str] |
     """Group and label of a number that is no point of a curve; None where it is not told."""
     if unit(metric) not in (*_BOUNDED, None):
         return None
-    if kind == "patch-locality":
+    if kind == _LOCALITY:
         return ("locality", str(metric).replace("_", " ")) if metric is None or not metric.endswith(FLOORS) else None
     level, _, family = kind.partition("-")
     name = _FAMILIES.get(family or kind, (family or kind).replace("-", " "))
