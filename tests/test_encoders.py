@@ -432,6 +432,22 @@ def test_command_describes_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "centre crop 160x160" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size", "patch"),
+    [
+        ("test_resnet", 160, "32x32 px"),
+        ("test_resnet", [260, 240], "32x32 px"),
+        ("test_vit", [96, 160], "16x16 px"),
+        ("eva02_tiny_patch14_224", 224, "14x14 px"),
+    ],
+)
+def test_the_stride_of_a_map_is_told_at_any_size(architecture: str, size: Any, patch: str) -> None:
+    from harness.encoders.__main__ import facts
+
+    info = random_encoder(architecture, preprocessing={"size": size}).info
+    assert facts(info)["patch"] == patch
+
+
 @pytest.mark.parametrize("name", ["nothing_like_it", "{architecture: [", "timm:nothing"])
 def test_command_refuses_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name]) == 2

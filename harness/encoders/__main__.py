@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 
@@ -115,8 +116,11 @@ def _tokens(info: EncoderInfo) -> str:
 
 
 def _patch(info: EncoderInfo) -> str:
-    height, width = (side / cells for side, cells in zip(info.preprocessing.size, info.grid, strict=True))
-    return f"{height:g}x{width:g} px"
+    """Pixels from one cell to the next. A convolutional network's stride is a power of two, and its map rounded up or cut at its borders."""
+    exact = info.positions != "none" and not any(side % cells for side, cells in zip(info.preprocessing.size, info.grid, strict=True))
+    ratios = (side / cells for side, cells in zip(info.preprocessing.size, info.grid, strict=True))
+    height, width = (round(ratio) if exact else 2 ** round(math.log2(ratio)) for ratio in ratios)
+    return f"{height}x{width} px"
 
 
 def _numbers(values: Sequence[float]) -> str:
