@@ -187,3 +187,14 @@ def test_twelve_heads_in_a_six_head_network_are_refused(tmp_path: Path) -> None:
     assert encoder.info.architecture == "vit_small_patch16_224(depth=1, num_heads=12)"
     with torch.inference_mode():
         torch.testing.assert_close(encoder.encode(small).cls, network.eval().forward_features(small)[:, 0])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6)])
+def test_caes_small_networks_have_twelve_heads_too(tmp_path: Path, width: int, heads: int) -> None:
+    architecture = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}[width]
+    network = timm.create_model(architecture, depth=1, num_heads=12, num_classes=0, img_size=32)
+    torch.save({"model": {**under("encoder.", network.state_dict()), "regresser.norm.weight": torch.zeros(3)}}, tmp_path / "a.pth")
+    own = {"architecture": architecture, "options": {"depth": 1}}
+    for entry in (own, {"encoder": "deit", "prefix": "model.encoder."}, {"encoder": "ibot", "prefix": "model.encoder."}):
+        with pytest.raises(EncoderError, match=f"looks like one of cae, whose small ViT has 12 attention heads where .* has {heads}"):
+            load(EncoderSpec.parse({**entry, "checkpoint": str(tmp_path / "a.pth")}))
