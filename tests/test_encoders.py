@@ -241,9 +241,23 @@ def test_any_size_and_aspect(architecture: str, height: int, width: int) -> None
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_vit_relpos", "test_resnet"])
 def test_images_of_another_precision_are_refused_in_one_line(architecture: str) -> None:
-    with pytest.raises(EncoderError, match=r"^encoder e: .* failed on .*\[1, 3, 160, 160\]: ") as caught:
+    with pytest.raises(EncoderError, match=r"^encoder e: .* failed on float16 \[1, 3, 160, 160\]: ") as caught:
         random_encoder(architecture).encode(noise(1, 3, 160, 160).half())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet"])
+def test_a_device_out_of_memory_is_no_refusal(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever called may try again; a refusal would be kept."""
+    encoder = random_encoder(architecture)
+    first = next(module for module in encoder.module.modules() if isinstance(module, torch.nn.Conv2d))
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(first, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.encode(noise(1, 3, 160, 160))
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused() -> None:

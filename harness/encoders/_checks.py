@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
+from harness.encoders._resize import one_line
 from harness.errors import EncoderError
+
+_DEVICE_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 def check_images(name: str, images: torch.Tensor) -> None:
@@ -31,3 +35,15 @@ def check_indices(name: str, what: str, indices: torch.Tensor, batch: int, cells
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= cells:
         raise EncoderError(f"encoder {name}: {what} must be grid indices from 0 to {cells - 1}, got {low} to {high}")
+
+
+@contextmanager
+def refusals(name: str, network: torch.nn.Module, images: torch.Tensor) -> Iterator[None]:
+    """Raise EncoderError, in one line, where the network fails on the images within. The device's own faults pass: another try may not meet them."""
+    try:
+        yield
+    except _DEVICE_FAULTS:
+        raise
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        raise EncoderError(f"encoder {name}: {type(network).__name__} failed on {got}: {one_line(error)}") from error

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
-from harness.encoders._checks import check_blocks, check_images
+from harness.encoders._checks import check_blocks, check_images, refusals
 from harness.encoders._identity import Identity, Network
-from harness.encoders._resize import SizedCopies, one_line
+from harness.encoders._resize import SizedCopies
 from harness.errors import EncoderError
 
 
@@ -74,7 +74,7 @@ class MapEncoder:
         size = (images.shape[2], images.shape[3])
         trunk: Any = self._copies.at(self._network.trunk, size)
         wanted = None if blocks is None else sorted(set(blocks))
-        try:
+        with refusals(self._identity.name, trunk, images):
             if wanted == [] or not hasattr(trunk, "forward_intermediates"):
                 final, stages = trunk.forward_features(images), []
             else:
@@ -82,8 +82,6 @@ class MapEncoder:
             if wanted is None and stages:
                 self._stride = (size[0] // stages[-1].shape[2], size[1] // stages[-1].shape[3])
             cls, final = self._as_map(trunk, final, size)
-        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise EncoderError(f"encoder {self._identity.name}: {type(trunk).__name__} failed on {list(images.shape)}: {one_line(error)}") from error
         maps = [stage.permute(0, 2, 3, 1) for stage in stages]
         return cls, final, dict(zip(range(len(maps)) if wanted is None else wanted, maps, strict=False))
 

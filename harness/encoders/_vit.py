@@ -18,10 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
-from harness.encoders._checks import check_blocks, check_images, check_indices
+from harness.encoders._checks import check_blocks, check_images, check_indices, refusals
 from harness.encoders._identity import Identity, Network
 from harness.encoders._positions import DESCRIPTION, resize_positions
-from harness.encoders._resize import SizedCopies, one_line
+from harness.encoders._resize import SizedCopies
 from harness.errors import EncoderError
 
 _STEPPED = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
@@ -89,15 +89,12 @@ class VitEncoder:
     ) -> Tokens:
         grid = self._grid(images)
         self._check_choice(images, grid, keep, positions)
-        try:
+        with refusals(self._identity.name, self._network.trunk, images):
             if self._stepped:
                 last, outputs = self._step(images, grid, blocks, keep, positions)
             else:
                 last, outputs = self._intermediates(images, blocks)
             final = self._norm(last)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            kind, got = type(self._network.trunk).__name__, f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-            raise EncoderError(f"encoder {self._identity.name}: {kind} failed on {got}: {one_line(error)}") from error
         shape = grid if keep is None else (1, keep.shape[1])
         nested = {block: self._split(output, shape) for block, output in outputs.items()}
         return self._split(final, shape, blocks=nested, projection=self._project(final) if projection else None)
