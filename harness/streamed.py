@@ -38,7 +38,7 @@ from harness.stream import ShardAudit, Source, label_and_group, read_records
 from harness.study import BankRef, Round, Score, Stream, Study, StudyRunner, Value, columns_of, estimate, now, translated
 from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
 
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 """Raised whenever a change to augmentation, order or training on a stream could change a value."""
 _KINDS: dict[str, Kind[Any]] = {**KINDS, finetune.NAME: FINETUNE}
 
@@ -400,18 +400,20 @@ class _Training:
             lost=progress.lost,
         )
         batch: list[Any] = []
+        position = progress.position
         with epoch.reading(partial(_drawn, self.trainer, seed, progress.epoch)) as samples:
             for one in samples:
                 batch.append(one.value)
+                position = one.position
                 if len(batch) < self.trainer.batch_size:
                     continue
-                self._step(batch, one.position)
+                self._step(batch, position)
                 batch = []
-                if progress.step >= self._steps and one.position < self._samples:
+                if progress.step >= self._steps and position < self._samples:
                     self._save()
                     return  # the protocol ends within an epoch
         if batch:
-            self._step(batch, progress.position + len(batch))
+            self._step(batch, position)
         progress.audits = _worst(progress.audits, epoch.audits)
         progress.epoch, progress.position, progress.lost = progress.epoch + 1, 0, {}
         self._save()

@@ -44,7 +44,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("streamed")
     tiny.build(root / "tiny_root", name="tiny")
     tiny.build(root / "tiny_root", name="noval", splits={"train": 40, "test": 12})
+    folder = tiny.build(root / "tiny_root", name="broken_tail")
+    last = keys_of(source_of(root / "tiny_root", "broken_tail", "train"), 0)[-3]  # of the 4 in the first epoch's last batch of 8
+    break_image(folder, int(last.removeprefix("train-")))
     return root / "tiny_root"
+
+
+def break_image(folder: Path, index: int) -> None:
+    """Put something else in the place of a train image, and its shard into the manifest as it then is."""
+    rng, shard = np.random.default_rng(0), index // 12
+    records = [tiny.members(rng, f"train-{each:05d}", each % 3) for each in range(12 * shard, 12 * shard + 12)]
+    records[index % 12][0] = (records[index % 12][0][0], b"no picture")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][shard] = tiny.write_tar(folder / f"train-{shard:03d}.tar", records)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture(scope="module")
@@ -484,12 +497,12 @@ def stopping_after(runner: StreamedRunner, saves: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("saves", [1, 5, 7])
+@pytest.mark.parametrize(("dataset", "saves"), [("tiny", 1), ("tiny", 5), ("tiny", 7), ("broken_tail", 5)])
 def test_an_interrupted_round_goes_on_to_the_same_bits(
-    data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, saves: int
+    data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, dataset: str, saves: int
 ) -> None:
     def study_in(folder: Path) -> Study:
-        plan = plan_of(data, folder, f"tiny/{task}")
+        plan = plan_of(data, folder, f"{dataset}/{task}")
         plan.sweep = plan.sweep.model_copy(update={"resources": plan.sweep.resources.model_copy(update={"checkpoint_seconds": 0.0})})
         state = _outcome(plan, plan.studies[0], Accounts(plan, BankStore(str(folder / "cache")), {})).state
         assert state is not None
@@ -549,12 +562,7 @@ def test_a_round_needs_no_test_shards(data: Path, compute: Compute, tmp_path: Pa
 def test_a_broken_image_costs_that_sample_and_is_named(compute: Compute, tmp_path: Path) -> None:
     root = tmp_path / "root"
     folder = tiny.build(root)
-    rng = np.random.default_rng(0)
-    records = [tiny.members(rng, f"train-{index:05d}", index % 3) for index in range(12)]
-    records[5][0] = (records[5][0][0], b"no picture")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["splits"]["train"]["shards"][0] = tiny.write_tar(folder / "train-000.tar", records)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    break_image(folder, 5)
     study, _, accounts = studied(root, tmp_path, "tiny/object-linear-streamed")
     found = StreamedRunner(str(tmp_path / "cache"), compute).run_round(study, 0, [("cls", 0.1)])
     assert found.heads[0].value is not None
