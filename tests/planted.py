@@ -23,13 +23,16 @@ import tiny
 from harness.bank import BankSpec, BankStore
 from harness.core import EncoderInfo, Preprocessing, Task, Tokens
 from harness.device import Compute
+from harness.encoders import EncoderSpec
 from harness.extract import BankJob, Extractor, Pass, ShardWork
 from harness.manifest import Manifest, load_manifest, shard_url
 from harness.plan import POOLS
 from harness.probes import grid
 from harness.propose import choose, first_rates
 from harness.readouts import parse_readout, unavailable
-from harness.study import BankRef, Score, Study, StudyRunner
+from harness.stream import Source
+from harness.streamed import StreamedRunner
+from harness.study import BankRef, Score, Stream, Study, StudyRunner
 from harness.tasks import select
 
 HEIGHT, WIDTH = 28, 16
@@ -113,7 +116,8 @@ def noise(image: torch.Tensor) -> torch.Tensor:
 
 def positions(image: torch.Tensor) -> torch.Tensor:
     """Row and column of the token, whatever the image."""
-    rows, columns = torch.eye(HEIGHT)[:, None].expand(-1, WIDTH, -1), torch.eye(WIDTH)[None].expand(HEIGHT, -1, -1)
+    height, width = image.shape[1:3]
+    rows, columns = torch.eye(height)[:, None].expand(-1, width, -1), torch.eye(width)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], dim=-1).expand(len(image), -1, -1, -1)
 
 
@@ -177,20 +181,32 @@ ENCODERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The built data set and a cache of banks, which fills as tasks are asked for."""
+    """The built data set and a cache of banks and streams' accounts, which fills as tasks are asked for."""
 
     shards: Path
     cache: Path
     manifest: Manifest
 
     def score(self, encoder: str, task: str, lr: tuple[float, float] = (0.1, 1.0), **overrides: Any) -> Score:
-        """What `<task>[@<protocol>]` finds in an encoder: banks from the tars, heads fitted on train and chosen on val, one scored on test."""
-        chosen = select([f"planted/{task}"], str(self.shards), overrides)[0][0]
-        return self.score_task(encoder, chosen, lr)
+        """What `<task>[@<protocol>]` finds in an encoder: heads fitted on train and chosen on val, one scored on test.
 
-    def score_task(self, encoder: str, task: Task, lr: tuple[float, float] = (0.1, 1.0)) -> Score:
+        Of banks that are extracted from the tars, or of the tars as they stream by.
+        """
+        chosen = select([f"planted/{task}"], str(self.shards), overrides)[0][0]
+        streamed = chosen.feed == "streamed"
+        study, refs = self._study(encoder, chosen, lr)
+        rates = first_rates(*lr, 2) if chosen.probe.has_learning_rate else grid(chosen.probe.name, chosen.protocol.fields)
+        runner = self._streamed_runner(encoder) if streamed else StudyRunner(str(self.cache), torch.device("cpu"))
+        heads = runner.run_round(study, 0, [(readout, rate) for readout in study.readouts for rate in rates]).heads
+        head = choose(heads, study.readouts)
+        assert head is not None, [each.error for each in heads]
+        first, *more = (refs[split][head.readout] for split in POOLS[chosen.protocol.fields.get("pool", "test")])
+        return runner.score(study, head, replace(first, more=tuple(more)))
+
+    def _study(self, encoder: str, task: Task, lr: tuple[float, float]) -> tuple[Study, Mapping[str, Mapping[str, BankRef]]]:
+        """The study, and what it reads, by split and readout."""
         readouts = tuple(readout for readout in task.readouts if unavailable(parse_readout(readout), ENCODERS[encoder].info) is None)
-        refs = {split: {readout: BankRef(bank=self.bank(encoder, task, readout, split)) for readout in readouts} for split in SPLITS}
+        refs = {split: {readout: self._ref(encoder, task, readout, split) for readout in readouts} for split in SPLITS}
         study = Study(
             name=f"{encoder} {task.name}",
             probe=task.probe.name,
@@ -206,26 +222,40 @@ class World:
             lr=lr,
             seed=0,
             contents="",
+            stream=self._stream_of(encoder) if task.feed == "streamed" else None,
         )
-        rates = first_rates(*lr, 2) if task.probe.has_learning_rate else grid(task.probe.name, task.protocol.fields)
-        runner = StudyRunner(str(self.cache), torch.device("cpu"))
-        heads = runner.run_round(study, 0, [(readout, rate) for readout in readouts for rate in rates]).heads
-        head = choose(heads, readouts)
-        assert head is not None, [each.error for each in heads]
-        first, *more = (refs[split][head.readout] for split in POOLS[task.protocol.fields.get("pool", "test")])
-        return runner.score(study, head, replace(first, more=tuple(more)))
+        return study, refs
+
+    def _streamed_runner(self, encoder: str) -> StreamedRunner:
+        runner = StreamedRunner(str(self.cache), Compute("float32", False, 1))
+        runner._loaded = (self._stream_of(encoder).encoder, ENCODERS[encoder])
+        return runner
+
+    @staticmethod
+    def _stream_of(encoder: str) -> Stream:
+        spec = EncoderSpec(name=encoder, architecture=encoder)
+        return Stream(encoder=spec, weights_sha256=encoder, precision="float32", batch_size=16, decode_threads=1, checkpoint_seconds=600.0)
+
+    def _ref(self, encoder: str, task: Task, readout: str, split: str) -> BankRef:
+        if task.feed == "banked":
+            return BankRef(bank=self.bank(encoder, task, readout, split))
+        bank = self._spec(encoder, task, "stream", split, protocol=json.dumps(task.protocol.fields, sort_keys=True))
+        shards = tuple((shard_url(str(self.shards), "planted", shard), shard) for shard in self.manifest.split(split).shards)
+        return BankRef(bank=bank, source=Source(shards=shards, annotations=self.manifest.annotations))
+
+    def _spec(self, encoder: str, task: Task, readout: str, split: str, **identity: str) -> BankSpec:
+        return BankSpec(
+            dataset="planted",
+            split=split,
+            shards=tuple((shard.file, shard.sha256, shard.samples) for shard in self.manifest.split(split).shards),
+            readout=readout,
+            view=task.view.identity,
+            identity=(("encoder", encoder), *identity.items()),
+        )
 
     def bank(self, encoder: str, task: Task, readout: str, split: str) -> BankSpec:
         """The bank of a readout, extracted from the tars if it is not there yet."""
-        shards = self.manifest.split(split).shards
-        bank = BankSpec(
-            dataset="planted",
-            split=split,
-            shards=tuple((shard.file, shard.sha256, shard.samples) for shard in shards),
-            readout=readout,
-            view=task.view.identity,
-            identity=(("encoder", encoder),),
-        )
+        shards, bank = self.manifest.split(split).shards, self._spec(encoder, task, readout, split)
         store = BankStore(str(self.cache))
         extractor = Extractor(Compute("float32", False, 1), ENCODERS.__getitem__, batch_size=16, decode_threads=1)
         for shard in shards:
