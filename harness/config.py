@@ -27,25 +27,28 @@ class _Section(BaseModel):
 
 
 class Search(_Section):
-    """How learning rates are searched, per study: `trials` proposals of `stack` learning rates each."""
+    """How learning rates are searched, per study: `trials` proposals of `stack` learning rates each; three or more rates are tried as they are."""
 
     trials: Count = 4
     stack: Count = 8
-    lr: tuple[float, float] = (1e-3, 10.0)
-    """Bounds, log-uniform; actual rates at the protocol's batch size."""
+    lr: tuple[float, ...] = (1e-3, 10.0)
+    """Two are bounds, log-uniform; more are tried as they are, in one stack, whatever `trials` and `stack`. Actual rates at the protocol's batch."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("lr", mode="before")
     @classmethod
-    def _two_rates(cls, value: object) -> object:
-        if not isinstance(value, list | tuple) or len(value) != 2:
-            raise ValueError(f"expected [lowest, highest] learning rate, got {value!r}")
+    def _bounds_or_rates(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) < 2:
+            raise ValueError(f"expected [lowest, highest] learning rate, or three or more rates to try, got {value!r}")
         if any(isinstance(rate, bool) or not isinstance(rate, int | float) for rate in value):
-            raise ValueError(f"expected two numbers, got {value!r}")
-        low, high = (float(rate) for rate in value)
-        if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
+            raise ValueError(f"expected numbers, got {value!r}")
+        rates = tuple(float(rate) for rate in value)
+        if len(rates) > 2:
+            if not all(math.isfinite(rate) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
+                raise ValueError(f"expected positive, finite rates to try, no two the same, got {value!r}")
+        elif not (math.isfinite(rates[0]) and math.isfinite(rates[1]) and 0 < rates[0] <= rates[1]):
             raise ValueError(f"expected 0 < lowest <= highest, both finite, got {value!r}")
-        return (low, high)
+        return rates
 
 
 class Resources(_Section):

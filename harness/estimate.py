@@ -34,6 +34,7 @@ from harness.probes import is_decided
 from harness.probes.finetune import FinetuneFields, rung_ends
 from harness.probes.linear import LinearFields
 from harness.probes.segmentation import SegmentationFields, windows
+from harness.propose import is_searched, rates_at_once
 from harness.readouts import parse_readout
 from harness.stream import ShardAudit, read_samples
 from harness.views.whole import Whole
@@ -159,12 +160,11 @@ def rounds_of(plan: Plan, study: StudyPlan) -> int:
     """Rounds that its search takes: none where nothing is to be chosen, one where there is one learning rate or none."""
     if study.undefined is not None or is_decided(study.task.probe, tuple(study.banks["test"]), study.task.protocol.fields):
         return 0
-    return plan.sweep.search.trials if study.task.probe.has_learning_rate and _searches(plan, study) else 1
+    return plan.sweep.search.trials if study.task.probe.has_learning_rate and is_searched(_rates(plan, study)) else 1
 
 
-def _searches(plan: Plan, study: StudyPlan) -> bool:
-    low, high = study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
-    return bool(low < high)
+def _rates(plan: Plan, study: StudyPlan) -> Sequence[float]:
+    return study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
 
 
 def learnt_from(study: StudyPlan) -> str:
@@ -261,7 +261,7 @@ def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
     if task.probe.name == "finetune":
         tuned = FinetuneFields.read(task.name, fields)
         images, scored = 0.0, 0.0
-        heads, before = (plan.sweep.search.stack if _searches(plan, study) else 1) * len(study.banks["test"]), 0
+        heads, before = rates_at_once(_rates(plan, study), plan.sweep.search.stack) * len(study.banks["test"]), 0
         for end in rung_ends(tuned.epochs, tuned.rungs, tuned.eta):
             images += heads * (end - before) * (samples - held)
             scored += heads

@@ -39,14 +39,27 @@ def first_rates(low: float, high: float, count: int) -> list[float]:
     return [math.exp(math.log(low) + span * (index + 0.5) / count) for index in range(count)]
 
 
-def propose(
-    *, study: str, seed: int, round_index: int, history: Sequence[HeadScore], readouts: Sequence[str], stack: int, bounds: tuple[float, float]
-) -> list[tuple[str, float]]:
-    """`stack` learning rates for every readout: an even cut of the log range in round 0, Optuna's TPE on the history from then on.
+def is_searched(lr: Sequence[float]) -> bool:
+    """Whether rates are looked for between bounds: not where the bounds are one rate, nor where more than two say what to try."""
+    return len(lr) == 2 and lr[0] < lr[1]
 
-    Heads that were stopped are pruned trials to it, which it ranks behind finished ones, by epochs and then by value.
+
+def rates_at_once(lr: Sequence[float], stack: int) -> int:
+    """Learning rates of a round, for every readout."""
+    return stack if is_searched(lr) else len(lr) if len(lr) > 2 else 1
+
+
+def propose(
+    *, study: str, seed: int, round_index: int, history: Sequence[HeadScore], readouts: Sequence[str], stack: int, lr: Sequence[float]
+) -> list[tuple[str, float]]:
+    """Learning rates for every readout: all of `lr` where these are more than two, else `stack` between those bounds.
+
+    Between bounds, an even cut of the log range in round 0, Optuna's TPE on the history from then on. Heads that were stopped are pruned trials to
+    it, which it ranks behind finished ones, by epochs and then by value.
     """
-    low, high = bounds
+    if len(lr) > 2:
+        return [(readout, rate) for readout in readouts for rate in lr]
+    low, high = lr
     if round_index == 0 or low == high:
         return [(readout, rate) for readout in readouts for rate in first_rates(low, high, stack)]
     distribution = FloatDistribution(low, high, log=True)

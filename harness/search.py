@@ -23,7 +23,7 @@ from harness.device import Compute, check_device
 from harness.errors import HarnessError, RunError
 from harness.halving import Climb, Climbed, Halving
 from harness.probes import grid, probe
-from harness.propose import HeadScore, choose, propose
+from harness.propose import HeadScore, choose, is_searched, propose, rates_at_once
 from harness.provenance import provenance
 from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study, StudyRunner
@@ -50,14 +50,12 @@ class StudyState:
     def planned_rounds(self) -> int:
         if self.study.decided:
             return 0
-        low, high = self.bounds
-        return self.study.trials if probe(self.study.probe).has_learning_rate and low < high else 1
+        return self.study.trials if probe(self.study.probe).has_learning_rate and is_searched(self.lr) else 1
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Of the learning rates: the protocol's own, or else the sweep's. Equal ones leave one rate and one round."""
-        low, high = self.study.protocol.get("lr_bounds") or self.study.lr
-        return low, high
+    def lr(self) -> tuple[float, ...]:
+        """Bounds of the learning rates, or more than two that are tried: the protocol's own, or else the sweep's."""
+        return tuple(self.study.protocol.get("lr_bounds") or self.study.lr)
 
     @property
     def heads(self) -> list[HeadScore]:
@@ -86,8 +84,8 @@ class StudyState:
                 round_index=index,
                 history=self.heads,
                 readouts=study.readouts,
-                stack=study.stack if self.bounds[0] < self.bounds[1] else 1,
-                bounds=self.bounds,
+                stack=rates_at_once(self.lr, study.stack),
+                lr=self.lr,
             )
             return {"round": index, "proposals": proposals}
         if self.score is not None:

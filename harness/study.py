@@ -84,7 +84,7 @@ class Study:
     """Heads are chosen on a stratified tenth of train: of its images as `val` has them, where that is another view of all of train."""
     trials: int
     stack: int
-    lr: tuple[float, float]
+    lr: tuple[float, ...]
     seed: int
     contents: str
     """Digest of what the banks really hold: a repaired shard makes another study of it."""

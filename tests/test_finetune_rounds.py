@@ -217,7 +217,7 @@ def test_what_was_stopped_early_guides_less_than_what_was_not() -> None:
     def proposed(stopped: bool) -> list[float]:
         low = [HeadScore(round=0, head=i, lr=10 ** (-4 + i / 10), readout="mean", value=0.9, epochs=1, stopped=stopped) for i in range(8)]
         high = [HeadScore(round=0, head=8 + i, lr=10 ** (-1 + i / 10), readout="mean", value=0.5, epochs=9) for i in range(8)]
-        found = propose(study="a", seed=0, round_index=1, history=low + high, readouts=("mean",), stack=8, bounds=(1e-5, 1.0))
+        found = propose(study="a", seed=0, round_index=1, history=low + high, readouts=("mean",), stack=8, lr=(1e-5, 1.0))
         return [rate for _, rate in found]
 
     def among_the_low(rates: list[float]) -> int:

@@ -36,7 +36,7 @@ def history() -> list[HeadScore]:
 
 
 def ask(scores: list[HeadScore], *, round_index: int = 1, seed: int = 0, study: str = "a") -> list[tuple[str, float]]:
-    return propose(study=study, seed=seed, round_index=round_index, history=scores, readouts=READOUTS, stack=8, bounds=(1e-3, 10.0))
+    return propose(study=study, seed=seed, round_index=round_index, history=scores, readouts=READOUTS, stack=8, lr=(1e-3, 10.0))
 
 
 def test_the_first_round_cuts_the_log_range_evenly() -> None:
@@ -46,7 +46,7 @@ def test_the_first_round_cuts_the_log_range_evenly() -> None:
 
 
 def test_one_allowed_rate_is_always_that_rate() -> None:
-    found = propose(study="a", seed=0, round_index=3, history=history(), readouts=("cls",), stack=2, bounds=(0.5, 0.5))
+    found = propose(study="a", seed=0, round_index=3, history=history(), readouts=("cls",), stack=2, lr=(0.5, 0.5))
     assert [rate for _, rate in found] == pytest.approx([0.5, 0.5])
 
 
@@ -87,7 +87,7 @@ def test_of_tied_heads_the_middle_of_the_plateau_of_the_first_readout_is_chosen(
         assert choose(tied, READOUTS) == head(0.1, 0.9, "cls")
 
 
-def study(name: str, trials: int = 2, probe: str = "linear") -> Study:
+def study(name: str, trials: int = 2, probe: str = "linear", lr: tuple[float, ...] = (0.01, 1.0)) -> Study:
     return Study(
         name=name,
         probe=probe,
@@ -100,7 +100,7 @@ def study(name: str, trials: int = 2, probe: str = "linear") -> Study:
         holds_out=False,
         trials=trials,
         stack=2,
-        lr=(0.01, 1.0),
+        lr=lr,
         seed=0,
         contents="",
     )
@@ -113,6 +113,13 @@ def test_where_lower_is_better_the_merit_of_a_head_is_the_negative_of_its_value(
     assert by_bce.merit(sums) == (-0.75, None)
     assert by_bce.merit(np.zeros(2)) == (None, "bce is undefined on the selection split")
     assert by_bce.id != study("a").id
+
+
+def test_more_than_two_rates_are_tried_as_they_are_in_one_round() -> None:
+    state = StudyState(study=study("a", trials=4, lr=(0.1, 1e-5, 3.0, 0.2)), test={})
+    assert state.planned_rounds == 1
+    config = state.next_config()
+    assert config == {"round": 0, "proposals": [("cls", 0.1), ("cls", 1e-5), ("cls", 3.0), ("cls", 0.2)]}
 
 
 def finish(proposer: Proposer, trial: str, config: dict, value: float = 0.5) -> None:

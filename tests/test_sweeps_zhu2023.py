@@ -33,6 +33,7 @@ from shards import cifar, coco, cub, imagenet, lip, pascal_parts, recipe
 FOLDER = Path(__file__).parent.parent / "sweeps" / "zhu2023"
 FILES = sorted(FOLDER.glob("*.yaml"))
 ENCODERS = ("DeiT", "MoCo v3", "DINO", "BEiT", "MAE", "CAE", "iBOT")
+LIP_RATES = (1e-5, 2e-4, 3e-4, 4e-4, 5e-4, 1e-3)
 WITH_HEAD = ("vit-b-300ep.pth.tar", "dino_vitbase16_pretrain_full_checkpoint.pth", "ibot_checkpoint.pth")
 """Files that hold a pretraining head beside the encoder."""
 PREPARED = "as prepared by Zhu et al., TMLR 2023"
@@ -193,7 +194,7 @@ def record(plan: Plan, study: StudyPlan, metric: str, readout: str) -> dict[str,
 
 def rate(plan: Plan, study: StudyPlan) -> float | None:
     """The learning rate, where the sweep or the protocol leaves but one."""
-    low, high = study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
+    low, *_, high = study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
     return first_rates(low, high, 1)[0] if study.task.probe.has_learning_rate and low == high else None
 
 
@@ -236,12 +237,8 @@ def test_learning_rates_are_the_papers_but_where_they_are_studied(plans: Mapping
         assert lr == pytest.approx(one.figure.lr)
 
 
-def test_the_study_of_lips_rates_tries_nine_from_the_papers_lowest_to_its_highest() -> None:
-    search = load_sweep(FOLDER / "lip_lr.yaml").search
-    rates = first_rates(*search.lr, search.stack)
-    assert rates[0] == pytest.approx(1e-5, rel=1e-4)
-    assert rates[-1] == pytest.approx(1e-3, rel=1e-4)
-    assert np.diff(np.log10(rates)) == pytest.approx([0.25] * 8, abs=1e-4)
+def test_the_study_of_lips_rates_tries_the_papers() -> None:
+    assert load_sweep(FOLDER / "lip_lr.yaml").search.lr == LIP_RATES
 
 
 def test_projected_retrieval_is_undefined_without_a_pretraining_head_and_says_so(plans: Mapping[str, Plan]) -> None:
@@ -310,6 +307,6 @@ def test_the_study_of_lips_rates_ends_in_a_plot_of_a_line_for_every_encoder(lip_
     trials = read_table(out / "trials.parquet")
     for name in ("DINO", "MAE"):
         rates = [trial["lr"] for trial in trials if trial["encoder"] == name and trial["val_value"] is not None]
-        assert sorted(rates) == pytest.approx(np.geomspace(1e-5, 1e-3, 9), rel=1e-4)
+        assert sorted(rates) == list(LIP_RATES)
         assert {trial["metric"] for trial in trials} == {"mIoU"}
     assert (out / "figures" / "learning_rates.png").stat().st_size > 10_000
