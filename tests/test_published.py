@@ -169,7 +169,8 @@ def test_where_one_thing_differs_the_record_stands_apart_and_the_reason_is_told(
     assert reason in "; ".join(found.apart[0].reasons)
 
 
-def test_where_the_paper_tells_no_transform_the_encoders_own_is_taken_and_another_stands_apart() -> None:
+@pytest.mark.parametrize("overridden", ["size", "mean, std, size"])
+def test_where_the_paper_tells_no_transform_the_encoders_own_is_taken_and_another_stands_apart(overridden: str) -> None:
     figure = figures("lip/part-segmentation-streamed", "tokens", "mIoU", "DINO")[0]
     row = record(
         task=figure.tasks[0],
@@ -180,8 +181,9 @@ def test_where_the_paper_tells_no_transform_the_encoders_own_is_taken_and_anothe
         protocol_fields=json.dumps(dict(figure.fields)),
     )
     assert len(compare_published([row], {"DINO": dino()}).beside) == 1
-    (one,) = compare_published([row], {"DINO": dino(notes=["preprocessing overridden: size"])}).apart
-    assert one.reasons == ("preprocessing overridden: size",)
+    assert len(compare_published([row], {"DINO": dino(notes=["preprocessing overridden: mean, std"])}).beside) == 1
+    (one,) = compare_published([row], {"DINO": dino(notes=[f"preprocessing overridden: {overridden}"])}).apart
+    assert one.reasons == (f"preprocessing overridden: {overridden}",)
 
 
 def test_a_run_that_does_not_tell_what_its_encoders_are_stands_apart() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import test_recipe_lip
 from harness import plan as planning
 from harness import sweep as command
 from harness.config import Sweep, load_sweep
-from harness.core import EncoderInfo
+from harness.core import EncoderInfo, Preprocessing
 from harness.encoders import EncoderSpec, describe, family_of
 from harness.plan import Plan, StudyPlan, make_plan
 from harness.propose import first_rates
-from harness.report.published import Published, compare_published, table
+from harness.report.published import Apart, Beside, Published, compare_published, table
 from harness.tables import read_table
 from shards import cifar, coco, cub, imagenet, lip, pascal_parts, recipe
 
@@ -36,6 +36,10 @@ ENCODERS = ("DeiT", "MoCo v3", "DINO", "BEiT", "MAE", "CAE", "iBOT")
 LIP_RATES = (1e-5, 2e-4, 3e-4, 4e-4, 5e-4, 1e-3)
 WITH_HEAD = ("vit-b-300ep.pth.tar", "dino_vitbase16_pretrain_full_checkpoint.pth", "ibot_checkpoint.pth")
 """Files that hold a pretraining head beside the encoder."""
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = Preprocessing(size=(224, 224), resize=256)
+OWN = {"BEiT": replace(IMAGENET, mean=HALF, std=HALF), "MoCo v3": replace(IMAGENET, interpolation="bilinear")}
+"""How the encoders' authors prepare images, where that is not as for the others."""
 PREPARED = "as prepared by Zhu et al., TMLR 2023"
 DATA_SETS: Mapping[str, Mapping[str, Any]] = {
     "imagenet1k": {"version": "ILSVRC2012", "classes": 1000, "train": 1_281_167, "test": 50_000},
@@ -153,12 +157,13 @@ def test_a_sweep_names_the_papers_encoders_and_the_files_that_the_figures_are_of
 
 
 @pytest.mark.slow
-def test_the_encoders_are_of_the_architectures_that_the_figures_are_of() -> None:
+def test_the_encoders_are_of_the_architectures_that_the_figures_are_of_and_prepare_images_in_their_own_way() -> None:
     for entry in load_sweep(FILES[0]).encoders:
         assert isinstance(entry, dict)
         info = describe(EncoderSpec.parse({"name": entry["name"], "encoder": entry["encoder"], "random": True}))
         told = {(figure.family, figure.architecture) for figure in table() if figure.encoder == entry["name"] and figure.protocols}
         assert told == {(info.family, info.architecture)}
+        assert info.preprocessing == OWN.get(entry["name"], IMAGENET)
 
 
 # --- the plans --------------------------------------------------------------------------------------------------------
@@ -198,20 +203,31 @@ def rate(plan: Plan, study: StudyPlan) -> float | None:
     return first_rates(low, high, 1)[0] if study.task.probe.has_learning_rate and low == high else None
 
 
-def paper_encoders() -> dict[str, dict[str, Any]]:
-    """What encoders.json says of the paper's encoders."""
-    told = {figure.encoder: figure for figure in table() if figure.preprocessing}
+def paper_encoders(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """What encoders.json says of the paper's encoders, called as `sweep` calls them."""
+    told = {figure.encoder: figure for figure in table() if figure.protocols}
+    specs = [EncoderSpec.parse(entry, base=FOLDER) for entry in sweep.encoders]
     return {
-        name: {
-            "preprocessing": one.preprocessing,
-            "family": one.family,
-            "architecture": one.architecture,
+        spec.name: {
+            "preprocessing": json.loads(json.dumps(asdict(spec.preprocessing.apply(OWN.get(spec.name, IMAGENET))))),
+            "family": told[spec.name].family,
+            "architecture": told[spec.name].architecture,
             "random": False,
-            "notes": [],
-            "load_report": {"file": one.checkpoints[0]},
+            "notes": list(spec.preprocessing.notes()),
+            "load_report": {"file": Path(spec.checkpoint or "").name},
         }
-        for name, one in told.items()
+        for spec in specs
     }
+
+
+def compared(plans: Mapping[str, Plan]) -> tuple[list[Beside], list[Apart]]:
+    """What each sweep's report sets beside the published figures, and apart from them."""
+    found = [
+        compare_published([row for name, row in records(plans) if name == path.stem], paper_encoders(load_sweep(path)))
+        for path in FILES
+        if path.stem in plans
+    ]
+    return [one for each in found for one in each.beside], [one for each in found for one in each.apart]
 
 
 def key(figure: Published, task: str) -> tuple[Any, ...]:
@@ -219,19 +235,19 @@ def key(figure: Published, task: str) -> tuple[Any, ...]:
 
 
 def test_together_the_sweeps_repeat_every_published_figure_by_every_task_that_can(plans: Mapping[str, Plan]) -> None:
-    found = compare_published([row for _, row in records(plans)], paper_encoders())
+    beside, _ = compared(plans)
     wanted = {key(figure, task) for figure in table() if figure.status == "published" and figure.protocols for task in figure.tasks}
-    assert {key(one.figure, one.record["task"]) for one in found.beside} == wanted
+    assert {key(one.figure, one.record["task"]) for one in beside} == wanted
 
 
 def test_no_record_of_a_papers_protocol_stands_apart(plans: Mapping[str, Plan]) -> None:
-    found = compare_published([row for _, row in records(plans)], paper_encoders())
-    assert {(one.record["task"], one.record["protocol"], one.reasons) for one in found.apart if one.record["readout"] in one.figure.readouts} == set()
+    _, apart = compared(plans)
+    assert {(one.record["task"], one.record["protocol"], one.reasons) for one in apart if one.record["readout"] in one.figure.readouts} == set()
 
 
 def test_learning_rates_are_the_papers_but_where_they_are_studied(plans: Mapping[str, Plan]) -> None:
-    found = compare_published([row for name, row in records(plans) if name != "lip_lr"], paper_encoders())
-    for one in found.beside:
+    beside, _ = compared({name: plan for name, plan in plans.items() if name != "lip_lr"})
+    for one in beside:
         lr = json.loads(one.record["hyperparameters"])["lr"]
         assert (lr is None) == (one.figure.lr is None)
         assert lr == pytest.approx(one.figure.lr)

@@ -27,6 +27,8 @@ Status = Literal["published", "gain only", "not published", "not recovered"]
 TABLE = "published.csv"
 _WORDS = ("paper", "arxiv", "place", "encoder", "family", "architecture", "dataset_version", "metric", "source", "note")
 _LISTS = ("checkpoints", "protocols", "readouts")
+_OVERRIDDEN = "preprocessing overridden: "
+"""How an encoder's note begins that names the fields of its preprocessing that a sweep replaced."""
 _SAME_RATE = 1e-6
 """Relative difference below which two learning rates are one: those of a search come out of exponentials."""
 
@@ -56,7 +58,7 @@ class Published:
     """Protocol fields that a record must have, with their values."""
     lr: float | None
     preprocessing: Mapping[str, Any]
-    """What the encoder's preprocessing must be, as encoders.json tells it; the encoder's own where this is empty."""
+    """What the encoder's preprocessing must be, as encoders.json tells it; in what is not named here, the encoder's own."""
     metric: str
     value: float | None
     """A fraction; None unless the status is `published` or `gain only`."""
@@ -228,8 +230,9 @@ def _preprocessing_differences(figure: Published, encoder: Mapping[str, Any]) ->
     for name, value in figure.preprocessing.items():
         if own.get(name) != value:
             yield f"the encoder's images have {name} {json.dumps(own.get(name))}, the paper's {json.dumps(value)}"
-    if not figure.preprocessing:
-        yield from (str(note) for note in encoder.get("notes") or () if str(note).startswith("preprocessing overridden"))
+    for note in map(str, encoder.get("notes") or ()):
+        if note.startswith(_OVERRIDDEN) and not set(note.removeprefix(_OVERRIDDEN).split(", ")) <= set(figure.preprocessing):
+            yield note
 
 
 def _remarks(record: Row, figure: Published) -> Iterator[str]:
