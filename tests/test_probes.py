@@ -12,7 +12,7 @@ from harness.core import Rows
 from harness.errors import ProbeError, RequestError
 from harness.probes import defaults, grid, probe, probes
 from harness.probes.features import Normaliser
-from harness.probes.schedule import cosine, polynomial
+from harness.probes.schedule import annealed, cosine, polynomial
 
 CPU = torch.device("cpu")
 POOLED = ["linear", "knn", "logistic"]
@@ -131,6 +131,12 @@ def test_cosine_and_polynomial_value_by_value() -> None:
         assert cosine(step, 8) == pytest.approx(0.5 * (1 + np.cos(np.pi * step / 8)), abs=1e-15)
         assert polynomial(step, 8) == pytest.approx(1 - step / 8, abs=1e-15)
         assert polynomial(step, 8, power=0.9) == pytest.approx((1 - step / 8) ** 0.9, abs=1e-15)
+
+
+def test_the_rate_of_an_epoch_is_that_of_its_first_step() -> None:
+    found = [annealed(step, 12, epochs=4, anneal="epoch") for step in range(12)]
+    assert found == pytest.approx(np.repeat([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2], 3), abs=1e-15)
+    assert [annealed(step, 12, epochs=4, anneal="step") for step in range(12)] == [cosine(step, 12) for step in range(12)]
 
 
 def test_cosine_is_that_of_torch() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.core import Rows
 from harness.errors import ProbeError
-from harness.probes.attentive import PROBE, AttentiveHead, AttentiveStack, normalised
+from harness.probes.attentive import PROBE, RELEASE, AttentiveFields, AttentiveHead, AttentiveStack, normalised
 
 CPU = torch.device("cpu")
 
@@ -32,8 +32,8 @@ def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> Atte
     return fitted
 
 
-def random_head(width: int = 24, classes: int = 3) -> AttentiveHead:
-    head, generator = AttentiveHead(width, classes, 4), torch.Generator().manual_seed(0)
+def random_head(width: int = 24, classes: int = 3, bn_eps: float = 1e-6) -> AttentiveHead:
+    head, generator = AttentiveHead(width, classes, 4, bn_eps), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.normal_(0, 0.5, generator=generator)
@@ -85,10 +85,11 @@ def test_pooling_is_multi_head_attention_and_so_are_its_gradients() -> None:
         assert torch.allclose(ours.grad, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
-def test_the_running_statistics_are_those_of_batch_norm() -> None:
+@pytest.mark.parametrize("eps", [1e-6, 0.1])
+def test_the_running_statistics_are_those_of_batch_norm(eps: float) -> None:
     torch.manual_seed(0)
-    head = random_head().train()
-    norm = nn.BatchNorm1d(24, affine=False, eps=1e-6)
+    head = random_head(bn_eps=eps).train()
+    norm = nn.BatchNorm1d(24, affine=False, eps=eps)
     for _ in range(5):
         batch = normalised(torch.randn(9, 12, 24), CPU)
         logits = head(batch, True)
@@ -101,6 +102,29 @@ def test_the_running_statistics_are_those_of_batch_norm() -> None:
     before = head.running_mean.clone()
     head(batch, True)
     assert torch.equal(head.running_mean, before)
+
+
+def test_how_a_head_begins() -> None:
+    by_rule = {}
+    for init in ("xavier", "trunc-normal"):
+        head = AttentiveHead(192, 3, 4, 1e-6)
+        head.initialise(torch.Generator().manual_seed(0), AttentiveFields.model_validate({"init": init}))
+        by_rule[init] = {name: getattr(head, f"{name}_weight").detach() for name in ("query", "key", "value", "out")} | {"asks": head.query.detach()}
+    bound = (6 / (2 * 192)) ** 0.5
+    for name in ("query", "key", "value", "out"):
+        assert 0.99 * bound < by_rule["xavier"][name].abs().max() <= bound
+    # a normal distribution within one standard deviation has 0.5396 of it
+    for tensor in by_rule["trunc-normal"].values():
+        assert tensor.abs().max() <= 0.02
+        assert tensor.std() == pytest.approx(0.5396 * 0.02, rel=0.02 if tensor.numel() > 192 else 0.2)
+
+
+def test_the_release_trains_in_another_way() -> None:
+    rows = tokens()
+    plain = fit(rows, [0.1], epochs=2).state(0)
+    for name, value in RELEASE.items():
+        other = fit(rows, [0.1], epochs=2, **{name: value}).state(0)
+        assert not torch.equal(plain["classifier_weight"], other["classifier_weight"]), name
 
 
 def test_a_head_of_a_stack_of_8_equals_the_same_head_alone() -> None:

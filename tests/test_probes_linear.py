@@ -52,10 +52,10 @@ def test_a_head_of_a_stack_of_16_equals_the_same_head_alone(threads: int, n: int
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_training_is_that_of_torch_sgd_with_a_cosine_per_iteration(weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "anneal"), [(0.0, "step"), (0.01, "step"), (0.0, "epoch")])
+def test_training_is_that_of_torch_sgd_with_a_cosine_per_iteration_or_epoch(weight_decay: float, anneal: str) -> None:
     rows = blobs()
-    stack = fit(rows, [0.3, 3.0], epochs=7, batch_size=64, weight_decay=weight_decay, seed=5)
+    stack = fit(rows, [0.3, 3.0], epochs=7, batch_size=64, weight_decay=weight_decay, anneal=anneal, seed=5)
     for head, lr in enumerate([0.3, 3.0]):
         generator = torch.Generator().manual_seed(5)
         layer = torch.nn.Linear(24, 5)
@@ -64,10 +64,11 @@ def test_training_is_that_of_torch_sgd_with_a_cosine_per_iteration(weight_decay:
             layer.bias.zero_()
         optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
         steps, step = 7 * 3, 0
-        for _ in range(7):
+        for epoch in range(7):
             order = torch.randperm(150, generator=generator)
             for batch in (order[:64], order[64:128], order[128:]):
-                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+                done = step / steps if anneal == "step" else epoch / 7
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(layer(torch.from_numpy(rows.features[batch])), torch.from_numpy(rows.targets[batch])).backward()
                 optimizer.step()

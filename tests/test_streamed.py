@@ -365,10 +365,11 @@ def test_readouts_of_a_stack_do_not_touch_each_other(network: Network, data: Pat
     assert torch.equal(both[1]["weight"], alone["weight"])
 
 
+@pytest.mark.parametrize("anneal", ["step", "epoch"])
 def test_without_augmentation_the_stream_gives_the_banked_probe(
-    data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anneal: str
 ) -> None:
-    study, _, _ = studied(data, tmp_path, "tiny/object-linear-streamed", augment="none")
+    study, _, _ = studied(data, tmp_path, "tiny/object-linear-streamed", augment="none", anneal=anneal)
     order: list[list[str]] = []
     step = LinearTrainer.step
 

@@ -93,8 +93,9 @@ def test_what_is_planted_is_learned_under_augmentation() -> None:
     assert accuracy(setting, chance, [sample(index) for index in range(100, 160)]) < 0.7
 
 
-def test_without_augmentation_the_heads_are_those_of_the_banked_probe_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting, samples = setting_of(augment="none", epochs=4, weight_decay=0.01), [sample(index) for index in range(40)]
+@pytest.mark.parametrize("protocol", [{}, attentive.RELEASE])
+def test_without_augmentation_the_heads_are_those_of_the_banked_probe_to_the_bit(monkeypatch: pytest.MonkeyPatch, protocol: dict[str, Any]) -> None:
+    setting, samples = setting_of(augment="none", epochs=4, weight_decay=0.01, **protocol), [sample(index) for index in range(40)]
     rates = [0.05, 0.5]
     streamed = trained(setting, rates, samples)
     trainer = AttentiveTrainer(setting, [("all", 0.1)])

@@ -214,6 +214,10 @@ def test_training_is_as_published(name: str) -> None:
             assert (fields["readouts"], fields["attention_heads"]) == (("all",), 12)
             statistics = ("batch", 256) if protocol in ("release", "release-statistics", "published-release") else ("running", fields["bn_batch"])
             assert (fields["bn_eval"], fields["bn_batch"]) == statistics
+            how = ("epoch", 1e-5, "trunc-normal") if protocol in ("release", "published-release") else ("step", 1e-6, "xavier")
+            assert (fields["anneal"], fields["bn_eps"], fields["init"]) == how
+        else:
+            assert fields["anneal"] == ("epoch" if protocol in ("release", "published-release") else "step")
 
 
 @pytest.mark.parametrize(("name", "rate"), [("linear", 0.4), ("attentive", 0.04)])

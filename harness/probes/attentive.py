@@ -1,8 +1,9 @@
 """The attentive probe: one learned query attends to all tokens, and a linear classifier reads what it gathers; a stack of them, one a learning rate.
 
 Zhu et al., TMLR 2023 (arXiv 2301.11915): layer norm on query, keys and values, multi-head cross-attention, no residual and no MLP, batch norm without
-affine, Linear; SGD as for the linear probe. Not stated there and chosen here: biases as torch.nn.MultiheadAttention has them, Xavier-uniform
-projections, a query of N(0, 0.02), layer norms with eps 1e-6, a classifier of N(0, 0.01).
+affine, Linear; SGD as for the linear probe. Not stated there: biases as torch.nn.MultiheadAttention and the authors' released code (patch_lincls.py,
+vits.py) have them, but for the keys', which makes no difference (below); layer norms with eps 1e-6 and a classifier of N(0, 0.01), as there. The
+defaults of `anneal`, `bn_eps` and `init` are chosen here; the released code has others.
 
 The attention is computed as torch.nn.MultiheadAttention would, with its products in another order. There is one query, so the key projection is
 applied to it and not to every token, and the value projection to the weighted mean of the tokens (the weights sum to 1): O(T D heads) a row, not
@@ -27,13 +28,17 @@ from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.augmented import KeptRows
 from harness.probes.features import Features, batch_order, checked_features, checked_targets, needed, on_device
-from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
-from harness.probes.schedule import cosine
+from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, Positive, learning_rates
+from harness.probes.schedule import Anneal, annealed
 from harness.probes.softmax import most_probable
 
 NAME = "attentive"
 EPS = 1e-6
-"""Of the layer norms and the batch norm."""
+"""Of the layer norms."""
+RELEASE: dict[str, Any] = {"anneal": "epoch", "bn_eps": 1e-5, "init": "trunc-normal"}
+"""How the authors' released code trains it, where that is not the default."""
+INIT_STD = 0.02
+"""Of the query, and of projections that are not Xavier-uniform."""
 RUNNING_MOMENTUM = 0.1
 """Of the running statistics, as torch.nn.BatchNorm1d's."""
 VELOCITY = "velocity/"
@@ -50,6 +55,10 @@ class AttentiveFields(Fields):
     attention_heads: Count = 12
     init_std: NonNegative = 0.01
     """Of the classifier's weights."""
+    init: Literal["xavier", "trunc-normal"] = "xavier"
+    """Of the projections, Xavier-uniform beside a query of N(0, 0.02), or of both, N(0, 0.02) within one standard deviation."""
+    anneal: Anneal = "step"
+    bn_eps: Positive = 1e-6
     bn_eval: Literal["running", "batch"] = "running"
     """Statistics at prediction: those of training, or (as the release does) those of each batch of `bn_batch` rows, in their order."""
     bn_batch: Count = 256
@@ -65,9 +74,9 @@ class AttentiveHead(nn.Module):
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
-    def __init__(self, width: int, classes: int, attention_heads: int) -> None:
+    def __init__(self, width: int, classes: int, attention_heads: int, bn_eps: float) -> None:
         super().__init__()
-        self.attention_heads = attention_heads
+        self.attention_heads, self.bn_eps = attention_heads, bn_eps
         self.query = nn.Parameter(torch.zeros(width))
         self.norm_query_weight, self.norm_query_bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.norm_key_weight = nn.Parameter(torch.ones(width))
@@ -81,12 +90,17 @@ class AttentiveHead(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator, init_std: float) -> None:
+    def initialise(self, generator: torch.Generator, fields: AttentiveFields) -> None:
         """Random parameters from a CPU generator."""
-        self.query.normal_(0, 0.02, generator=generator)
-        for weight in (self.query_weight, self.key_weight, self.value_weight, self.out_weight):
-            nn.init.xavier_uniform_(weight, generator=generator)
-        self.classifier_weight.normal_(0, init_std, generator=generator)
+        projections = (self.query_weight, self.key_weight, self.value_weight, self.out_weight)
+        if fields.init == "xavier":
+            self.query.normal_(0, INIT_STD, generator=generator)
+            for weight in projections:
+                nn.init.xavier_uniform_(weight, generator=generator)
+        else:
+            for weight in (self.query, *projections):
+                nn.init.trunc_normal_(weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=generator)
+        self.classifier_weight.normal_(0, fields.init_std, generator=generator)
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         """[B, D]: what the query gathers from tokens [B, T, D] that were normalised over D, without affine."""
@@ -107,7 +121,7 @@ class AttentiveHead(nn.Module):
             mean, variance = gathered.mean(dim=0), gathered.var(dim=0, correction=0)
             if self.training and len(gathered) > 1:
                 self._follow(mean.detach(), variance.detach() * len(gathered) / (len(gathered) - 1))
-        return nn.functional.linear((gathered - mean) * (variance + EPS).rsqrt(), self.classifier_weight, self.classifier_bias)
+        return nn.functional.linear((gathered - mean) * (variance + self.bn_eps).rsqrt(), self.classifier_weight, self.classifier_bias)
 
     def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         self.running_mean.lerp_(mean, RUNNING_MOMENTUM)
@@ -157,9 +171,8 @@ def fresh_heads(
     if width % fields.attention_heads:
         wanted = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
         raise ProbeError(f"{NAME} probe: {wanted}; set attention_heads")
-    first = AttentiveHead(width, classes, fields.attention_heads)
-    first.initialise(generator, fields.init_std)
-    modules = [AttentiveHead(width, classes, fields.attention_heads) for _ in range(count)]
+    first, *_ = modules = [AttentiveHead(width, classes, fields.attention_heads, fields.bn_eps) for _ in range(count)]
+    first.initialise(generator, fields)
     for module in modules:
         module.load_state_dict(first.state_dict())
     return [HeadInTraining(module.to(device), fields) for module in modules]
@@ -251,7 +264,7 @@ class AttentiveProbe:
                 tokens = normalised(features[chosen.to(features.device)], device)
                 target = targets[chosen].to(device)
                 for head, lr in zip(heads, rates, strict=True):
-                    head.step(tokens, target, lr * cosine(step, steps))
+                    head.step(tokens, target, lr * annealed(step, steps, epochs=fields.epochs, anneal=fields.anneal))
                 step += 1
             if after_epoch is not None:
                 after_epoch(stack)
@@ -265,7 +278,7 @@ class AttentiveProbe:
         if len(state["classifier_bias"]) != classes:
             got = len(state["classifier_bias"])
             raise ProbeError(f"{NAME} probe: expected weights of {classes} classes, got {got}; restore it for the task it was fitted to")
-        head = AttentiveHead(len(state["query"]), classes, fields.attention_heads)
+        head = AttentiveHead(len(state["query"]), classes, fields.attention_heads, fields.bn_eps)
         head.load_state_dict({name: tensor for name, tensor in state.items() if name != "lr"})
         return AttentiveStack(lrs=(float(state["lr"]),), heads=(head.to(device),), fields=fields)
 

@@ -27,7 +27,7 @@ from harness.probes.features import (
     on_device,
 )
 from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
-from harness.probes.schedule import cosine
+from harness.probes.schedule import Anneal, annealed
 from harness.probes.softmax import SoftmaxStack, restored
 
 NAME = "linear"
@@ -44,6 +44,7 @@ class LinearFields(Fields):
     """On weights and biases alike, as torch.optim.SGD does."""
     init_std: NonNegative = 0.01
     feature_norm: FeatureNorm = "none"
+    anneal: Anneal = "step"
     lr_bounds: Bounds = None
 
 
@@ -128,7 +129,7 @@ class LinearProbe:
                 batch = normaliser(features[chosen.to(features.device)].to(device))
                 onehot = torch.nn.functional.one_hot(targets[chosen], classes).T.to(device, torch.float32).contiguous()
                 for head, lr in zip(heads, rates, strict=True):
-                    head.step(batch, onehot, lr * cosine(step, steps))
+                    head.step(batch, onehot, lr * annealed(step, steps, epochs=fields.epochs, anneal=fields.anneal))
                 step += 1
             if after_epoch is not None:
                 after_epoch(stack)

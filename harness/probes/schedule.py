@@ -1,13 +1,22 @@
-"""Learning-rate schedules as factors of the rate given, one a step (an iteration, not an epoch)."""
+"""Learning-rate schedules as factors of the rate given, one a step (an iteration, not an epoch) unless told otherwise."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
+
+Anneal = Literal["step", "epoch"]
+"""How often a schedule sets the learning rate."""
 
 
 def cosine(step: int, steps: int) -> float:
     """(1 + cos(pi step / steps)) / 2 for step 0 to steps - 1: from 1 towards 0, which the step after the last would reach. SGDR, arXiv 1608.03983."""
     return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def annealed(step: int, steps: int, *, epochs: int, anneal: Anneal) -> float:
+    """`cosine`, anew at every step, or (`epoch`) as it is at an epoch's first step for all of it; `steps` are those of `epochs` equal epochs."""
+    return cosine(step, steps) if anneal == "step" else cosine(step * epochs // steps, epochs)
 
 
 def polynomial(step: int, steps: int, *, power: float = 1.0) -> float:

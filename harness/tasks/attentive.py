@@ -11,6 +11,7 @@ from typing import Any
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
+from harness.probes.attentive import RELEASE
 from harness.probes.augmented import KeptFields
 from harness.probes.fields import EpochFields
 from harness.tasks import Fields, Template
@@ -21,6 +22,7 @@ NAME = "attentive"
 METRICS = ("accuracy", "mean_class_accuracy")
 STATISTICS: Mapping[str, Fields] = {"zhu2023": {"bn_eval": "running"}, "release": {"bn_eval": "batch", "bn_batch": 256}}
 """The batch norm's statistics at test: those of training, or, as in the authors' released code, those of each test batch."""
+PROTOCOLS: Mapping[str, Fields] = {"zhu2023": STATISTICS["zhu2023"], "release": {**STATISTICS["release"], **RELEASE}}
 
 
 def with_rate(protocols: Mapping[str, Fields]) -> dict[str, Fields]:
@@ -40,7 +42,7 @@ def templates(manifest: Manifest) -> list[Template]:
                 level="object",
                 probe=NAME,
                 metrics=tuple(metric(one) for one in METRICS),
-                protocols={name: {**own, **fields} for name, fields in with_rate(STATISTICS).items()},
+                protocols={name: {**own, **fields} for name, fields in with_rate(PROTOCOLS).items()},
                 view=whole,
                 classes=lambda _: manifest.classes,
                 train_view=kept_crops,
@@ -51,9 +53,9 @@ def templates(manifest: Manifest) -> list[Template]:
     if "keypoints" in manifest.annotations:
         crop = training_crops(manifest)
         protocols = {
-            "zhu2023": {**crop["paper"], **STATISTICS["zhu2023"]},
-            "release": {**crop["release"], **STATISTICS["release"]},
-            # either departure of the release alone, so that their effects can be told apart
+            "zhu2023": {**crop["paper"], **PROTOCOLS["zhu2023"]},
+            "release": {**crop["release"], **PROTOCOLS["release"]},
+            # either of two departures of the release alone, so that their effects can be told apart
             "release-crop": {**crop["release"], **STATISTICS["zhu2023"]},
             "release-statistics": {**crop["paper"], **STATISTICS["release"]},
         }

@@ -154,8 +154,9 @@ def part_template(
 
 
 def linear_protocols(training: Mapping[str, Fields]) -> dict[str, Fields]:
-    """Searched, and with the paper's readout and its one learning rate."""
+    """Searched, and with the paper's readout and its one learning rate. The release sets the rate once an epoch."""
     paper, release = ({**EpochFields().model_dump(), **training[name]} for name in ("paper", "release"))
+    release["anneal"] = "epoch"
     return {"zhu2023": paper, "release": release, "published": {**paper, **PUBLISHED}, "published-release": {**release, **PUBLISHED}}
 
 

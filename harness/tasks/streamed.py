@@ -15,7 +15,7 @@ from harness.probes import defaults
 from harness.probes.augmented import AugmentedFields, CropFields
 from harness.probes.segmentation import SegmentationFields
 from harness.tasks import Fields, Template
-from harness.tasks.attentive import STATISTICS, with_rate
+from harness.tasks.attentive import PROTOCOLS, with_rate
 from harness.tasks.objects import POOLED
 from harness.views.whole import Whole
 
@@ -84,7 +84,7 @@ def templates(manifest: Manifest) -> list[Template]:
                 level="object",
                 probe="attentive",
                 metrics=(metric("accuracy"), metric("mean_class_accuracy")),
-                protocols={name: {**attentive, **fields} for name, fields in with_rate(STATISTICS).items()},
+                protocols={name: {**attentive, **fields} for name, fields in with_rate(PROTOCOLS).items()},
                 view=lambda fields: checked("object-attentive-streamed", CropFields, fields),
                 classes=lambda _: manifest.classes,
                 feed="streamed",

@@ -15,7 +15,7 @@ from harness.errors import ProbeError
 from harness.probes.attentive import NAME, AttentiveFields, AttentiveProbe, HeadInTraining, fresh_heads, normalised
 from harness.probes.augmented import CropFields
 from harness.probes.fields import learning_rates
-from harness.probes.schedule import cosine
+from harness.probes.schedule import annealed
 from harness.probes.softmax import most_probable
 from harness.trainers.pictures import Pictured, Pictures, Pooled
 from harness.trainers.setting import Proposal, Setting, State
@@ -55,7 +55,7 @@ class AttentiveTrainer:
         self._start({name: each.shape[-1] for name, each in tokens.items()})
         targets = torch.tensor([one.target for one in batch], device=device)
         for head, (readout, _), rate in zip(self._heads, self._proposals, self._rates, strict=True):
-            head.step(tokens[readout], targets, rate * cosine(step, steps))
+            head.step(tokens[readout], targets, rate * annealed(step, steps, epochs=self._fields.epochs, anneal=self._fields.anneal))
 
     def state(self) -> list[dict[str, torch.Tensor]]:
         return [head.state() for head in self._heads]

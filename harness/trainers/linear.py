@@ -18,7 +18,7 @@ from harness.probes.augmented import AugmentedFields
 from harness.probes.features import Normaliser
 from harness.probes.fields import learning_rates
 from harness.probes.linear import LinearFields
-from harness.probes.schedule import cosine
+from harness.probes.schedule import annealed
 from harness.probes.softmax import SoftmaxStack, restored
 from harness.trainers.pictures import Pictured, Pictures, Pooled
 from harness.trainers.setting import Proposal, Setting, State
@@ -53,7 +53,7 @@ class LinearTrainer:
         self._start({name: each.shape[1] for name, each in rows.items()})
         onehot = one_hot(torch.tensor([one.target for one in batch]), self._setting.classes).T.to(device, torch.float32).contiguous()
         for head, (readout, _), rate in zip(self._heads, self._proposals, self._rates, strict=True):
-            head.step(rows[readout], onehot, rate * cosine(step, steps))
+            head.step(rows[readout], onehot, rate * annealed(step, steps, epochs=self._fields.epochs, anneal=self._fields.anneal))
 
     def state(self) -> list[dict[str, torch.Tensor]]:
         return [head.state() for head in self._heads]
