@@ -6,8 +6,9 @@
 Beside `<image>.jpg` lie `<image>_seg.png` (objects) and, where any part is marked, `<image>_parts_1.png`; in both, R // 10 × 256 + G is the number of
 the name (public repository CSAILVision/ADE20K, utils/utils_ade20k.py). Names come from each image's JSON in the release of 2021 (name, name_ndx), and
 from index_ade20k.mat in that of 2016 (objectnames, counted from 1). A part's object is the one that `_seg.png` has at the same pixel; parts of parts
-(`_parts_2.png` and on) are not read. The 59 object and 209 part classes of Zhu et al. (TMLR 2023) are not published as names: `--classes` takes a
-list, whose format shards/class_lists.py tells, and `--prepared` takes their own label maps. The official validation is called `test` here.
+(`_parts_2.png` and on) are not read. Of the classes of Zhu et al. (TMLR 2023), names of the 59 objects are in their release, marked as not right, and
+of the 209 parts nowhere: `--classes` takes a list, whose format shards/class_lists.py tells, and `--prepared` takes their own label maps. The
+official validation is called `test` here.
 """
 
 from __future__ import annotations

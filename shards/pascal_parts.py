@@ -6,9 +6,9 @@
 DIR holds Annotations_Part/ of trainval.tar.gz (as it is, or in trainval/) and VOC 2010 (JPEGImages/ and ImageSets/Main/, as they are, in VOC2010/ or
 in VOCdevkit/VOC2010/). A file `<image>.mat` has `anno.objects`, each with `class`, `mask` and `parts`, each of which with `part_name` and `mask`.
 Masks are laid in the order of the file, the later over the earlier, as the annotation's own toolkit does (public repository twuilliam/pascal-part-py
-is a copy of it in Python): an eye over its head. A part that the list does not name is not laid; an object that it does not name is laid as 0. The 16
-object and 193 part classes of Zhu et al. (TMLR 2023) are not published as names: `--classes` takes a list, whose format shards/class_lists.py tells,
-and `--prepared` takes their own label maps. The official val is called `test` here.
+is a copy of it in Python): an eye over its head. A part that the list does not name is not laid; an object that it does not name is laid as 0. Of the
+classes of Zhu et al. (TMLR 2023), names of the 16 objects are in their release, marked as not right, and of the 193 parts nowhere: `--classes` takes
+a list, whose format shards/class_lists.py tells, and `--prepared` takes their own label maps. The official val is called `test` here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Object and part data sets as Zhu et al. (TMLR 2023) prepared them for mmsegmentation: images, and maps whose numbers are the labels.
 
 Their release (public repository JiePKU/understand-ssl-part-aware, segmentation/configs_local/_base_/datasets/) reads img/ and ann/ with train/ and
-val/, or images/ and annotations/ with training/ and validation/. It gives the number of classes but not their names, and ignores label 0
-(reduce_zero_label) and 255.
+val/, or images/ and annotations/ with training/ and validation/, and ignores label 0 (reduce_zero_label) and 255. Its mmseg/datasets/ade_59object.py
+and pascal_16semantic.py hold 59 and 16 names of objects under the remark that they are not right, its ade20k_part.py and pascal_193part.py other
+data sets' names: labels go by their numbers here unless they are named.
 """
 
 from __future__ import annotations
