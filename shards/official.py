@@ -25,7 +25,11 @@ T = TypeVar("T")
 def options() -> argparse.ArgumentParser:
     """The option that every recipe of a published data set takes; a recipe adds its own."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--partial", action="store_true", help="accept other counts than the official ones; the manifest's version says which")
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="accept other counts than the official ones, and leave out what is unfit; the manifest's version says which",
+    )
     return parser
 
 

@@ -38,6 +38,8 @@ from harness.errors import HarnessError, RequestError, RunError, ShardError
 from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Shard, Split
 from shards.tars import Record, Rules, shown, verify_shard, write_tar
 
+COUNTS = "counts.json"
+"""Beside the manifest: what was left out, and how often."""
 FORMAT = 1
 """Counts changes of the writer that change bytes; part of every shard's content key."""
 
@@ -83,6 +85,8 @@ class _Job(Generic[T]):
     make: Callable[[T], Record]
     rules: Rules
     content: str
+    leave_out: bool
+    """Items that make no record are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,8 @@ class _Receipt:
     bytes: int
     sha256: str
     keys: Sequence[str]
+    unfit: Sequence[str] = ()
+    """Why items make no record, one each."""
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -130,7 +136,8 @@ def main(
         own = {name: value for name, value in vars(given).items() if name not in ("source", "out", "workers", "overwrite")}
         with console.status("reading the source"):
             data_set = describe(given.source, **own)
-        manifest = build(data_set, given.out, workers=given.workers, overwrite=given.overwrite, console=console)
+        lenient = bool(own.get("partial"))
+        manifest = build(data_set, given.out, workers=given.workers, overwrite=given.overwrite, leave_out=lenient, console=console)
     except (HarnessError, OSError) as error:
         print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
         return 2
@@ -142,8 +149,13 @@ def main(
     return 0
 
 
-def build(data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool = False, console: Console | None = None) -> Manifest:
+def build(
+    data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool = False, leave_out: bool = False, console: Console | None = None
+) -> Manifest:
     """Make, verify and publish a data set; returns its manifest.
+
+    With `leave_out`, items that the recipe refuses are told on the console, counted in counts.json and the version, and left out; a shard of nothing
+    else is an error all the same.
 
     Raises RequestError where `out` is something else, another build of it runs, or a record cannot be made; ShardError where a shard does not read
     back as what it should hold; RunError where a worker died. Nothing is published then, and finished shards are kept for the next try.
@@ -155,9 +167,10 @@ def build(data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool 
         raise RequestError(f"{out}: expected a place where a folder can be made, got {error.strerror}; choose another --out") from None
     with _building(out) as work:
         _refuse_what_is_no_data_set(out, data_set.name, overwrite)
-        jobs = list(_jobs(data_set))
+        jobs = list(_jobs(data_set, leave_out))
         receipts = _make_all(jobs, work, workers, console)
         _no_key_twice(receipts)
+        data_set = _told(data_set, jobs, receipts, console)
         manifest = _manifest(data_set, jobs, receipts)
         _lay_beside(work / "data", [job.file for job in jobs], {FILE_NAME: manifest.to_json(), **data_set.files})
         _publish(work, out, overwrite)
@@ -167,7 +180,7 @@ def build(data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool 
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def _jobs(data_set: DataSet[T]) -> Iterator[_Job[T]]:
+def _jobs(data_set: DataSet[T], leave_out: bool = False) -> Iterator[_Job[T]]:
     if data_set.samples_per_shard < 1:
         raise RequestError(f"{data_set.name}: expected at least one sample a shard, got {data_set.samples_per_shard}")
     rules = Rules(
@@ -188,14 +201,30 @@ def _jobs(data_set: DataSet[T]) -> Iterator[_Job[T]]:
                 make=data_set.make,
                 rules=rules,
                 content=hashlib.sha256(identity.encode()).hexdigest(),
+                leave_out=leave_out,
             )
+
+
+def _told(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt], console: Console | None) -> DataSet[T]:
+    """The data set, with what was left out in its version and in counts.json."""
+    unfit: dict[str, int] = {}
+    for job, receipt in zip(jobs, receipts, strict=True):
+        for reason in receipt.unfit:
+            unfit[job.split] = unfit.get(job.split, 0) + 1
+            if console is not None:
+                console.print(f"left out of {job.split}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if not unfit:
+        return data_set
+    counts = json.loads(data_set.files.get(COUNTS, "{}")) | {"unfit": unfit}
+    version = f"{data_set.version}, without {', '.join(f'{count} unfit {split}' for split, count in unfit.items())}"
+    return dataclasses.replace(data_set, version=version, files={**data_set.files, COUNTS: json.dumps(counts, indent=2, sort_keys=True) + "\n"})
 
 
 def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt]) -> Manifest:
     made = list(zip(jobs, receipts, strict=True))
     splits = {
         name: Split(
-            samples=len(items),
+            samples=sum(receipt.samples for job, receipt in made if job.split == name),
             official=data_set.official.get(name),
             shards=tuple(
                 Shard(file=job.file, samples=receipt.samples, bytes=receipt.bytes, sha256=receipt.sha256)
@@ -203,7 +232,7 @@ def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[
                 if job.split == name
             ),
         )
-        for name, items in data_set.splits.items()
+        for name in data_set.splits
     }
     try:
         return Manifest(
@@ -294,22 +323,33 @@ def _make_shard(job: _Job[T], work: Path) -> _Receipt:
     tar = work / "data" / job.file
     note = work / "receipts" / f"{job.file}.json"
     receipt = _receipt(note)
+    if receipt is not None and receipt.unfit and not job.leave_out:
+        receipt = None
     if receipt is None or receipt.content != job.content or not tar.is_file() or _sha256(tar) != receipt.sha256:
         note.unlink(missing_ok=True)
-        keys = write_tar(tar, (_made(job, item) for item in job.items))
-        receipt = _Receipt(content=job.content, samples=len(keys), bytes=tar.stat().st_size, sha256=_sha256(tar), keys=keys)
+        unfit: list[str] = []
+        keys = write_tar(tar, (record for item in job.items if (record := _made(job, item, unfit)) is not None))
+        if unfit and not keys:
+            raise RequestError(unfit[0])
+        receipt = _Receipt(content=job.content, samples=len(keys), bytes=tar.stat().st_size, sha256=_sha256(tar), keys=keys, unfit=unfit)
         verify_shard(tar, receipt.keys, job.rules)
         _write_whole(note, json.dumps(dataclasses.asdict(receipt)).encode())
     else:
         verify_shard(tar, receipt.keys, job.rules)
-    if receipt.samples != len(job.items):
+    if receipt.samples + len(receipt.unfit) != len(job.items):
         raise ShardError(f"{job.file}: expected {len(job.items)} samples, got {receipt.samples}")
     return receipt
 
 
-def _made(job: _Job[T], item: T) -> Record:
+def _made(job: _Job[T], item: T, unfit: list[str]) -> Record | None:
+    """The item's record; None where the recipe refuses it and it may be left out, the reason going to `unfit`."""
     try:
         return job.make(item)
+    except RequestError as error:
+        if not job.leave_out:
+            raise
+        unfit.append(str(error))
+        return None
     except HarnessError:
         raise
     except Exception as error:  # whatever a source file can do to its reader

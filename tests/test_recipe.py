@@ -192,6 +192,41 @@ def test_a_wrong_sample_is_named_and_nothing_is_published(tmp_path: Path, make: 
     assert not (tmp_path / "toy").exists()
 
 
+def unfit(number: int) -> Record:
+    if number in (5, 7):
+        raise RequestError(f"map {number}: expected labels from 0 to 1, got 2")
+    return sample(number)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_unfit_can_be_left_out_and_is_counted(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(RequestError, match="map 5"):
+        recipe.build(data_set(unfit), tmp_path / "toy", workers=workers)
+    toy = data_set(unfit, files={"counts.json": '{"boxes": 3}'})
+    manifest = recipe.build(toy, tmp_path / "toy", workers=workers, leave_out=True)
+    assert manifest.version == "1, without 2 unfit train"
+    assert manifest.split("train").samples == 8
+    assert [shard.samples for shard in manifest.split("train").shards] == [3, 2, 3]
+    assert manifest.split("test").samples == 3
+    assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"boxes": 3, "unfit": {"train": 2}}
+
+
+def test_what_was_left_out_before_is_not_left_out_where_it_may_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as stopped:
+        stopped.setattr(recipe, "_no_key_twice", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            recipe.build(data_set(unfit), tmp_path / "toy", leave_out=True)
+    with pytest.raises(RequestError, match="map 5"):
+        recipe.build(data_set(unfit), tmp_path / "toy")
+
+
+def test_a_shard_of_unfit_samples_alone_is_an_error_and_so_is_a_source_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="map 5"):
+        recipe.build(data_set(unfit, splits={"train": (5, 7), "test": (100,)}), tmp_path / "toy", leave_out=True)
+    with pytest.raises(RequestError, match="OSError: no such picture"):
+        recipe.build(data_set(failing), tmp_path / "toy", leave_out=True)  # no refusal by the recipe
+
+
 def test_a_worker_tells_the_same_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="s005: expected a readable PNG"):
         recipe.build(data_set(partial(changed, at=5, image=b"")), tmp_path / "toy", workers=2)

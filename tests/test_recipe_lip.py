@@ -134,3 +134,17 @@ def test_a_map_that_does_not_fit_is_refused_by_name(source: Path, tmp_path: Path
     built.write(source / "TrainVal_parsing_annotations/train_segmentations" / f"{TRAIN[2]}.png", png(array))
     with pytest.raises(RequestError, match=rf"{TRAIN[2]}\.png: .*{message}"):
         recipe.build(lip.describe(source, partial=True), tmp_path / "lip")
+
+
+def test_a_map_that_does_not_fit_is_left_out_of_a_partial_build_and_counted(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lip, "COUNTS", {"train images": 3, "val images": 2})
+    built.write(source / "TrainVal_parsing_annotations/train_segmentations" / f"{TRAIN[2]}.png", png(np.full((30, 40), 20, np.uint8)))
+    command = ["--source", str(source), "--out", str(tmp_path / "lip"), "--workers", "1"]
+    assert recipe.main(lip.describe, "", command, lip.options()) == 2
+    assert f"{TRAIN[2]}.png: expected labels from 0 to 19, got 20" in capsys.readouterr().err
+    assert recipe.main(lip.describe, "", [*command, "--partial"], lip.options()) == 0
+    assert f"{TRAIN[2]}.png: expected labels from 0 to 19, got 20" in capsys.readouterr().err
+    manifest = load_manifest(str(tmp_path), "lip")
+    assert (manifest.version, manifest.split("train").samples) == ("LIP, without 1 unfit train", 2)
