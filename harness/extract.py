@@ -57,6 +57,11 @@ class ShardWork:
     def name(self) -> str:
         return f"{self.dataset}/{self.split}/{self.shard.file}"
 
+    @property
+    def items(self) -> int:
+        """Items that pass encoders, counting one a sample for views of which only the image tells how many."""
+        return self.shard.samples * sum(getattr(one.view, "items", 1) for one in self.passes)
+
 
 class _Recipe(NamedTuple):
     """What two passes must share for one preparation of an item to serve both."""

@@ -61,6 +61,11 @@ class EventLog:
         self._file.write(json.dumps({"time": time.time(), "event": event, **about}) + "\n")
 
 
+def longest_first(todo: Sequence[ShardWork]) -> list[ShardWork]:
+    """By items, so that no actor is left alone with the longest at the end; in the order of `todo` where they are as many."""
+    return sorted(todo, key=lambda work: work.items, reverse=True)
+
+
 @dataclass(kw_only=True, eq=False)
 class _Lease:
     work: ShardWork
@@ -71,7 +76,7 @@ class _Lease:
 
 @dataclass(kw_only=True, eq=False)
 class Ledger:
-    """Leases `todo` to a crew until every shard is seen or lost."""
+    """Leases `todo` to a crew, the longest work first, until every shard is seen or lost."""
 
     crew: Crew
     log: EventLog
@@ -82,7 +87,7 @@ class Ledger:
 
     def run(self, todo: Sequence[ShardWork]) -> None:
         """Raises RunError where the run cannot go on, such as on a full disk."""
-        waiting = deque((work, 1) for work in todo)
+        waiting = deque((work, 1) for work in longest_first(todo))
         idle = list(self.crew.actors)
         leases: dict[Any, _Lease] = {}
         while waiting or leases:

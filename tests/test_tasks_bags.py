@@ -19,7 +19,9 @@ from harness.core import Encoder, EncoderInfo, Preprocessing, Task, Tokens, View
 from harness.device import Compute
 from harness.errors import RequestError
 from harness.extract import BankJob, Extractor, Pass, ShardWork
+from harness.ledger import longest_first
 from harness.manifest import Manifest, load_manifest, shard_url
+from harness.plan import make_plan
 from harness.probes import is_decided
 from harness.propose import HeadScore, choose, first_rates
 from harness.readouts import parse_readout, unavailable
@@ -180,6 +182,25 @@ def test_up_to_256_patches_accuracy_and_convergence_read_the_same_bags(tmp_path:
         assert {1, 256} <= {task.protocol.fields["bag_size"] for task in found}
         views.append({(task.view.identity, task.readouts) for task in found if isinstance(task.view, Bag)})
     assert views[0] == views[1]
+
+
+def test_shards_that_are_cut_in_patches_are_encoded_first(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards")
+    text = tiny.sweep_text(
+        tmp_path / "shards", tasks=["tiny/object-knn", "tiny/bag-knn"], protocol={"patches": 4, "bag_sizes": [0, 4], "gallery": "whole"}
+    )
+    (tmp_path / "sweep.yaml").write_text(text)
+    plan = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, "cpu", "float32")
+    ordered = longest_first(plan.shard_work)
+    assert {work.name for work in ordered} == {work.name for work in plan.shard_work}
+    tests = [work.split == "test" for work in ordered]
+    assert tests == sorted(tests, reverse=True)
+    for work in ordered:
+        assert work.items == work.shard.samples * (1 + 4 * 3 if work.split == "test" else 1)
+    same = longest_first([work for work in plan.shard_work if work.split == "train"])
+    assert [work.name for work in same if work.items == same[0].items] == [
+        work.name for work in plan.shard_work if work.split == "train" and work.items == same[0].items
+    ]
 
 
 # --- an encoder that knows patches alone --------------------------------------------------------------------------------
