@@ -25,7 +25,8 @@ import pyarrow as pa
 from harness.core import Rows
 from harness.errors import BankError, RunError
 from harness.parts import joined
-from harness.stream import ShardAudit
+from harness.splits import take
+from harness.stream import ShardAudit, sample_of
 
 EXTRACTION_VERSION = 1
 """Raised whenever a change to the code that reads, views, prepares, encodes or pools could change a byte of a bank."""
@@ -153,13 +154,27 @@ class BankStore:
         except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
             return None
 
+    def repeated(self, spec: BankSpec, *, without: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        """Shard to the keys of those of its samples that a shard before it, in the manifest's order, has as well, and that shard.
+
+        Shards without such samples are left out, and so are those in `without` and those whose part cannot be read.
+        """
+        first: dict[str, str] = {}
+        found: dict[str, dict[str, str]] = {}
+        for shard in (file for file, _, samples in spec.shards if samples and file not in without):
+            for key in self._samples(spec.key, shard):
+                if first.setdefault(key, shard) != shard:
+                    found.setdefault(shard, {})[key] = first[key]
+        return found
+
     def rows(self, spec: BankSpec, *, mask: str | None = None, without: Sequence[str] = ()) -> Rows:
-        """All rows of a bank, shards in the manifest's order but for those in `without`.
+        """All rows of a bank, shards in the manifest's order but for those in `without`; of a sample that several shards have, those of the first.
 
         Features of up to 4 GiB are copied into memory; larger ones are read from the mapped parts as they are asked for. `mask` names the label map
         that comes along. Raises BankError where a part is missing or damaged, or has no such label map.
         """
-        parts = [self._load(spec, file, mask) for file, _, samples in spec.shards if samples and file not in without]
+        repeated = self.repeated(spec, without=without)
+        parts = [self._load(spec, file, mask, repeated.get(file, {})) for file, _, samples in spec.shards if samples and file not in without]
         parts = [part for part in parts if len(part)]
         if len(parts) == 1:
             return parts[0]
@@ -173,30 +188,39 @@ class BankStore:
         )
 
     @contextlib.contextmanager
-    def _reader(self, key: str, shard: str, *, whole: bool) -> Iterator[pa.ipc.RecordBatchFileReader]:
-        """A part, to be read whole or, of one that is not local, its schema alone."""
-        path = self._file(*self._part(key, shard))
+    def _reader(self, key: str, shard: str, *, whole: bool, columns: Sequence[int] = ()) -> Iterator[pa.ipc.RecordBatchFileReader]:
+        """A part: to be read whole, or its schema and some columns alone, and then nothing else of a file that is not local."""
+        path, options = self._file(*self._part(key, shard)), pa.ipc.IpcReadOptions(included_fields=list(columns))
         if self._local:
-            yield pa.ipc.open_file(pa.memory_map(path))  # what was read keeps the mapping alive
+            yield pa.ipc.open_file(pa.memory_map(path), options=options)  # what was read keeps the mapping alive
         elif whole:
-            yield pa.ipc.open_file(io.BytesIO(self._system.cat_file(path)))
+            yield pa.ipc.open_file(io.BytesIO(self._system.cat_file(path)), options=options)
         else:
             with self._system.open(path, "rb", cache_type="none") as file:
-                yield pa.ipc.open_file(file)
+                yield pa.ipc.open_file(file, options=options)
 
-    def _load(self, spec: BankSpec, shard: str, mask: str | None) -> Rows:
+    def _samples(self, key: str, shard: str) -> Iterator[str]:
+        """Keys of the samples that a part has items of; none where it cannot be read."""
+        with contextlib.suppress(OSError, pa.ArrowInvalid), self._reader(key, shard, whole=False, columns=[0]) as reader:
+            yield from dict.fromkeys(sample_of(item) for item in reader.read_all()["key"].to_pylist())
+
+    def _load(self, spec: BankSpec, shard: str, mask: str | None, repeated: Mapping[str, str]) -> Rows:
+        """A part's rows, but for those of the samples in `repeated`."""
         try:
             with self._reader(spec.key, shard, whole=True) as reader:
                 table = reader.read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise BankError(f"bank {spec.key}, {shard}: {error}; run the sweep again to encode this shard anew") from error
-        return Rows(
+        rows = Rows(
             keys=table["key"].to_pylist(),
             groups=table["group"].to_pylist(),
             targets=table["target"].to_numpy(),
             features=_tensor(table, "feature"),
             masks=_tensor(table, f"mask_{mask}") if mask is not None else None,
         )
+        if not repeated:
+            return rows
+        return take(rows, np.array([index for index, key in enumerate(rows.keys) if sample_of(key) not in repeated], np.int64))
 
 
 def _publish_local(target: Path, data: bytes, *, replace: bool) -> bool:

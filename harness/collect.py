@@ -15,7 +15,7 @@ from safetensors.torch import save
 from harness.bank import BankSpec, BankStore, Receipt
 from harness.core import Task
 from harness.errors import BankError
-from harness.ledger import Lost, account
+from harness.ledger import Lost, account, without_repeated
 from harness.metrics import sense
 from harness.plan import Plan, StudyPlan, view_of
 from harness.probes.finetune import NAME as FINETUNE
@@ -32,21 +32,22 @@ class Accounts:
     def __init__(self, plan: Plan, store: BankStore, lost: Mapping[str, Lost]) -> None:
         self._store = store
         self._lost = lost
-        self._known: dict[tuple[str, str], Receipt] = {}
+        self._known: dict[str, list[Receipt]] = {}
         self._banks: dict[str, BankSpec] = {}
         for study in plan.studies:
             for bank in study.specs:
                 self._banks[bank.key] = bank
 
     def of(self, bank: BankSpec) -> list[Receipt]:
-        """Receipts of a bank's shards, in the manifest's order."""
-        receipts = []
-        for shard, _, samples in bank.shards:
-            if (bank.key, shard) not in self._known:
-                lost = self._lost.get(f"{bank.dataset}/{bank.split}/{shard}")
-                self._known[bank.key, shard] = account(self._store, bank, shard, samples, lost)
-            receipts.append(self._known[bank.key, shard])
-        return receipts
+        """Receipts of a bank's shards, in the manifest's order; a sample that several shards have counts in the first alone."""
+        if bank.key not in self._known:
+            repeated = self._store.repeated(bank)
+            self._known[bank.key] = [self._receipt(bank, shard, samples, repeated.get(shard, {})) for shard, _, samples in bank.shards]
+        return self._known[bank.key]
+
+    def _receipt(self, bank: BankSpec, shard: str, samples: int, repeated: Mapping[str, str]) -> Receipt:
+        receipt = account(self._store, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))
+        return without_repeated(receipt, repeated) if repeated else receipt
 
     def without(self, bank: BankSpec) -> tuple[str, ...]:
         """The bank's shards that could not be seen at all."""

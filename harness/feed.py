@@ -53,6 +53,8 @@ class Epoch:
     """Key to reason, of samples that do not decode."""
     audits: list[ShardAudit] = field(default_factory=list)
     """One a shard, in the manifest's order; complete after the last sample."""
+    _repeated: list[tuple[str, int, int]] = field(default_factory=list, init=False)
+    """Key, place of the shard whose sample was taken, place of one that has it as well, in the order read."""
 
     @contextmanager
     def reading(self, prepare: Callable[[Sample], T]) -> Iterator[Iterator[Fed[T]]]:
@@ -66,6 +68,7 @@ class Epoch:
     def read(self, prepare: Callable[[Sample], T]) -> Generator[Fed[T], None, None]:
         """Every wanted sample that `prepare`, called in threads, makes something of. It raises ShardError where a sample cannot be used."""
         self.audits = [ShardAudit(shard=shard.file, expected=shard.samples) for _, shard in self.source.shards]
+        self._repeated = []
         for position, (audit, key, result) in enumerate(_prepared(self._taken(), prepare, self.threads), start=1):
             if result is None:  # taken before the interruption
                 self._count(audit, key, self.lost.get(key))
@@ -75,6 +78,7 @@ class Epoch:
             else:
                 self._count(audit, key, None)
                 yield Fed(key=key, value=result, position=position)
+        self._charge_repeated()
         for audit in self.audits:
             audit.close()
 
@@ -94,11 +98,27 @@ class Epoch:
     def _unread(self) -> Iterator[Unread]:
         places = range(len(self.audits)) if self.order is None else self.order.permutation(len(self.audits))
         shards = [self._shard(int(place)) for place in places]
+        place_of = {audit.shard: place for place, audit in enumerate(self.audits)}
+        taken: dict[str, int] = {}
         for audit, key, decode in _in_turns(shards, 1 if self.order is None else OPEN_SHARDS, self.order):
-            if self.wanted(key):
+            place = place_of[audit.shard]
+            if taken.setdefault(key, place) != place:
+                self._repeated.append((key, taken[key], place))
+            elif self.wanted(key):
                 yield audit, key, decode
             else:
                 audit.seen += 1
+
+    def _charge_repeated(self) -> None:
+        """Count a sample that several shards have in the first by the manifest, whichever the order came upon first: every epoch's account is one."""
+        for key, taken, left in self._repeated:
+            charged, holder = self.audits[left], self.audits[taken]
+            if left < taken and key not in self.lost:
+                charged, holder = holder, charged
+                charged.seen -= 1
+                holder.seen += 1
+            charged.duplicates += 1
+            charged.fail(f"{key}, which {holder.shard} has", "duplicate key")
 
     def _shard(self, place: int) -> Iterator[Unread]:
         (url, shard), audit = self.source.shards[place], self.audits[place]

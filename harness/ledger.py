@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from harness.bank import BankSpec, BankStore, Receipt
 from harness.errors import RunError, ShardError
 from harness.extract import ShardWork
+from harness.stream import NAMED
 
 MAX_ATTEMPTS = 4
 
@@ -159,4 +160,16 @@ def account(store: BankStore, bank: BankSpec, shard: str, samples: int, lost: Lo
         rows=0,
         seconds=0.0,
         images=0,
+    )
+
+
+def without_repeated(receipt: Receipt, repeated: Mapping[str, str]) -> Receipt:
+    """The receipt of a shard whose samples `repeated`, key to an earlier shard that has it, do not count: they are duplicates, and failed."""
+    named = [*receipt.reasons.get("duplicate key", ()), *(f"{key}, which {shard} has" for key, shard in repeated.items())]
+    return replace(
+        receipt,
+        seen=receipt.seen - len(repeated),
+        failed=receipt.failed + len(repeated),
+        duplicates=receipt.duplicates + len(repeated),
+        reasons={**receipt.reasons, "duplicate key": named if len(named) <= NAMED else [*named[:NAMED], "and more"]},
     )

@@ -32,7 +32,10 @@ IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 MEMBERS_OF = {"label": "json", "boxes": "json", "keypoints": "json", "object": "object.png", "part": "part.png"}
 """The member that carries each annotation."""
 _TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
-_NAMED = 100  # how many failures of one kind the account names; the rest are counted
+NAMED = 100
+"""How many failures of one kind an account names; the rest are counted."""
+_SUFFIX = "#"
+"""Where the suffix of an item's key begins that tells it from other items of its sample."""
 
 T = TypeVar("T")
 Keyed = tuple[str, Callable[[], T]]
@@ -73,9 +76,9 @@ class ShardAudit:
     def note(self, reason: str, what: str) -> None:
         """Add to the account without failing a sample."""
         named = self.reasons.setdefault(reason, [])
-        if len(named) < _NAMED:
+        if len(named) < NAMED:
             named.append(what)
-        elif len(named) == _NAMED:
+        elif len(named) == NAMED:
             named.append("and more")
 
     def fail(self, key: str, reason: str) -> None:
@@ -120,6 +123,11 @@ class _HashingReader(io.RawIOBase):
         return self._digest.hexdigest()
 
 
+def sample_of(item: str) -> str:
+    """Key of the sample that the item of a key was made of."""
+    return item.partition(_SUFFIX)[0]
+
+
 def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[Keyed[Sample]]:
     """(key, decoder) of every whole record of one shard, in the shard's order; `audit` keeps the account of the others.
 
@@ -160,6 +168,9 @@ def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) 
             audit.note("duplicate key" if state[key] and not missing else "members not adjacent", key)
             continue
         state[key] = not missing
+        if _SUFFIX in key:
+            audit.fail(key, f"key with {_SUFFIX}")
+            continue
         if missing:
             audit.fail(key, f"missing member: {', '.join(missing)}")
             continue

@@ -176,7 +176,9 @@ class StreamedRunner:
             return frozenset()
         ref = _any(study.train)
         if ref.bank.key not in self._held:
-            found = {key: (label, group) for key, label, group in _labels(_source(ref))}
+            found: dict[str, tuple[int | None, str]] = {}
+            for key, label, group in _labels(_source(ref)):
+                found.setdefault(key, (label, group))
             targets = np.array([-1 if label is None else label for label, _ in found.values()], np.int64)
             groups = [group for _, group in found.values()]
             rows = Rows(keys=list(found), groups=groups, targets=targets, features=np.zeros((len(found), 0), np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,26 @@ def test_a_store_on_any_file_system() -> None:
     np.testing.assert_array_equal(store.rows(spec).features, [[0, 1, 2]])
     store.discard(spec.key)
     assert store.receipt(spec, "a.tar") is None
+
+
+@pytest.mark.parametrize("root", ["", "memory://repeated"])
+def test_items_of_a_sample_that_shards_before_have_are_left_out(tmp_path: Path, root: str) -> None:
+    files = {"a.tar": ["k#0", "k#1", "l#0"], "b.tar": ["m#0", "l#1", "l#2"], "c.tar": ["l#0", "m#7"], "d.tar": ["n#0"]}
+    plain = bank("mean", Whole())
+    spec = replace(plain, shards=tuple((file, "", len(keys)) for file, keys in files.items()))
+    store = BankStore(root or str(tmp_path))
+    assert store.repeated(spec) == {}
+    for place, (file, keys) in enumerate(files.items()):
+        audit = ShardAudit(shard=file, expected=len(keys), seen=len(keys))
+        features = [np.full(3, 10 * place + row, np.float32) for row in range(len(keys))]
+        rows = PartRows(keys=keys, groups=keys, targets=[0] * len(keys), features=features)
+        store.write_part(spec, rows, Receipt.of(audit, bank_key=spec.key, attempts=1, node="", rows=len(keys), seconds=0.0, images=0))
+    assert store.repeated(spec) == {"b.tar": {"l": "a.tar"}, "c.tar": {"l": "a.tar", "m": "b.tar"}}
+    found = store.rows(spec)
+    assert list(found.keys) == ["k#0", "k#1", "l#0", "m#0", "n#0"]
+    np.testing.assert_array_equal(found.features[:, 0], [0, 1, 2, 10, 30])
+    assert store.repeated(spec, without=("a.tar",)) == {"c.tar": {"l": "b.tar", "m": "b.tar"}}
+    assert list(store.rows(spec, without=("a.tar",)).keys) == ["m#0", "l#1", "l#2", "n#0"]
 
 
 def test_everything_that_could_change_a_byte_changes_the_key() -> None:

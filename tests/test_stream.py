@@ -137,6 +137,10 @@ def duplicate_key(made: Records) -> None:
     made.append(made[0])
 
 
+def key_with_a_suffix(made: Records) -> None:
+    made[2] = [(name.replace("-", "#"), data) for name, data in made[2]]
+
+
 def duplicate_member(made: Records) -> None:
     made[2].append(made[2][1])
 
@@ -156,6 +160,7 @@ def not_adjacent(made: Records) -> None:
         (missing_json, 5, 0, "missing member: json", "test-00002"),
         (missing_image, 5, 0, "missing member: image", "test-00002"),
         (duplicate_key, 6, 1, "duplicate key", "test-00000"),
+        (key_with_a_suffix, 5, 0, "key with #", "test#00002"),
         (duplicate_member, 6, 1, "duplicate member", "test-00002.json"),
         (not_adjacent, 5, 1, "members not adjacent", "test-00002"),
     ],

@@ -194,6 +194,18 @@ def test_samples_that_cannot_be_used_are_accounted_for(data: Path) -> None:
     assert epoch.audits[0].reasons == {"no label": ["train-00007"]}
 
 
+@pytest.mark.parametrize("order", [None, 0, 1])
+def test_a_sample_that_two_shards_have_is_taken_once_and_counts_in_the_first(data: Path, order: int | None) -> None:
+    source = source_of(data, "tiny", "train")
+    (url, first), (_, second), third = source.shards
+    twice = Source(shards=(source.shards[0], (url, second), third), annotations=source.annotations)
+    epoch = Epoch(source=twice, threads=2, order=None if order is None else draw(0, order, "order of the samples"))
+    found = [fed.key for fed in epoch.read(lambda sample: sample.key)]
+    assert len(found) == len(set(found)) == 24
+    assert [(audit.seen, audit.failed, audit.duplicates) for audit in epoch.audits] == [(12, 0, 0), (0, 12, 12), (12, 0, 0)]
+    assert sorted(epoch.audits[1].reasons["duplicate key"]) == [f"train-{index:05d}, which {first.file} has" for index in range(12)]
+
+
 def test_a_shard_that_is_gone_is_lost_and_the_others_are_read(data: Path) -> None:
     source = source_of(data, "tiny", "train")
     gone = (source.shards[0][0] + ".gone", source.shards[0][1])

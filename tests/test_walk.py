@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,6 +169,32 @@ def test_broken_samples_make_records_incomplete_until_they_are_mended(tmp_path: 
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()[before:]]
     assert {event["shard"] for event in events} == {"tiny/test/test-000.tar", "tiny/train/train-001.tar"}
     assert {one["status"] for one in table(tmp_path, "results")} == {"ok"}
+
+
+def repeat_first_shard(folder: Path, split: str) -> None:
+    """Give the second shard of a split the records of the first, with a manifest that knows its bytes."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    first, second, *_ = manifest["splits"][split]["shards"]
+    shutil.copy(folder / first["file"], folder / second["file"])
+    second.update(bytes=first["bytes"], sha256=first["sha256"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_sample_that_two_shards_have_counts_once(tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path / "shards")
+    repeat_first_shard(folder, "test")
+    tasks = ["tiny/object-knn", "tiny/part-knn", "tiny/object-linear-streamed"]
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=tasks, search={"trials": 1, "stack": 2, "lr": [1e-3, 1.0]}))
+    assert sweep(tmp_path) == 1
+    repeated = [one for one in table(tmp_path, "ledger") if one["shard"] == "test-001.tar"]
+    assert len(repeated) == len({one["bank_key"] for one in repeated}) >= 3
+    for one in repeated:
+        assert (one["expected"], one["seen"], one["failed"], one["duplicates"], one["status"]) == (12, 0, 12, 12, "incomplete")
+        assert json.loads(one["reasons"]) == {"duplicate key": [f"test-{index:05d}, which test-000.tar has" for index in range(12)]}
+    for row in table(tmp_path, "results"):
+        assert (row["status"], row["n_failed"], row["error"]) == ("incomplete", 12, "test-001.tar: duplicate key"), row
+        scored = predictions_of(tmp_path, row).keys
+        assert row["n"] == len(scored) == len(set(scored)) == (12 * len(tiny.PARTS) if row["task"] == "tiny/part-knn" else 12)
 
 
 def test_a_data_set_without_val_is_selected_on_a_tenth_of_train(tmp_path: Path) -> None:
