@@ -206,7 +206,7 @@ def peek(root: str, manifest: Manifest, shard: Shard) -> Glance:
     found: list[Sample] = []
     start = time.perf_counter()
     try:
-        with contextlib.closing(read_samples(shard_url(root, manifest.dataset, shard), shard, manifest.annotations, audit)) as records:  # type: ignore[type-var]
+        with contextlib.closing(read_samples(shard_url(root, manifest.dataset, shard), shard, manifest.rules, audit)) as records:  # type: ignore[type-var]
             for _, decode in records:
                 with contextlib.suppress(ShardError):
                     found.append(decode())

@@ -18,7 +18,7 @@ from harness.bank import BankSpec, PartRows, Receipt
 from harness.core import Encoder, Item, Preprocessing, Sample, View
 from harness.device import Compute
 from harness.errors import ShardError
-from harness.manifest import Shard
+from harness.manifest import Rules, Shard
 from harness.preprocess import prepare, prepare_mask
 from harness.readouts import Readout, blocks_needed, parse_readout, read
 from harness.stream import ShardAudit, in_order, read_samples
@@ -50,7 +50,7 @@ class ShardWork:
     split: str
     url: str
     shard: Shard
-    annotations: tuple[str, ...]
+    rules: Rules
     passes: tuple[Pass, ...]
 
     @property
@@ -108,7 +108,7 @@ class Extractor:
         audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples)
         running = [self._start(one) for one in work.passes]
         views = {one.recipe: one_pass.view for one, one_pass in zip(running, work.passes, strict=True)}
-        jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.annotations, audit))
+        jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.rules, audit))
         for key, prepared in in_order(jobs, self._decode_threads):
             if isinstance(prepared, ShardError):
                 audit.fail(key, str(prepared))

@@ -123,7 +123,7 @@ class Epoch:
     def _shard(self, place: int) -> Iterator[Unread]:
         (url, shard), audit = self.source.shards[place], self.audits[place]
         try:
-            for key, decode in read_samples(url, shard, self.source.annotations, audit):
+            for key, decode in read_samples(url, shard, self.source.rules, audit):
                 yield audit, key, decode
         except ShardError as error:
             audit.note("shard lost" if not audit.seen and not audit.failed else "truncated", str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import fsspec
@@ -32,6 +33,18 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What every sample of a data set is held to."""
+
+    annotations: frozenset[str]
+    classes: int
+    """Labels are below this."""
+    parts: frozenset[str]
+    mask_values: Mapping[str, int]
+    """By kind of label map: its labels are below this. Kinds whose labels have no names may hold any."""
 
 
 class _Frozen(BaseModel):
@@ -114,6 +127,16 @@ class Manifest(_Frozen):
             raise ValueError("expected at least one split, got none")
         _no_duplicates("shard files", [shard.file for split in self.splits.values() for shard in split.shards])
         return self
+
+    @property
+    def rules(self) -> Rules:
+        """What every sample is held to."""
+        return Rules(
+            annotations=frozenset(self.annotations),
+            classes=len(self.classes),
+            parts=frozenset(self.parts),
+            mask_values={kind: len(names) for kind, names in self.mask_classes.items()},
+        )
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises ManifestError where there is none."""

@@ -225,9 +225,7 @@ def _unsuitable(task: Task, info: EncoderInfo, manifest: Manifest) -> dict[str, 
 
 def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
     shards = manifest.split(split).shards
-    return Source(
-        shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), annotations=tuple(manifest.annotations)
-    )
+    return Source(shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), rules=manifest.rules)
 
 
 def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, role: str) -> BankSpec:
@@ -282,7 +280,7 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
                 split=split,
                 url=shard_url(plan.sweep.shards, dataset, shard),
                 shard=shard,
-                annotations=manifest.annotations,
+                rules=manifest.rules,
                 passes=whole,
             )
 

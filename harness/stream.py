@@ -1,8 +1,8 @@
 """Shards to decoded samples, with an account of every one of them.
 
 WebDataset reads the members and groups them into records. What it passes over in silence is counted here: a tar cut at a member boundary, members
-that do not follow each other, a missing member, a key that comes twice, an image that does not decode. One shard's account always adds up:
-seen + failed = expected, for whatever the file holds.
+that do not follow each other, a missing member, a key that comes twice, an image that does not decode. One
+shard's account always adds up: seen + failed = expected, for whatever the file holds.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import contextlib
 import hashlib
 import io
 import json
+import math
+import sys
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeGuard, TypeVar
 
 import fsspec
 import numpy as np
@@ -26,11 +28,13 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from harness.core import Box, Keypoint, Sample
 from harness.errors import ShardError
-from harness.manifest import Shard
+from harness.manifest import Rules, Shard
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 MEMBERS_OF = {"label": "json", "boxes": "json", "keypoints": "json", "object": "object.png", "part": "part.png"}
 """The member that carries each annotation."""
+IGNORED = 255
+"""What a label map may hold beside its labels: pixels that count for none."""
 _TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
 NAMED = 100
 """How many failures of one kind an account names; the rest are counted."""
@@ -48,7 +52,7 @@ class Source:
 
     shards: tuple[tuple[str, Shard], ...]
     """(path or URL, what it must hold), in the manifest's order."""
-    annotations: tuple[str, ...]
+    rules: Rules
 
     @property
     def samples(self) -> int:
@@ -128,20 +132,20 @@ def sample_of(item: str) -> str:
     return item.partition(_SUFFIX)[0]
 
 
-def read_samples(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[Keyed[Sample]]:
+def read_samples(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Iterator[Keyed[Sample]]:
     """(key, decoder) of every whole record of one shard, in the shard's order; `audit` keeps the account of the others.
 
-    A decoder can be called in any thread and raises ShardError where its sample is broken; the caller says so with `audit.fail`, or counts it
-    in `audit.seen`. `audit` is complete only after the iterator
-    has ended and `audit.close()` was called. Raises ShardError where the file cannot be opened or read at all.
+    A decoder can be called in any thread and raises ShardError where its sample is broken or breaks the rules; the caller says so with `audit.fail`,
+    or counts it in `audit.seen`. `audit` is complete only after the iterator has ended and `audit.close()` was called. Raises ShardError where the
+    file cannot be opened or read at all.
     """
-    for key, members in read_records(url, shard, annotations, audit):
-        yield key, partial(decode_sample, key, members)
+    for key, members in read_records(url, shard, rules, audit):
+        yield key, partial(decode_sample, key, members, rules)
 
 
-def read_records(url: str, shard: Shard, annotations: Iterable[str], audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_records(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members by name) of every whole record of one shard, undecoded; otherwise as `read_samples`."""
-    needed = frozenset(MEMBERS_OF[annotation] for annotation in annotations)
+    needed = frozenset(MEMBERS_OF[annotation] for annotation in rules.annotations)
     try:
         with fsspec.open(url, "rb") as stream:
             reader = _HashingReader(stream)
@@ -203,23 +207,33 @@ def label_and_group(members: dict[str, bytes]) -> tuple[int | None, str | None]:
     return None, None
 
 
-def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
-    """A sample from its members' bytes. Raises ShardError, whose text is the reason, where one does not decode."""
-    image = next(members[name] for name in IMAGE_MEMBERS if name in members)
+def decode_sample(key: str, members: dict[str, bytes], rules: Rules) -> Sample:
+    """A sample from its members' bytes: of what they hold, the annotations that the rules name.
+
+    Raises ShardError, whose text is the reason, where one does not decode or breaks the rules.
+    """
+    image = decode_rgb(next(members[name] for name in IMAGE_MEMBERS if name in members))
     about = _json(members["json"]) if "json" in members else {}
+    group = about.get("group")
+    if group is not None and not isinstance(group, str):
+        raise ShardError("group that is not text")
     try:
-        return Sample(
-            key=key,
-            image=decode_rgb(image),
-            label=about.get("label"),
-            boxes=tuple(Box(**box) for box in about.get("boxes", ())),
-            keypoints=tuple(Keypoint(**keypoint) for keypoint in about.get("keypoints", ())),
-            object_mask=_mask(members, "object.png"),
-            part_mask=_mask(members, "part.png"),
-            group=about.get("group"),
-        )
-    except (TypeError, ValueError) as error:
+        boxes = tuple(Box(**box) for box in about.get("boxes", ())) if "boxes" in rules.annotations else ()
+        keypoints = tuple(Keypoint(**keypoint) for keypoint in about.get("keypoints", ())) if "keypoints" in rules.annotations else ()
+    except TypeError as error:
         raise ShardError("broken json") from error
+    _check_boxes(boxes, rules)
+    _check_keypoints(keypoints, image.shape, len(boxes), rules)
+    return Sample(
+        key=key,
+        image=image,
+        label=_label(about, rules),
+        boxes=boxes,
+        keypoints=keypoints,
+        object_mask=_mask(members, "object", image.shape, rules),
+        part_mask=_mask(members, "part", image.shape, rules),
+        group=group,
+    )
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
@@ -234,14 +248,65 @@ def decode_rgb(data: bytes) -> np.ndarray:
         raise ShardError("broken image") from error
 
 
-def _mask(members: dict[str, bytes], name: str) -> np.ndarray | None:
-    if name not in members:
+def _label(about: Mapping[str, Any], rules: Rules) -> int | None:
+    if "label" not in rules.annotations:
+        return None
+    label = about.get("label")
+    if not _is_index(label, rules.classes):
+        raise ShardError("no label" if label is None else f"label that is not one of {rules.classes} classes")
+    return label
+
+
+def _check_boxes(boxes: Sequence[Box], rules: Rules) -> None:
+    for box in boxes:
+        if not all(_is_number(value) for value in (box.x, box.y, box.width, box.height)) or min(box.width, box.height) < 0:
+            raise ShardError("box that has no place")
+        if box.label is not None and not _is_index(box.label, rules.classes):
+            raise ShardError(f"box whose label is not one of {rules.classes} classes")
+
+
+def _check_keypoints(keypoints: Sequence[Keypoint], shape: Sequence[int], boxes: int, rules: Rules) -> None:
+    instances = boxes if "boxes" in rules.annotations else sys.maxsize
+    for keypoint in keypoints:
+        if not isinstance(keypoint.part, str) or keypoint.part not in rules.parts:
+            raise ShardError(f"keypoint that is not one of {len(rules.parts)} parts")
+        if not isinstance(keypoint.visible, bool):
+            raise ShardError("keypoint that is neither visible nor not")
+        if not (_is_number(keypoint.x) and _is_number(keypoint.y)):
+            raise ShardError("keypoint that has no place")
+        if keypoint.visible and not (0 <= keypoint.x <= shape[1] and 0 <= keypoint.y <= shape[0]):
+            raise ShardError("visible keypoint outside of the image")
+        if keypoint.instance is not None and not _is_index(keypoint.instance, instances):
+            raise ShardError("keypoint whose instance is not one of the boxes")
+
+
+def _is_index(value: object, count: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value out of JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _mask(members: Mapping[str, bytes], kind: str, shape: Sequence[int], rules: Rules) -> np.ndarray | None:
+    """uint8 or uint16 [H', W'] label map, at a resolution of its own, of an image of `shape` [H, W, 3]."""
+    name = f"{kind}.png"
+    if kind not in rules.annotations or name not in members:
         return None
     try:
-        with Image.open(io.BytesIO(members[name])) as image:
-            return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+        with Image.open(io.BytesIO(members[name]), formats=("PNG",)) as image:
+            mask: np.ndarray = np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ShardError(f"broken {name}") from error
+    if mask.ndim != 2:
+        raise ShardError(f"{name} of more than one channel")
+    if abs(mask.shape[0] * shape[1] - mask.shape[1] * shape[0]) > max(shape):  # further than rounding to whole pixels can bring it
+        raise ShardError(f"{name} of another shape than its image")
+    values = rules.mask_values.get(kind)
+    if values is not None and mask.max() >= values and not ((mask < values) | (mask == IGNORED)).all():
+        raise ShardError(f"{name} of other labels than 0 to {values - 1} and {IGNORED}")
+    return mask
 
 
 def _json(data: bytes) -> dict[str, Any]:

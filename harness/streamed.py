@@ -508,7 +508,7 @@ def _labels(source: Source) -> Iterable[tuple[str, int | None, str]]:
     for url, shard in source.shards:
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
         with contextlib.suppress(ShardError):
-            for key, members in read_records(url, shard, source.annotations, audit):
+            for key, members in read_records(url, shard, source.rules, audit):
                 label, group = label_and_group(members)
                 yield key, label, group or key
 

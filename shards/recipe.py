@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from harness.errors import HarnessError, RequestError, RunError, ShardError
-from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Shard, Split
-from shards.tars import Record, Rules, shown, verify_shard, write_tar
+from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Rules, Shard, Split
+from shards.tars import Record, shown, verify_shard, write_tar
 
 COUNTS = "counts.json"
 """Beside the manifest: what was left out, and how often."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from harness.core import Box, Keypoint
 from harness.errors import RequestError, ShardError
-from harness.manifest import MaskKind
+from harness.manifest import MaskKind, Rules
 
 EXTENSIONS: tuple[str, ...] = ("jpg", "png", "webp")
 ImageExtension = Literal["jpg", "png", "webp"]
@@ -45,16 +45,6 @@ class Record:
     """uint8 or uint16 [H, W] label map."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """More that its JSON shall hold, such as where the image comes from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What every sample of a data set is held to."""
-
-    annotations: frozenset[str]
-    classes: int
-    parts: frozenset[str]
-    mask_values: Mapping[str, int]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

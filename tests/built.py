@@ -21,7 +21,7 @@ def samples(root: Path, dataset: str, split: str) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
     for shard in manifest.split(split).shards:
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
-        for key, sample in in_order(read_samples(shard_url(str(root), dataset, shard), shard, manifest.annotations, audit), threads=1):
+        for key, sample in in_order(read_samples(shard_url(str(root), dataset, shard), shard, manifest.rules, audit), threads=1):
             assert not isinstance(sample, ShardError), (key, sample)
             found[key] = sample
             audit.seen += 1

@@ -266,7 +266,7 @@ class World:
                 split=split,
                 url=shard_url(str(self.shards), "planted", shard),
                 shard=shard,
-                annotations=self.manifest.annotations,
+                rules=self.manifest.rules,
                 passes=(Pass(encoder=encoder, view=task.view, banks=(BankJob(readout=readout, bank=bank),)),),
             )
             for spec, rows, receipt in extractor.run(work, node="here", attempts=1):

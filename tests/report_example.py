@@ -109,7 +109,7 @@ class Example:
             for shard in manifest.split("test").shards:
                 audit = ShardAudit(shard=shard.file, expected=shard.samples)
                 url = shard_url(str(self.shards), self.dataset, shard)
-                for _, decode in read_samples(url, shard, manifest.annotations, audit):
+                for _, decode in read_samples(url, shard, manifest.rules, audit):
                     found += task.view(decode())
         return self._items[task.view.identity]
 

@@ -19,7 +19,7 @@ from harness.encode import ActorSettings, EncoderActor
 from harness.encoders import EncoderSpec, load
 from harness.errors import BankError
 from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.manifest import Shard, load_manifest
+from harness.manifest import Rules, Shard, load_manifest
 from harness.preprocess import prepare
 from harness.stream import ShardAudit, read_samples
 from harness.views.keypoint_patch import KeypointPatch
@@ -27,7 +27,9 @@ from harness.views.whole import Whole
 
 ENCODER = {"name": "vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}
 TWIN = {**ENCODER, "name": "twin", "seed": 1}
-ANNOTATIONS = ("label", "keypoints", "object")
+RULES = Rules(
+    annotations=frozenset({"label", "keypoints", "object"}), classes=len(tiny.CLASSES), parts=frozenset(tiny.PARTS), mask_values={"object": 2}
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]]) -
         split="test",
         url=str(path),
         shard=shard,
-        annotations=ANNOTATIONS,
+        rules=RULES,
         passes=tuple(
             Pass(encoder=name, view=view, banks=tuple(BankJob(readout=readout, bank=bank(readout, view, name, shard)) for readout in readouts))
             for name, view, readouts in passes
@@ -71,7 +73,7 @@ def test_rows_are_what_the_encoder_gives_for_each_image(encoders: dict[str, Enco
     path, entry = shard
     parts = extract(encoders, work(path, entry, ("vit", Whole(), ("cls", "mean", "cls+mean", "mean@-1", "tokens"))))
     audit = ShardAudit(shard=entry.file, expected=entry.samples)
-    samples = [decode() for _, decode in read_samples(str(path), entry, ANNOTATIONS, audit)]
+    samples = [decode() for _, decode in read_samples(str(path), entry, RULES, audit)]
     encoder = encoders["vit"]
     images = torch.stack([prepare(sample.image, encoder.info.preprocessing, "crop") for sample in samples])
     with torch.inference_mode():
@@ -98,7 +100,7 @@ def test_an_image_is_decoded_once_and_each_view_encoded_once(
 ) -> None:
     decoded, forwards = [], []
     real = harness.stream.decode_sample
-    monkeypatch.setattr(harness.stream, "decode_sample", lambda key, members: decoded.append(key) or real(key, members))
+    monkeypatch.setattr(harness.stream, "decode_sample", lambda key, *more: decoded.append(key) or real(key, *more))
     for name, encoder in encoders.items():
         encode = encoder.encode
         monkeypatch.setattr(encoder, "encode", lambda images, _name=name, _encode=encode, **more: forwards.append(_name) or _encode(images, **more))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +16,14 @@ import pytest
 import tiny
 from harness.core import Sample
 from harness.errors import ShardError
-from harness.manifest import Shard
-from harness.stream import ShardAudit, in_order, read_samples
+from harness.manifest import Rules, Shard
+from harness.stream import ShardAudit, decode_sample, in_order, read_samples
 
 Records = list[list[tuple[str, bytes]]]
 COUNT = 6
-ANNOTATIONS = ("label", "keypoints", "object")
+RULES = Rules(
+    annotations=frozenset({"label", "keypoints", "object"}), classes=len(tiny.CLASSES), parts=frozenset(tiny.PARTS), mask_values={"object": 2}
+)
 
 
 def records() -> Records:
@@ -30,7 +35,7 @@ def read(path: Path, entry: dict[str, object]) -> tuple[list[Sample], ShardAudit
     shard = Shard.model_validate(entry)
     audit = ShardAudit(shard=shard.file, expected=shard.samples)
     samples = []
-    for key, sample in in_order(read_samples(str(path), shard, ANNOTATIONS, audit), threads=2):
+    for key, sample in in_order(read_samples(str(path), shard, RULES, audit), threads=2):
         if isinstance(sample, ShardError):
             audit.fail(key, str(sample))
         else:
@@ -177,6 +182,131 @@ def test_a_broken_record_costs_that_sample_and_is_named(
     assert audit.duplicates == duplicates
     assert named in audit.reasons[reason]
     assert not audit.complete
+
+
+def about(**more: object) -> Callable[[Records], None]:
+    """Other values in the third record's JSON."""
+
+    def spoil(made: Records) -> None:
+        name, data = made[2][1]
+        made[2][1] = (name, json.dumps({**json.loads(data), **more}).encode())
+
+    return spoil
+
+
+def point(**more: object) -> Callable[[Records], None]:
+    return about(keypoints=[{"part": "head", "x": 3, "y": 4.5, "visible": True, **more}])
+
+
+def mask(array: np.ndarray) -> Callable[[Records], None]:
+    def spoil(made: Records) -> None:
+        made[2][2] = (made[2][2][0], tiny.encode(array, "PNG"))
+
+    return spoil
+
+
+def with_value(value: int, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> Callable[[Records], None]:
+    found = np.zeros((tiny.SIZE, tiny.SIZE), dtype)
+    found[3, 5] = value
+    return mask(found)
+
+
+CLASS = "label that is not one of 3 classes"
+PLACE = "keypoint that has no place"
+OUTSIDE = "visible keypoint outside of the image"
+LABELS = "object.png of other labels than 0 to 1 and 255"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (about(label="x"), CLASS),
+        (about(label=True), CLASS),
+        (about(label=1.5), CLASS),
+        (about(label=3), CLASS),
+        (about(label=-1), CLASS),
+        (about(label=[0]), CLASS),
+        (about(label=None), "no label"),
+        (about(group=5), "group that is not text"),
+        (about(keypoints=5), "broken json"),
+        (about(keypoints=[None]), "broken json"),
+        (point(part="nose"), "keypoint that is not one of 4 parts"),
+        (point(part=["head"]), "keypoint that is not one of 4 parts"),
+        (point(x="3"), PLACE),
+        (point(y=True), PLACE),
+        (point(x=float("nan")), PLACE),
+        (point(y=float("inf"), visible=False), PLACE),
+        (point(x=None), PLACE),
+        (point(x=1e12), OUTSIDE),
+        (point(y=10**400), OUTSIDE),
+        (point(x=-0.5), OUTSIDE),
+        (point(visible="no"), "keypoint that is neither visible nor not"),
+        (point(instance="0"), "keypoint whose instance is not one of the boxes"),
+        (point(instance=-1), "keypoint whose instance is not one of the boxes"),
+        (mask(np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)), "object.png of more than one channel"),
+        (mask(np.zeros((7, 9), np.uint8)), "object.png of another shape than its image"),
+        (with_value(200), LABELS),
+        (with_value(2), LABELS),
+        (with_value(256, np.uint16), LABELS),
+    ],
+)
+def test_a_sample_that_its_manifest_rules_out_is_lost_alone(tmp_path: Path, spoil: Callable[[Records], None], reason: str) -> None:
+    made = records()
+    spoil(made)
+    samples, audit = read(tmp_path / "a.tar", tiny.write_tar(tmp_path / "a.tar", made))
+    assert len(samples) == audit.seen == COUNT - 1
+    assert audit.failed == 1
+    assert audit.reasons == {reason: ["test-00002"]}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        about(group="photograph"),
+        point(x=0, y=tiny.SIZE),
+        point(x=-1e12, visible=False),
+        point(instance=7),
+        about(boxes=[{"x": "nowhere"}]),  # which the manifest does not name
+        with_value(255),
+        with_value(255, np.uint16),
+        with_value(1, np.uint16),
+        mask(np.ones((7, 7), np.uint8)),
+        mask(np.ones((95, 96), bool)),
+    ],
+)
+def test_a_sample_within_the_rules_is_kept(tmp_path: Path, spoil: Callable[[Records], None]) -> None:
+    made = records()
+    spoil(made)
+    samples, audit = read(tmp_path / "a.tar", tiny.write_tar(tmp_path / "a.tar", made))
+    assert len(samples) == COUNT
+    assert audit.complete, audit
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ({}, None),
+        ({"label": 2}, None),
+        ({"label": 3}, "box whose label is not one of 3 classes"),
+        ({"width": -1}, "box that has no place"),
+        ({"x": "3"}, "box that has no place"),
+        ({"y": float("nan")}, "box that has no place"),
+        ({"instance": 1}, "keypoint whose instance is not one of the boxes"),
+    ],
+)
+def test_boxes_are_held_to_the_rules_where_the_manifest_names_them(box: dict[str, object], reason: str | None) -> None:
+    instance = box.pop("instance", 0)
+    told = {
+        "boxes": [{"x": -2, "y": 3.5, "width": 0, "height": 60, **box}],
+        "keypoints": [{"part": "head", "x": 1, "y": 1, "instance": instance}],
+    }
+    members = {"png": tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG"), "json": json.dumps(told).encode()}
+    rules = replace(RULES, annotations=frozenset({"boxes", "keypoints"}))
+    if reason is None:
+        assert len(decode_sample("a", members, rules).boxes) == 1
+        return
+    with pytest.raises(ShardError, match=f"^{reason}$"):
+        decode_sample("a", members, rules)
 
 
 def test_samples_that_the_manifest_does_not_know_are_told(tmp_path: Path) -> None:

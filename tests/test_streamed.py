@@ -89,9 +89,7 @@ def studied(root: Path, folder: Path, task: str, **protocol: Any) -> tuple[Study
 
 def source_of(root: Path, dataset: str, split: str) -> Source:
     manifest = load_manifest(str(root), dataset)
-    return Source(
-        shards=tuple((shard_url(str(root), dataset, shard), shard) for shard in manifest.split(split).shards), annotations=manifest.annotations
-    )
+    return Source(shards=tuple((shard_url(str(root), dataset, shard), shard) for shard in manifest.split(split).shards), rules=manifest.rules)
 
 
 # --- which tasks ------------------------------------------------------------------------------------------------------
@@ -198,7 +196,7 @@ def test_samples_that_cannot_be_used_are_accounted_for(data: Path) -> None:
 def test_a_sample_that_two_shards_have_is_taken_once_and_counts_in_the_first(data: Path, order: int | None) -> None:
     source = source_of(data, "tiny", "train")
     (url, first), (_, second), third = source.shards
-    twice = Source(shards=(source.shards[0], (url, second), third), annotations=source.annotations)
+    twice = Source(shards=(source.shards[0], (url, second), third), rules=source.rules)
     epoch = Epoch(source=twice, threads=2, order=None if order is None else draw(0, order, "order of the samples"))
     found = [fed.key for fed in epoch.read(lambda sample: sample.key)]
     assert len(found) == len(set(found)) == 24
@@ -209,7 +207,7 @@ def test_a_sample_that_two_shards_have_is_taken_once_and_counts_in_the_first(dat
 def test_a_shard_that_is_gone_is_lost_and_the_others_are_read(data: Path) -> None:
     source = source_of(data, "tiny", "train")
     gone = (source.shards[0][0] + ".gone", source.shards[0][1])
-    epoch = Epoch(source=Source(shards=(gone, *source.shards[1:]), annotations=source.annotations), threads=1)
+    epoch = Epoch(source=Source(shards=(gone, *source.shards[1:]), rules=source.rules), threads=1)
     assert len(list(epoch.read(lambda sample: sample.key))) == 24
     assert list(epoch.audits[0].reasons) == ["shard lost", "absent"]
     assert epoch.audits[0].failed == 12

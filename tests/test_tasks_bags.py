@@ -340,7 +340,7 @@ class Walk:
                     split=split,
                     url=shard_url(str(self._shards), "tiles", shard),
                     shard=shard,
-                    annotations=self._manifest.annotations,
+                    rules=self._manifest.rules,
                     passes=(Pass(encoder="any", view=view, banks=(BankJob(readout=readout, bank=bank),)),),
                 )
                 for spec, rows, receipt in extractor.run(work, node="here", attempts=1):

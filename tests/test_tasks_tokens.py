@@ -220,7 +220,7 @@ class World:
                 split=split,
                 url=shard_url(self._shards, task.dataset, shard),
                 shard=shard,
-                annotations=manifest.annotations,
+                rules=manifest.rules,
                 passes=(Pass(encoder=encoder, view=view, banks=(BankJob(readout=readout, bank=bank),)),),
             )
             extractor = Extractor(Compute("float32", False, 1), self._encoders.__getitem__, batch_size=16, decode_threads=1)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from harness.core import Keypoint, Sample
+from harness.manifest import Rules
 from harness.stream import decode_sample
 from harness.views.keypoint_patch import KeypointPatch
 from harness.views.whole import Whole
@@ -79,7 +80,8 @@ def test_instance_and_group_come_out_of_a_shard() -> None:
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "PNG")
     points = [{"part": "nose", "x": 1, "y": 2, "visible": True, "instance": 3}, {"part": "nose", "x": 1, "y": 2}]
-    read = decode_sample("a", {"png": file.getvalue(), "json": json.dumps({"group": "photo", "keypoints": points}).encode()})
+    rules = Rules(annotations=frozenset({"keypoints"}), classes=0, parts=frozenset(PARTS), mask_values={})
+    read = decode_sample("a", {"png": file.getvalue(), "json": json.dumps({"group": "photo", "keypoints": points}).encode()}, rules)
     assert (read.group, [keypoint.instance for keypoint in read.keypoints]) == ("photo", [3, None])
-    plain = decode_sample("a", {"png": file.getvalue(), "json": b"{}"})
+    plain = decode_sample("a", {"png": file.getvalue(), "json": b"{}"}, rules)
     assert plain.group is None

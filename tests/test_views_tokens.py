@@ -337,14 +337,15 @@ def test_encoders_without_absolute_positions_are_refused_in_words() -> None:
 def extracted(root: Path, view: View, readouts: tuple[str, ...] = ("cls", "mean", "tokens", "tokens@1")) -> dict[str, np.ndarray]:
     """Readout to features of the tiny test split, by a small transformer on the CPU."""
     encoder = load(EncoderSpec.parse({"name": "vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 64}}))
-    shard = load_manifest(str(root), "tiny").split("test").shards[0]
+    manifest = load_manifest(str(root), "tiny")
+    shard = manifest.split("test").shards[0]
     specs = [BankSpec(dataset="tiny", split="test", shards=(), readout=name, view=view.identity, identity=()) for name in readouts]
     work = ShardWork(
         dataset="tiny",
         split="test",
         url=str(root / "tiny" / shard.file),
         shard=shard,
-        annotations=("label",),
+        rules=manifest.rules,
         passes=(Pass(encoder="vit", view=view, banks=tuple(BankJob(readout=spec.readout, bank=spec) for spec in specs)),),
     )
     extractor = Extractor(Compute("float32", False, 1), {"vit": encoder}.__getitem__, batch_size=4, decode_threads=1)

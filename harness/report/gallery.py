@@ -116,7 +116,7 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
     found: dict[str, Cut] = {}
     for shard in (shard for one in split.split("+") for shard in manifest.split(one).shards):
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
-        for key, decode in read_samples(shard_url(shards, dataset, shard), shard, manifest.annotations, audit):
+        for key, decode in read_samples(shard_url(shards, dataset, shard), shard, manifest.rules, audit):
             place = bisect_left(wanted, key)
             if place == len(wanted) or not wanted[place].startswith(key):
                 continue  # an item's key begins with its sample's
