@@ -1,7 +1,7 @@
 """Shards to decoded samples, with an account of every one of them.
 
 WebDataset reads the members and groups them into records. What it passes over in silence is counted here: a tar cut at a member boundary, members
-that do not follow each other, a missing member, a key that comes twice, an image that does not decode. One
+that do not follow each other, a missing member, a key that comes twice, an image that does not decode, more samples than the manifest knows. One
 shard's account always adds up: seen + failed = expected, for whatever the file holds.
 """
 
@@ -91,14 +91,11 @@ class ShardAudit:
         self.note(reason, key)
 
     def close(self) -> None:
-        """Account for the samples that the manifest promises and that never came, and for those that it does not know."""
+        """Account for the samples that the manifest promises and that never came."""
         lost = self.expected - self.seen - self.failed
         if lost > 0:
             self.failed += lost
             self.note("absent", f"{lost} of {self.expected} samples")
-        elif lost < 0:
-            self.note("unexpected", f"{-lost} samples more than the {self.expected} of the manifest")
-            self.failed = max(0, self.expected - self.seen)
 
 
 class _HashingReader(io.RawIOBase):
@@ -170,6 +167,9 @@ def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) 
         if key in state:
             audit.duplicates += 1
             audit.note("duplicate key" if state[key] and not missing else "members not adjacent", key)
+            continue
+        if len(state) == audit.expected:
+            audit.note("unexpected", key)
             continue
         state[key] = not missing
         if _SUFFIX in key:

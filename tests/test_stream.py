@@ -309,10 +309,14 @@ def test_boxes_are_held_to_the_rules_where_the_manifest_names_them(box: dict[str
         decode_sample("a", members, rules)
 
 
-def test_samples_that_the_manifest_does_not_know_are_told(tmp_path: Path) -> None:
-    entry = {**tiny.write_tar(tmp_path / "a.tar", records()), "samples": 4}
-    _, audit = read(tmp_path / "a.tar", entry)
-    assert "unexpected" in audit.reasons
+def test_samples_that_the_manifest_does_not_know_are_told_and_not_given(tmp_path: Path) -> None:
+    made = records()
+    del made[1][1]
+    samples, audit = read(tmp_path / "a.tar", {**tiny.write_tar(tmp_path / "a.tar", made), "samples": 4})
+    assert [sample.key for sample in samples] == ["test-00000", "test-00002", "test-00003"]
+    assert (audit.expected, audit.seen, audit.failed) == (4, 3, 1)
+    assert audit.reasons == {"missing member: json": ["test-00001"], "unexpected": ["test-00004", "test-00005"]}
+    assert not audit.complete
 
 
 def test_another_files_bytes_are_told(tmp_path: Path) -> None:
