@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.sweep import main
 from harness.tables import read_table
+from test_stream import about, broken_image, duplicate_key, missing_json, not_adjacent
 
 Rows = list[dict[str, Any]]
 
@@ -169,6 +173,74 @@ def test_broken_samples_make_records_incomplete_until_they_are_mended(tmp_path: 
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()[before:]]
     assert {event["shard"] for event in events} == {"tiny/test/test-000.tar", "tiny/train/train-001.tar"}
     assert {one["status"] for one in table(tmp_path, "results")} == {"ok"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What is wrong with a shard of four samples, and the account that it must have."""
+
+    spoil: Callable[[list[list[tuple[str, bytes]]]], None] = lambda _: None
+    """Of the records, before the manifest is written."""
+    cut: Callable[[bytes], bytes] = lambda data: data
+    """Of the file, after it."""
+    sha256: str | None = None
+    """What the manifest says instead."""
+    seen: int
+    duplicates: int = 0
+    reasons: frozenset[str]
+
+
+def start_of(data: bytes, member: str) -> int:
+    """Where a member begins in a tar."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return tar.getmember(member).offset
+
+
+DAMAGES = {
+    "cut": Damage(cut=lambda data: data[: start_of(data, "test-00006.jpg")], seen=2, reasons=frozenset({"truncated", "sha256", "absent"})),
+    "image": Damage(spoil=broken_image, seen=3, reasons=frozenset({"broken image"})),
+    "member": Damage(spoil=missing_json, seen=3, reasons=frozenset({"missing member: json"})),
+    "key": Damage(spoil=duplicate_key, seen=4, duplicates=1, reasons=frozenset({"duplicate key"})),
+    "apart": Damage(spoil=not_adjacent, seen=3, duplicates=1, reasons=frozenset({"missing member: object.png", "members not adjacent"})),
+    "label": Damage(spoil=about(label=99), seen=3, reasons=frozenset({"label that is not one of 3 classes"})),
+    "digest": Damage(sha256="0" * 64, seen=4, reasons=frozenset({"sha256"})),
+    "empty": Damage(cut=lambda _: b"", seen=0, reasons=frozenset({"truncated", "sha256", "absent"})),
+}
+
+
+def build_damaged(root: Path, name: str, damage: Damage) -> None:
+    """A data set whose second test shard is damaged."""
+    folder = tiny.build(root, splits={"train": 6, "val": 3, "test": 8}, per_shard=4, name=name)
+    made = [tiny.members(np.random.default_rng(index), f"test-{index:05d}", index % 3) for index in range(4, 8)]
+    damage.spoil(made)
+    entry = {**tiny.write_tar(folder / "test-001.tar", made), "samples": 4}
+    (folder / "test-001.tar").write_bytes(damage.cut((folder / "test-001.tar").read_bytes()))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["test"]["shards"][1] = {**entry, **({"sha256": damage.sha256} if damage.sha256 else {})}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_every_damage_makes_its_records_incomplete_and_is_told(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards", splits={"train": 6, "val": 3, "test": 8}, per_shard=4, name="whole")
+    for name, damage in DAMAGES.items():
+        build_damaged(tmp_path / "shards", name, damage)
+    tasks = [f"{name}/object-knn" for name in ("whole", *DAMAGES)]
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=tasks, protocol={"readouts": ["cls"]}))
+    assert sweep(tmp_path) == 1
+    ledger = {(row["dataset"], row["shard"]): row for row in table(tmp_path, "ledger")}
+    records = {(row["dataset"], row["metric"]): row for row in table(tmp_path, "results")}
+    assert {row["status"] for (name, _), row in records.items() if name == "whole"} == {"ok"}
+    for name, damage in DAMAGES.items():
+        told = ledger.pop((name, "test-001.tar"))
+        assert (told["expected"], told["seen"], told["failed"]) == (4, damage.seen, 4 - damage.seen), told
+        assert (told["duplicates"], told["status"]) == (damage.duplicates, "incomplete"), told
+        assert json.loads(told["reasons"]).keys() == damage.reasons
+        for row in (row for (its, _), row in records.items() if its == name):
+            assert (row["status"], row["n"], row["n_failed"]) == ("incomplete", 4 + damage.seen, 4 - damage.seen), row
+            assert row["value"] is not None
+            assert row["error"].startswith("test-001.tar: ")
+            assert set(row["error"].removeprefix("test-001.tar: ").split(", ")) == set(", ".join(damage.reasons).split(", "))
+    assert {(row["status"], row["reasons"]) for row in ledger.values()} == {("ok", "{}")}
 
 
 def repeat_first_shard(folder: Path, split: str) -> None:
