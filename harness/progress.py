@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -27,25 +30,49 @@ class Bar:
     start: float
     done: int = 0
     told: float = 0.0
+    advanced: float = 0.0
+    """When the latest work was done, which may have been one shard of many minutes."""
+
+    @property
+    def left(self) -> float | None:
+        """Seconds: what is left at the mean speed until the latest work was done, less the time since; None until something is done."""
+        if not self.done:
+            return None
+        at_latest = (self.advanced - self.start) / self.done * (self.total - self.done)
+        return max(0.0, at_latest - (self.progress.clock() - self.advanced))
 
     def advance(self, amount: int) -> None:
-        self.done += amount
+        if amount <= 0:
+            return
+        now = self.progress.clock()
+        self.done, self.advanced = self.done + amount, now
         self.progress.live.update(self.task, completed=self.done)
-        now = time.monotonic()
         if not self.progress.console.is_terminal and (now - self.told > LINE_EVERY or self.done >= self.total):
             self.told = now
-            elapsed = now - self.start
-            left = elapsed / self.done * (self.total - self.done) if self.done else float("nan")
             self.progress.console.print(
-                f"{self.name}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s, about {left:.0f} s left", highlight=False
+                f"{self.name}: {self.done}/{self.total} {self.unit}, {now - self.start:.0f} s, about {self.left or 0.0:.0f} s left", highlight=False
             )
 
 
-class Progress:
-    """The display of one run; a context manager."""
+class _LeftColumn(ProgressColumn):
+    """How long is left, where that can be said."""
 
-    def __init__(self, console: Console) -> None:
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        bar: Bar | None = task.fields.get("bar")
+        if bar is None:
+            return Text()
+        left = bar.left
+        return Text("left: unknown yet" if left is None else f"about {timedelta(seconds=math.ceil(left))} left")
+
+
+class Progress:
+    """The display of one run; a context manager. `clock` gives seconds that never go back."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
+        self.clock = clock
         self.live = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -53,10 +80,10 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _LeftColumn(),
             console=console,
             disable=not console.is_terminal,
+            get_time=clock,
         )
 
     def __enter__(self) -> Progress:
@@ -71,19 +98,29 @@ class Progress:
         self.live.console.print(f"{text} …", highlight=False)
 
     @contextmanager
-    def phase(self, text: str) -> Iterator[None]:
-        """A phase of unknown length: on a terminal a line while it lasts, elsewhere nothing."""
+    def phase(self, text: str, *, may_refuse: bool = False) -> Iterator[None]:
+        """A phase of unknown length: on a terminal a line while it lasts, elsewhere one when it begins.
+
+        Of a phase that `may_refuse` the request, the latter comes when it has ended well: a refusal is told in one line.
+        """
+        if not self.console.is_terminal and not may_refuse:
+            self.say(text)
         task = self.live.add_task(text, total=None, unit="")
+        start = self.clock()
         try:
             yield
         finally:
             self.live.remove_task(task)
+        if not self.console.is_terminal and may_refuse:
+            self.console.print(f"{text}: done, {self.clock() - start:.0f} s", highlight=False)
 
     @contextmanager
     def task(self, name: str, *, total: int, unit: str) -> Iterator[Bar]:
         """A phase with `total` units of work."""
         task = self.live.add_task(name, total=total, unit=unit)
-        bar = Bar(progress=self, name=name, total=total, unit=unit, task=task, start=time.monotonic(), told=time.monotonic())
+        now = self.clock()
+        bar = Bar(progress=self, name=name, total=total, unit=unit, task=task, start=now, told=now)
+        self.live.update(task, bar=bar)
         self.say(f"{name} {total} {unit}")
         try:
             yield bar

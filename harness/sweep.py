@@ -87,12 +87,14 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     out = Path(options.out or Path("runs") / sweep.name)
     cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
-        with progress.phase("reading the manifests and the encoders' weights"):
+        with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
             machine = cluster.machine()
             plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
         if options.dry_run:
             _check_writable(out, cache, keep=False)
-            _print_plan(plan, BankStore(cache), machine.actors)
+            with progress.phase("estimating what it takes"):
+                lines = _plan_lines(plan, BankStore(cache), machine.actors)
+            print("\n".join(lines))
             return OK
         _check_writable(out, cache, keep=True)
         if options.fresh:
@@ -110,10 +112,12 @@ def run_plan(plan: Plan, out: Path, cache: str, cluster: Cluster, machine: Machi
     """Encode what is missing, search what is unfinished, and write the tables; the rows of results.parquet."""
     store = BankStore(cache)
     lost = _encode(plan, out, store, cache, cluster, machine, progress)
-    accounts = Accounts(plan, store, lost)
-    outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
+    with progress.phase("reading the accounts of the banks"):
+        accounts = Accounts(plan, store, lost)
+        outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
     _search(outcomes, out, cache, cluster, machine, progress)
-    return collect(out, plan, outcomes, accounts, cache, run_id(plan))
+    with progress.phase("working out intervals, writing the tables"):
+        return collect(out, plan, outcomes, accounts, cache, run_id(plan))
 
 
 def run_id(plan: Plan) -> str:
@@ -295,9 +299,8 @@ def _write_sweep(out: Path, sweep: Sweep, plan: Plan) -> None:
         temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _print_plan(plan: Plan, store: BankStore, actors: int) -> None:
-    for line in told(plan, estimate(plan, store, actors=actors), actors=actors):
-        print(line)
+def _plan_lines(plan: Plan, store: BankStore, actors: int) -> list[str]:
+    return list(told(plan, estimate(plan, store, actors=actors), actors=actors))
 
 
 if __name__ == "__main__":
