@@ -38,6 +38,8 @@ from harness.streamed import outdated
 from harness.study import BankRef, Stream, Study, StudyRunner
 from harness.tables import publish
 
+_PROBE = "writable"
+"""A file that is written into a cache behind a URL, and removed."""
 OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -90,15 +92,14 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
             machine = cluster.machine()
             plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
+            store = _open_store(out, cache, keep=not options.dry_run)
         if options.dry_run:
-            _check_writable(out, cache, keep=False)
             with progress.phase("estimating what it takes"):
-                lines = _plan_lines(plan, BankStore(cache), machine.actors)
+                lines = list(told(plan, estimate(plan, store, actors=machine.actors), actors=machine.actors))
             print("\n".join(lines))
             return OK
-        _check_writable(out, cache, keep=True)
         if options.fresh:
-            _discard(plan, out, BankStore(cache))
+            _discard(plan, out, store)
         _write_sweep(out, sweep, plan)
         results = run_plan(plan, out, cache, cluster, machine, progress)
         with progress.phase("drawing the report"):
@@ -263,20 +264,37 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "partwise"
 
 
-def _check_writable(out: Path, cache: str, *, keep: bool) -> None:
-    """Raises RequestError where a file cannot be written under `out` or the cache; `keep` creates the folders that are missing."""
-    folders = [("--out", out)] + ([] if "://" in cache else [("--cache", Path(cache))])
-    for option, folder in folders:
-        place = folder
-        try:
-            if keep:
-                folder.mkdir(parents=True, exist_ok=True)
-            while not place.exists():
-                place = place.parent
-            with tempfile.TemporaryFile(dir=place):
-                pass
-        except OSError as error:
-            raise RequestError(f"{option} {folder}: expected a folder that can be written, got: {error.strerror or error}") from None
+def _open_store(out: Path, cache: str, *, keep: bool) -> BankStore:
+    """The store of the cache. Raises RequestError where a file cannot be written under `out` or the cache.
+
+    `keep` creates the folders that are missing, and tries to write where the cache is a URL.
+    """
+    _check_folder("--out", out, keep=keep)
+    if "://" not in cache:
+        _check_folder("--cache", Path(cache), keep=keep)
+        return BankStore(cache)
+    try:
+        store = BankStore(cache)
+        if keep:
+            store.publish((_PROBE,), b"", replace=True)
+            store.discard(_PROBE)
+    except Exception as error:  # each of fsspec's file systems raises errors of its own
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RequestError(f"--cache {cache}: expected a folder or a URL that can be written, got: {told}") from None
+    return store
+
+
+def _check_folder(option: str, folder: Path, *, keep: bool) -> None:
+    place = folder
+    try:
+        if keep:
+            folder.mkdir(parents=True, exist_ok=True)
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RequestError(f"{option} {folder}: expected a folder that can be written, got: {error.strerror or error}") from None
 
 
 def _discard(plan: Plan, out: Path, store: BankStore) -> None:
@@ -297,10 +315,6 @@ def _write_sweep(out: Path, sweep: Sweep, plan: Plan) -> None:
             entry["checkpoint"] = spec.checkpoint
     with publish(out / "sweep.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def _plan_lines(plan: Plan, store: BankStore, actors: int) -> list[str]:
-    return list(told(plan, estimate(plan, store, actors=actors), actors=actors))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,13 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "out below a file": (["{good}", "--out", "{good}/x"], "--out"),
     "out that cannot be written": (["{good}", "--out", "/proc/out"], "--out"),
     "cache that cannot be written": (["{good}", "--out", "{out}", "--cache", "/proc/cache"], "--cache"),
+    "cache behind a URL that cannot be written": (["{good}", "--out", "{out}", "--cache", "file:///proc/cache"], "--cache file:///proc/cache"),
+    "cache of an unknown protocol": (["{good}", "--out", "{out}", "--cache", "foo://x"], "Protocol not known: foo"),
+    "cache whose file system is not installed": (["{good}", "--out", "{out}", "--cache", "s3://bucket/partwise"], "Install s3fs"),
+    "cache whose file system is not installed, planned": (
+        ["{good}", "--out", "{out}", "--cache", "s3://bucket/partwise", "--dry-run"],
+        "Install s3fs",
+    ),
     "no cluster there": (["{good}", "--address", "127.0.0.1:1"], "running Ray cluster"),
 }
 
@@ -162,6 +170,8 @@ def test_a_wrong_command_line_is_told_in_one_line(folder: Path, tmp_path: Path, 
     if case == "a GPU where there is none" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     arguments, told = COMMANDS[case]
+    if "s3fs" in told and find_spec("s3fs") is not None:
+        pytest.skip("s3fs is installed")
     places = {"folder": folder, "good": folder / "good.yaml", "out": tmp_path / "out"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     printed = capfd.readouterr()
