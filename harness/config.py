@@ -33,7 +33,7 @@ class Search(_Section):
     stack: Count = 8
     lr: tuple[float, ...] = (1e-3, 10.0)
     """Two are bounds, log-uniform; more are tried as they are, in one stack, whatever `trials` and `stack`. Actual rates at the protocol's batch."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
     @field_validator("lr", mode="before")
     @classmethod

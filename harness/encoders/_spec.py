@@ -11,7 +11,10 @@ from typing import Any, Literal, cast
 
 from harness.core import Preprocessing
 from harness.errors import EncoderError, nearest
+from harness.tables import file_name
 
+MAX_NAME = 110
+"""Characters of an encoder's name as a file name, to which tables and figures add theirs."""
 Option = str | int | float | bool | tuple[int, int] | None
 
 KEYS = ("name", "encoder", "architecture", "checkpoint", "prefix", "rename", "drop", "options", "random", "seed", "preprocessing")
@@ -110,8 +113,19 @@ class EncoderSpec:
         from harness.encoders import check_known  # the registry imports this module
 
         spec = _from_name(value) if isinstance(value, str) else _from_mapping(value, Path(base))
+        _check_name(spec.name)
         check_known(spec)
         return spec
+
+
+def _check_name(name: str) -> None:
+    """Names are printed, and name folders and files."""
+    if not name.isprintable() or len(file_name(name)) > MAX_NAME:
+        shown = repr(name) if len(name) <= 40 else f"{name[:40]!r}… of {len(name)}"
+        raise EncoderError(
+            f"an encoder's name must be one line of at most {MAX_NAME} plain characters (any other counts as three a byte), got {shown}; "
+            f"give it a shorter `name`"
+        )
 
 
 def _from_name(value: str) -> EncoderSpec:
