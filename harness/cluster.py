@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,21 @@ class Machine:
     @property
     def trial_slots(self) -> int:
         return self.actors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one computer has for actors."""
+
+    cores: int
+    gpus: int
+
+    def places(self, cpus: int, share: float) -> int:
+        """Actors of `cpus` cores and `share` GPUs (0, a fraction of one, or whole ones) that fit: no fraction lies across two GPUs."""
+        by_cores = self.cores // cpus
+        if not share:
+            return by_cores
+        return min(by_cores, self.gpus * int(1 / share + 1e-6) if share <= 1 else self.gpus // int(share))
 
 
 class Cluster:
@@ -88,9 +104,8 @@ class Cluster:
             self.start()
             return self._remote_machine()
         gpu = self._wants_gpu(has_gpu())
-        return self._share(
-            device_type(gpu), resolve_precision(self._resources.precision, gpu), cores=os.cpu_count() or 1, gpus=_local_gpus() if gpu else 0
-        )
+        nodes = [Node(cores=os.cpu_count() or 1, gpus=_local_gpus() if gpu else 0)]
+        return self._machine(self._places(nodes, gpu), device_type(gpu), resolve_precision(self._resources.precision, gpu), self._gpu_share(gpu))
 
     def crew(self, machine: Machine, cache: str, encoders: dict[str, EncoderSpec], *, limit: int) -> EncoderCrew:
         """Encoder actors, no more than `limit`."""
@@ -118,32 +133,42 @@ class Cluster:
         return asked > 0
 
     def _remote_machine(self) -> Machine:
-        total = ray.cluster_resources()
-        gpus = total.get("GPU", 0.0)
-        gpu = self._wants_gpu(gpus > 0)
-        share = self._gpu_share() if gpu else 0.0
-        found, bf16 = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
-        return self._share(found, bf16, cores=int(total.get("CPU", 1)), gpus=gpus if gpu else 0)
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpu = self._wants_gpu(any(resources.get("GPU", 0) > 0 for resources in found))
+        nodes = [Node(cores=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)) if gpu else 0) for resources in found]
+        places, share = self._places(nodes, gpu), self._gpu_share(gpu)
+        device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+        return self._machine(places, device, precision, share)
 
-    def _gpu_share(self) -> float:
+    def _gpu_share(self, gpu: bool) -> float:
         asked = self._resources.gpus_per_actor
-        return 1.0 if asked == "auto" else asked
+        return 0.0 if not gpu else 1.0 if asked == "auto" else asked
 
-    def _share(self, found: str, precision: Precision, *, cores: int, gpus: float) -> Machine:
-        resources = self._resources
-        share = self._gpu_share() if gpus else 0.0
-        most = max(1, int(gpus / share)) if share else max(1, cores // resources.threads)
+    def _cpus(self, gpu: bool) -> int:
+        return 1 if gpu else self._resources.threads
+
+    def _places(self, nodes: Sequence[Node], gpu: bool) -> int:
+        """How many actors Ray finds a place for. Raises RequestError where there is none, or fewer than are asked for."""
+        resources, share, cpus = self._resources, self._gpu_share(gpu), self._cpus(gpu)
+        most, cores = sum(node.places(cpus, share) for node in nodes), max(node.cores for node in nodes)
         if resources.threads > cores:
             raise RequestError(f"resources.threads: expected at most the {cores} cores that there are, got {resources.threads}")
+        if not most:
+            raise RequestError(f"resources.gpus_per_actor: expected no more GPUs than a node has, and a core beside them, got {share:g}")
         if resources.actors != "auto" and resources.actors > most:
-            what = f"{gpus:g} GPUs at {share:g} an actor" if share else f"{cores} cores at {resources.threads} threads an actor"
+            what = f"{sum(node.cores for node in nodes)} cores at {cpus} an actor"
+            what += f" and {sum(node.gpus for node in nodes)} GPUs at {share:g}" if gpu else ""
             raise RequestError(f"resources.actors: expected at most {most} with {what}, got {resources.actors}")
+        return most
+
+    def _machine(self, places: int, found: str, precision: Precision, share: float) -> Machine:
+        resources = self._resources
         return Machine(
             device_type=found,
             precision=precision,
-            actors=most if resources.actors == "auto" else resources.actors,
+            actors=places if resources.actors == "auto" else resources.actors,
             gpus=share,
-            cpus=1 if share else resources.threads,
+            cpus=self._cpus(share > 0),
             threads=resources.threads,
             decode_threads=resources.decode_threads,
             batch_size=resources.batch_size,

@@ -56,6 +56,7 @@ class Resources(_Section):
 
     actors: Literal["auto"] | Count = "auto"
     gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
+    """A fraction of one GPU, or whole ones."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
@@ -65,6 +66,13 @@ class Resources(_Section):
     """Seconds of training on a stream after which the heads are saved, to go on from there after an interruption."""
     lease_timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 1800.0
     """Seconds after which a shard is taken from an actor that has not returned it."""
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _fraction_or_whole(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and value > 1 and not value.is_integer():
+            raise ValueError(f"expected a fraction of one GPU or a whole number, got {value:g}")
+        return value
 
 
 class Sweep(_Section):

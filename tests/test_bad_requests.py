@@ -92,6 +92,7 @@ FILES: dict[str, tuple[Callable[[Path], str | bytes], str]] = {
     "unknown precision": (changed(resources={"precision": "int8"}), "resources.precision"),
     "fp16 on a CPU": (changed(resources={"precision": "fp16", "gpus_per_actor": 0}), "fp16 needs a GPU"),
     "more actors than cores": (changed(resources={"actors": 4096, "gpus_per_actor": 0}), "resources.actors"),
+    "a GPU and a half": (changed(resources={"gpus_per_actor": 1.5}), "a fraction of one GPU or a whole number"),
     "more threads than cores": (changed(resources={"threads": 250, "gpus_per_actor": 0}), "resources.threads"),
     "missing shards folder": (lambda root: tiny.sweep_text(root / "nowhere"), "no such file"),
     "unknown data set": (changed(tasks=["tinny/object-knn"]), "did you mean 'tiny'"),
