@@ -77,26 +77,28 @@ class Cluster:
         """Start the local Ray, or join the cluster; once. Raises RequestError where no cluster answers."""
         if ray.is_initialized():
             return
-        if self._address is not None:
-            _refuse_silence(self._address)
-        self._progress.say("starting Ray" if self._address is None else f"joining the Ray cluster at {self._address}")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # an actor without GPUs must not see them all
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
-            try:
-                ray.init(address=self._address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                told = str(error).strip().splitlines()[0]
-                raise RequestError(
-                    f"--address {self._address}: expected a running Ray cluster, got: {told}; start one with ray up cluster.yaml"
-                ) from None
+            _refuse_silence(self._address)
+            with self._progress.phase(f"joining the Ray cluster at {self._address}", may_refuse=True):
+                self._join(self._address, quiet)
             return
+        self._progress.say("starting Ray")
         _make_token_writable()
         resources = self._resources
         cores = os.cpu_count() or 1
         wanted = cores if resources.actors == "auto" else max(cores, resources.actors * resources.threads)
         ray.init(num_cpus=wanted, include_dashboard=self._dashboard, **quiet)
+
+    @staticmethod
+    def _join(address: str, options: dict[str, Any]) -> None:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            told = str(error).strip().splitlines()[0]
+            raise RequestError(f"--address {address}: expected a running Ray cluster, got: {told}; start one with ray up cluster.yaml") from None
 
     def machine(self) -> Machine:
         """What there is to compute on, and how it is shared out. Raises RequestError for what can never be satisfied."""

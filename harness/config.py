@@ -87,6 +87,14 @@ class Sweep(_Section):
     resources: Resources = Resources()
     protocol: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _names_or_mappings(cls, value: object) -> object:
+        for index, entry in enumerate(value if isinstance(value, list) else ()):
+            if not isinstance(entry, str | dict):
+                raise ValueError(f"expected a name or a mapping as entry {index}, got {str(entry)[:80]!r}")
+        return value
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases (which let a page expand to gigabytes) and without duplicate keys."""

@@ -11,12 +11,24 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def _leave(*_: object) -> None:
+    print("interrupted: the same command goes on from here", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)  # an exception would be raised in whichever module is being imported, which may turn it into another
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)  # while torch and Ray are imported, which takes seconds
 
 import torch
 import yaml
@@ -25,6 +37,7 @@ from rich.console import Console
 from harness.bank import BankStore
 from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
+from harness.command import Parser, complain
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.errors import HarnessError, RequestError
 from harness.estimate import estimate, told
@@ -40,7 +53,6 @@ from harness.tables import publish
 
 _PROBE = "writable"
 """A file that is written into a cache behind a URL, and removed."""
-OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,29 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(_parser().parse_args(arguments), console)
     except RequestError as error:
-        _complain(error)
+        complain(error)
         return WRONG
     except HarnessError as error:
-        _complain(error)
+        complain(error)
         return PARTIAL
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, as the rest of the command does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message}; --help lists what there is")
-
-
-def _complain(error: HarnessError) -> None:
-    print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m harness.sweep", description="Evaluate encoders on tasks, as a sweep file says.", allow_abbrev=False)
+    parser = Parser(prog="python -m harness.sweep", description="Evaluate encoders on tasks, as a sweep file says.", allow_abbrev=False)
     parser.add_argument("sweep", metavar="SWEEP.yaml")
     parser.add_argument("--out", metavar="DIR", help="where results go (default: runs/<name of the sweep>)")
     parser.add_argument("--cache", metavar="DIR", help="where feature banks live, a folder or URL (default: partwise in the user's cache folder)")
@@ -318,4 +319,6 @@ def _write_sweep(out: Path, sweep: Sweep, plan: Plan) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

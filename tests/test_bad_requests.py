@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 import tiny
 from harness.sweep import main
-from runs import ROOT
+from runs import ROOT, Run, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,8 @@ FILES: dict[str, tuple[Callable[[Path], str | bytes], str]] = {
     "too large": (lambda root: "# " + "x" * (1 << 20), "a page of YAML"),
     "bad name": (changed(name="../evil"), "name"),
     "no encoders": (changed(encoders=[]), "empty list"),
+    "an encoder that is a number": (changed(encoders=["vit_s14_focus", 3]), "encoders: expected a name or a mapping as entry 1, got '3'"),
+    "an encoder that is a list": (changed(encoders=[["vit_s14_focus"]]), "encoders: expected a name or a mapping as entry 0"),
     "no tasks": (changed(tasks=[]), "empty list"),
     "zero trials": (search(trials=0), "search.trials"),
     "zero stack": (search(stack=0), "search.stack"),
@@ -167,6 +172,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         ["{good}", "--out", "{out}", "--cache", "s3://bucket/partwise", "--dry-run"],
         "Install s3fs",
     ),
+    "no address": (["{good}", "--address", "nowhere"], "--address nowhere"),
     "no cluster there": (["{good}", "--address", "127.0.0.1:1"], "running Ray cluster"),
 }
 
@@ -190,3 +196,20 @@ def test_the_command_itself_exits_with_2(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "harness.sweep", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     one_line(done.stderr)
+
+
+@pytest.mark.parametrize("command", ["harness.report", "harness.encoders"])
+def test_the_other_commands_tell_a_wrong_option_in_one_line(capfd: pytest.CaptureFixture[str], command: str) -> None:
+    wrong = importlib.import_module(f"{command}.__main__").main(["--no-such-option"])
+    assert wrong == 2
+    assert "--help lists what there is" in one_line(capfd.readouterr().err)
+
+
+def test_an_interruption_while_torch_is_imported_is_told_in_one_line(folder: Path) -> None:
+    run = Run(sweep=folder / "good.yaml", out=folder / "interrupted", cache=folder / "cache")
+    process = run.start()
+    wait_for(lambda: any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps()), process, "torch is imported")
+    process.send_signal(signal.SIGINT)
+    assert run.finish(process) == 130, run.log
+    assert one_line(run.log) == "interrupted: the same command goes on from here"
+    assert not run.out.exists()

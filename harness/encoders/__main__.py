@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.command import Parser, complain
 from harness.core import EncoderInfo
 from harness.encoders import EncoderSpec, describe, families
 from harness.errors import EncoderError, RequestError
@@ -20,18 +20,18 @@ from harness.errors import EncoderError, RequestError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 2, with one line, where the request is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m harness.encoders", description="List the encoders that a sweep file can name, or describe one.")
+    parser = Parser(prog="python -m harness.encoders", description="List the encoders that a sweep file can name, or describe one.")
     parser.add_argument("name", nargs="?", help="a name, timm:<model>, or a sweep file's mapping, e.g. '{architecture: test_vit, random: true}'")
     parser.add_argument("--json", action="store_true", help="describe as JSON")
-    given = parser.parse_args(arguments)
     console = Console()
-    if given.name is None:
-        _list(console)
-        return 0
     try:
+        given = parser.parse_args(arguments)
+        if given.name is None:
+            _list(console)
+            return 0
         info = describe(EncoderSpec.parse(_entry(given.name)))
     except RequestError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        complain(error)
         return 2
     if given.json:
         print(json.dumps(facts(info), indent=2))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from harness.command import Parser, complain
 from harness.errors import HarnessError, RequestError
 from harness.report.page import write_report
 from harness.report.run import read_run
@@ -17,15 +17,15 @@ from harness.report.terminal import terminal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and write the page; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.report", description="Draw the report of a run again.", allow_abbrev=False)
+    parser = Parser(prog="python -m harness.report", description="Draw the report of a run again.", allow_abbrev=False)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder that python -m harness.sweep wrote")
     parser.add_argument("--shards", metavar="DIR", help="where the data sets are now (default: as the run's sweep.yaml says)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         run = read_run(options.dir)
         page = write_report(options.dir, shards=options.shards or run.shards)
     except HarnessError as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return 2 if isinstance(error, RequestError) else 1
     terminal(run.results, Console())
     print(f"report: {page}")
