@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import signal
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,9 @@ from ray.cluster_utils import Cluster
 import tiny
 from runs import Run, encoding_workers, same_values, wait_for
 
-TASKS = ["tiny/object-linear", "tiny/object-knn", "tiny/part-retrieval"]
+TASKS = ["tiny/object-linear", "tiny/object-knn", "tiny/part-linear", "tiny/part-retrieval"]
+EPOCHS = 500
+"""So many that trials of linear probes take about a second, and one runs while another does."""
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +25,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("topology")
     tiny.build(root / "shards")
     encoder = {"name": "vit", "architecture": "vit_tiny_patch16_224", "random": True, "preprocessing": {"size": 128}}
-    (root / "sweep.yaml").write_text(tiny.sweep_text(root / "shards", encoders=[encoder], tasks=TASKS))
+    (root / "sweep.yaml").write_text(tiny.sweep_text(root / "shards", encoders=[encoder], tasks=TASKS, protocol={"epochs": EPOCHS}))
     return root
 
 
 def new_run(folder: Path, name: str) -> Run:
     return Run(sweep=folder / "sweep.yaml", out=folder / name, cache=folder / f"{name}.cache")
+
+
+def side_by_side(run: Run) -> set[frozenset[int]]:
+    """Studies of which a trial ran while one of the other did, by Tune's own account of starts and results."""
+    (state,) = (run.out / "tune" / "search").glob("experiment_state*.json")
+    trials = [tuple(json.loads(part) for part in trial) for trial in json.loads(state.read_text())["trial_data"]]
+    ran = [(times["start_time"], times["last_result_time"], about["_Trial__unresolved_config"]["study"]) for about, times in trials]
+    return {
+        frozenset((study, other))
+        for (start, end, study), (other_start, other_end, other) in itertools.combinations(ran, 2)
+        if start < other_end and other_start < end
+    }
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +65,12 @@ def test_the_ledger_sums_to_the_manifest(alone: Run) -> None:
     assert all(total == counts[split] for (_, split), total in sums.items())
 
 
-def test_two_actors_give_the_values_of_one(alone: Run, folder: Path) -> None:
+def test_two_actors_and_two_trials_at_once_give_the_values_of_one(alone: Run, folder: Path) -> None:
     run = new_run(folder, "two")
     assert run.run("--set", "resources.actors=2") == 0, run.log
     assert len({event["actor"] for event in run.events if event["event"] == "lease"}) == 2
+    assert not side_by_side(alone)
+    assert any(len(studies) == 2 for studies in side_by_side(run)), "trials of two studies ran at once"
     same_values(alone, run)
 
 
