@@ -31,7 +31,7 @@ POOLS: Mapping[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), 
 """A protocol's `pool` to the splits that are scored."""
 MORE = "pool/"
 """How the roles of a pool's further splits begin; its first split has the role `test`."""
-_HASHED_PACKAGES = ("torch", "torchvision", "timm")
+_HASHED_PACKAGES = ("torch", "torchvision", "timm", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

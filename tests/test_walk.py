@@ -129,6 +129,7 @@ def test_provenance_is_complete(done: Path) -> None:
         for key in row["bank_keys"]:
             described = json.loads((done / "cache" / key / "bank.json").read_text())
             assert described["identity"]["weights_sha256"] == row["weights_sha256"]
+            assert {"torch", "torchvision", "timm", "pillow"} <= set(described["identity"])
             assert described["key"] == key
 
 
