@@ -16,11 +16,12 @@ from PIL import Image
 
 from harness.report import write_report
 from harness.report.board import Column, make_board
-from harness.report.learning_rates import learning_rates, studies
+from harness.report.learning_rates import Study, edge_of, learning_rates, studies
 from harness.report.paired import compare
 from harness.report.palette import look
 from harness.report.run import read_run
 from harness.report.scatter import object_part, pairs
+from harness.report.sections import selection
 from report_example import Example, Row, name_of
 
 FIGURES = ("object_part.png", "learning_rates.png", "gallery.png")
@@ -265,7 +266,32 @@ def test_studies_mark_the_chosen_head_and_those_without_a_score(whole: tuple[Pat
         assert chosen[0]["val_value"] == max(head["val_value"] for head in study.heads if head["val_value"] is not None)
         assert len(study.failed) == 1
     drawing = learning_rates(found, [name_of(entry) for entry in Example(shards=Path()).encoders], look([study.encoder for study in found], {}))
-    assert f"12 of {sum(len(study.heads) for study in found)} heads, in 12 of 12 studies, have no score" in drawing.notes[0]
+    assert f"12 of {sum(len(study.heads) for study in found)} heads, in 12 of 12 studies, have no score" in drawing.notes[-1]
+
+
+@pytest.mark.parametrize(("rate", "edge"), [(1e-3, "lower"), (2.4e-3, "lower"), (3e-3, ""), (1.0, ""), (4.2, "upper"), (10.0, "upper"), (None, "")])
+def test_a_rate_at_the_edge_of_those_tried_is_told(rate: float | None, edge: str) -> None:
+    assert edge_of(rate, [10.0, 1e-3, 0.1]) == edge
+
+
+def test_one_rate_has_no_edge() -> None:
+    assert edge_of(0.1, [0.1, 0.1]) == ""
+
+
+def test_rates_at_an_edge_are_listed_below_their_figure() -> None:
+    rates = {"alpha": 0.001, "beta": 0.1}
+    heads = [{"lr": lr, "readout": "cls", "metric": "accuracy", "val_value": 0.5, "error": None} for lr in (0.001, 0.1, 10.0)]
+    found = [Study(encoder=name, task=("tiny/object-linear", "p"), heads=heads, chosen={"lr": lr, "readout": "cls"}) for name, lr in rates.items()]
+    (note,) = learning_rates(found, list(rates), look(list(rates), {})).notes
+    assert "alpha on object-linear (lower)" in note
+    assert "beta" not in note
+    assert "widen it" in note
+
+
+def test_tasks_without_a_choice_are_named() -> None:
+    rows = [{"task": f"tiny/{task}", "selected_on": split} for task, split in (("a", "val"), ("b", "nothing"), ("c", "nothing"), ("c", "val"))]
+    told = selection(rows)
+    assert (told.splits, told.decided) == (["val"], ["b"])
 
 
 def test_few_encoders_are_compared_in_pairs_and_many_with_the_best(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from harness.report.points import is_point
 from harness.report.units import is_defined, plain, scale
 
 NAME = "learning_rates"
+EDGE = 0.1
+"""Share of the rates' range, in logarithms, that counts as its edge on either side."""
 _LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)))
 _MARKERS = "os^Dv<>p"
 _TINTS = (0.0, 0.35, 0.55, 0.0, 0.55, 0.35)
@@ -36,8 +38,22 @@ class Study:
         return bool(self.chosen) and all(self.chosen.get(name) == head[name] for name in ("lr", "readout"))
 
     @property
+    def edge(self) -> str:
+        """Where the chosen rate lies, as `edge_of` says."""
+        return edge_of(self.chosen.get("lr"), [head["lr"] for head in self.heads])
+
+    @property
     def failed(self) -> list[Row]:
         return [head for head in self.heads if not is_defined(head["val_value"])]
+
+
+def edge_of(rate: float | None, tried: Sequence[float]) -> str:
+    """`lower` or `upper`, where `rate` lies within EDGE of that end of the rates that were tried; else empty."""
+    low, high = min(tried, default=0.0), max(tried, default=0.0)
+    if rate is None or not 0 < low < high:
+        return ""
+    place = math.log(rate / low) / math.log(high / low)
+    return "lower" if place <= EDGE else "upper" if place >= 1 - EDGE else ""
 
 
 def studies(results: Sequence[Row], trials: Sequence[Row]) -> list[Study]:
@@ -56,7 +72,7 @@ def studies(results: Sequence[Row], trials: Sequence[Row]) -> list[Study]:
 
 
 def learning_rates(found: Sequence[Study], encoders: Sequence[str], look: Look) -> Drawing:
-    """Encoders down, tasks across; the chosen head ringed, failed heads as crosses on the floor."""
+    """Encoders down, tasks across; the chosen head ringed, twice at an edge of the rates, failed heads as crosses on the floor."""
     tasks = sorted({study.task for study in found}, key=lambda task: (task[0].rpartition("/")[2], task))  # object before part
     rows = [encoder for encoder in encoders if any(study.encoder == encoder for study in found)]
     if not found or not rows:
@@ -107,7 +123,10 @@ def _panel(axes: Any, study: Study, readouts: Sequence[str], style: Style) -> No
         axes.plot([h["lr"] for h in heads], values, marker=_MARKERS[i % len(_MARKERS)], markersize=3.6, markerfacecolor=face, zorder=2, **line)
         for head, value in zip(heads, values, strict=True):
             if study.is_chosen(head):
-                axes.plot(head["lr"], value, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.5, zorder=4)
+                for size in (10, 15) if study.edge else (10,):
+                    axes.plot(
+                        head["lr"], value, marker="o", markersize=size, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.5, zorder=4
+                    )
     for head in study.failed:
         axes.plot(head["lr"], 0.05, marker="x", color=WRONG, markersize=5.5, markeredgewidth=1.5, transform=axes.get_xaxis_transform(), zorder=3)
 
@@ -151,9 +170,14 @@ def _title(task: TaskKey, tasks: Sequence[TaskKey]) -> str:
 
 
 def _notes(found: Sequence[Study]) -> list[str]:
+    notes = []
+    at_edge = [study for study in found if study.edge]
+    if at_edge:
+        which = ", ".join(f"{study.encoder} on {study.task[0].rpartition('/')[2]} ({study.edge})" for study in at_edge)
+        notes.append(f"at the edge of the searched range, the outer {EDGE:.0%} of it in logarithms: {which}; widen it")
     lost = [head for study in found for head in study.failed]
     if not lost:
-        return []
+        return notes
     heads, studies_hit = sum(len(study.heads) for study in found), sum(bool(study.failed) for study in found)
     why = lost[0]["error"] or "no reason was recorded"
-    return [f"{len(lost)} of {heads} heads, in {studies_hit} of {len(found)} studies, have no score; the first of them: {why}"]
+    return [*notes, f"{len(lost)} of {heads} heads, in {studies_hit} of {len(found)} studies, have no score; the first of them: {why}"]

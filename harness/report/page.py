@@ -24,7 +24,7 @@ from harness.report.portrait_figure import portrait_figure
 from harness.report.published import compare_published, read_encoders
 from harness.report.run import Run, random_twins, read_run
 from harness.report.scatter import object_part
-from harness.report.sections import headline, ledger_sum, paired_table, provenance, published_table, records, study_lines
+from harness.report.sections import headline, ledger_sum, paired_table, provenance, published_table, records, selection, study_lines
 from harness.tables import file_name, publish
 
 GALLERY = "gallery"
@@ -115,7 +115,7 @@ def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings:
         paired=paired_table(board, looks, compared),
         published=published_table(compare_published(run.results, read_encoders(run.out)), looks),
         studies=study_lines(board, looks, run.trials),
-        selected_on=sorted({row["selected_on"] for row in run.results if row["selected_on"]}),
+        selection=selection(run.results),
         ledger=ledger_sum(run.ledger),
         provenance=provenance(run.results, looks),
         records=records(run.results, looks),

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
 from harness.report.curves import Curve, not_ok
+from harness.report.learning_rates import edge_of
 from harness.report.paired import Comparisons, shows_all_pairs
 from harness.report.palette import Look, Style
 from harness.report.points import is_point
@@ -242,7 +243,7 @@ class StudyLine:
     readout: str
     lr: str
     edge: str
-    """`lowest tried` or `highest tried`, where the chosen rate is at an end of the readout's rates."""
+    """Where the chosen rate lies at an end of the rates that the study tried; else empty."""
     tried: str
     failed: str
     selected_on: str
@@ -268,8 +269,7 @@ def study_lines(board: Board, look: Look, trials: Sequence[Row]) -> list[StudyLi
 
 def _study_line(row: Row, heads: Sequence[Row], encoder: Name, task: str) -> StudyLine:
     lr = parsed(row["hyperparameters"]).get("lr")
-    akin = sorted({head["lr"] for head in heads if head["readout"] == row["readout"] and head["lr"] is not None})
-    at_end = {akin[0]: "lowest tried", akin[-1]: "highest tried"} if len(akin) > 1 else {}
+    edge = edge_of(lr, [head["lr"] for head in heads if head["lr"] is not None])
     chosen = [head for head in heads if head["readout"] == row["readout"] and head["lr"] == lr and is_defined(head["val_value"])]
     failed = sum(not is_defined(head["val_value"]) for head in heads)
     return StudyLine(
@@ -277,13 +277,33 @@ def _study_line(row: Row, heads: Sequence[Row], encoder: Name, task: str) -> Stu
         task=task,
         readout=row["readout"] or "–",
         lr=f"{lr:.3g}" if lr is not None else "–",
-        edge=at_end.get(lr, ""),
+        edge=f"{edge} edge" if edge else "",
         tried=str(row["num_trials"] if row["num_trials"] is not None else "–"),
         failed=str(failed) if failed else "",
         selected_on=row["selected_on"] or "–",
         selection_value=number(chosen[0]["val_value"], chosen[0]["metric"]) if chosen else "–",
         seconds=f"{row['seconds']:.1f}" if is_defined(row["seconds"]) else "–",
         images_per_second=f"{row['images_per_second']:.0f}" if is_defined(row["images_per_second"]) else "–",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What heads were chosen on."""
+
+    splits: Sequence[str]
+    decided: Sequence[str]
+    """Tasks where there was nothing to choose."""
+
+
+def selection(results: Sequence[Row]) -> Selection:
+    splits: dict[str, set[str]] = {}
+    for row in results:
+        if row["selected_on"]:
+            splits.setdefault(row["task"], set()).add(row["selected_on"])
+    return Selection(
+        splits=sorted(set().union(*splits.values()) - {"nothing"}),
+        decided=[task.rpartition("/")[2] for task, found in splits.items() if found == {"nothing"}],
     )
 
 
