@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,44 @@ def test_random_twins_have_their_residual_branches_open() -> None:
     cls = encoder.encode(noise(8, 3, 70, 70)).cls
     assert cls is not None
     assert float(cls.std(dim=0).mean()) > 0.01
+
+
+@pytest.mark.parametrize(("architecture", "scale", "count"), [("resmlp_12_224", r"\.ls[12]$", 24), ("test_nfnet", r"\.gain$", 25)])
+def test_random_twins_of_other_families_too(architecture: str, scale: str, count: int) -> None:
+    encoder = random_encoder(architecture)
+    scales = [parameter for name, parameter in encoder.module.named_parameters() if re.search(scale, name)]
+    assert len(scales) == count
+    assert all(bool((parameter == 1).all()) for parameter in scales)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("crossvit_tiny_240", "CrossVit ends with 2 parallel sequences or maps, expected one"),
+        ("pit_ti_224", r"PoolingVisionTransformer ends with \[1, 1, 256\], expected one map or its patch tokens"),
+        ("naflexvit_base_patch16_gap", "expected a transformer that is built for one patch grid, got a NaFlexVit"),
+    ],
+)
+def test_layouts_that_are_not_covered_are_refused_in_one_line(architecture: str, message: str) -> None:
+    with pytest.raises(EncoderError, match=message) as caught:
+        random_encoder(architecture, options={"depth": 1} if "naflex" in architecture else {})
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("encoder e: ")
+
+
+def test_a_size_outside_an_architectures_tables_is_one_line() -> None:
+    with pytest.raises(EncoderError, match=r"MultiScaleVit failed on \[1, 3, 288, 288\]"):
+        random_encoder("mvitv2_tiny", preprocessing={"size": 288})
+
+
+def test_a_transformer_in_a_transformer_gives_its_tokens() -> None:
+    encoder = random_encoder("tnt_s_patch16_224", options={"depth": 2, "img_size": 64})
+    images = noise(1, 3, 64, 64)
+    tokens = encoder.encode(images, blocks=(1,))
+    with torch.inference_mode():
+        expected = encoder.module.trunk.forward_features(images)  # type: ignore[union-attr, operator]
+    assert tokens.cls is not None
+    torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 2)], dim=1), expected)
 
 
 def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

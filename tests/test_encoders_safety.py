@@ -1,5 +1,6 @@
 """Weight files that are broken, hostile or simply the wrong ones: one clear line each, and nothing in them is run."""
 
+import json
 import pickle
 import tarfile
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import PretrainedCfg
 
 from harness.encoders import EncoderSpec, load
 from harness.errors import EncoderError
@@ -227,6 +229,64 @@ def test_training_arguments_beside_the_weights_are_harmless(tmp_path: Path, stat
 
     torch.save({"model": state, "args": argparse.Namespace(lr=0.1, out="x"), "scaler": {"scale": 1.0}}, tmp_path / "a.pth")
     load(EncoderSpec.parse({"architecture": "test_vit", "checkpoint": str(tmp_path / "a.pth")}))
+
+
+@pytest.mark.parametrize("encoder", ["timm:test_vit.r160_in1k", "hf-hub:timm/test_vit.r160_in1k"])
+@pytest.mark.parametrize(
+    ("case", "file"),
+    [
+        ("truncated safetensors", "model.safetensors"),
+        ("safetensors with a broken header", "model.safetensors"),
+        ("web page", "model.safetensors"),
+        ("empty", "model.safetensors"),
+        ("truncated", "pytorch_model.bin"),
+        ("code", "pytorch_model.bin"),
+        ("zip bomb", "pytorch_model.bin"),
+        ("list", "pytorch_model.bin"),
+    ],
+)
+def test_published_files_are_read_as_safely(
+    encoder: str, case: str, file: str, tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, message = CASES[case]
+    published = {"architecture": "test_vit", "pretrained_cfg": {"num_classes": 0, "input_size": [3, 160, 160], "fixed_input_size": True}}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    make(tmp_path / file, dict(state))
+
+    def cached(repository: str, name: str, **keys: Any) -> str | None:
+        return str(tmp_path / name) if (tmp_path / name).exists() else None
+
+    def fetched(repository: str, name: str, **keys: Any) -> str:
+        return cached(repository, name) or pytest.fail(f"{name} asked for, which is not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetched)
+    if encoder.startswith("timm:"):
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: PretrainedCfg(hf_hub_id="timm/test_vit.r160_in1k"))
+    with pytest.raises(EncoderError, match=message) as caught:
+        load(EncoderSpec.parse(encoder))
+    assert "\n" not in str(caught.value)
+    assert not mark_of(tmp_path / file).exists(), "the file's code was run"
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "a b", "../x", "a/b@"])
+def test_what_is_no_hub_id_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(EncoderError, match=r"hf-hub:<owner>/<model>\[@revision\]|cannot be had") as caught:
+        load(EncoderSpec.parse(f"hf-hub:{name}"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"architecture": "nothing", "pretrained_cfg": {}}', '{"architecture": 3, "pretrained_cfg": {}}']
+)
+def test_a_hub_config_that_is_not_timms_is_refused_in_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(content)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **keys: str(tmp_path / "config.json"))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *args, **keys: str(tmp_path / "config.json"))
+    with pytest.raises(EncoderError, match=r"config\.json of hf-hub:me/mine is not timm's|unknown timm architecture '(nothing|3)'") as caught:
+        load(EncoderSpec.parse("hf-hub:me/mine"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("encoder", ["deit", "moco_v3", "dino", "beit", "mae", "cae", "ibot", "simclr", "vicreg"])

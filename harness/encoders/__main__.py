@@ -95,7 +95,8 @@ def _list(console: Console) -> None:
         for name, description in family.names().items():
             table.add_row("", escape(name), escape(description))
     console.print(table)
-    console.print("Describe one: python -m harness.encoders NAME. Any of them has a random twin: {encoder: NAME, random: true, seed: 0}.")
+    console.print("Describe one: python -m harness.encoders NAME.")
+    console.print("Any of them has a random twin, {encoder: NAME, random: true, seed: 0}; names without a size take it from checkpoint: FILE.")
 
 
 def _describe(console: Console, info: EncoderInfo) -> None:

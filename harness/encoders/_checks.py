@@ -44,6 +44,6 @@ def refusals(name: str, network: torch.nn.Module, images: torch.Tensor) -> Itera
         yield
     except _DEVICE_FAULTS:
         raise
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         raise EncoderError(f"encoder {name}: {type(network).__name__} failed on {got}: {one_line(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -71,16 +72,16 @@ def describe_architecture(architecture: str, options: Iterable[tuple[str, object
 def fair_residuals(network: nn.Module) -> int:
     """Set residual branches that are built (nearly) silent to full strength, and say how many scales were set.
 
-    LayerScale starts at 1e-5 or so and the last batch norm of a residual block at 0: trained networks outgrow this, a random twin cannot, and its
-    features would hardly depend on the image.
+    LayerScale starts at 1e-5 or so, the last batch norm of a residual block and NFNet's last gain at 0: trained networks outgrow this, a random twin
+    cannot, and its features would hardly depend on the image.
     """
     changed = 0
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             *_, owner, last = ("", *name.split("."))
-            scale = last.startswith(("gamma", "layer_scale")) or owner.startswith("layer_scale")
-            silent_norm = last == "weight" and parameter.ndim == 1 and not parameter.any()
-            if scale or silent_norm:
+            scale = re.match(r"gamma|layer_scale|ls\d+$", last) is not None or owner.startswith("layer_scale")
+            silent = (last.endswith("gain") or (last == "weight" and parameter.ndim == 1)) and not parameter.any()
+            if scale or silent:
                 parameter.fill_(1.0)
                 changed += 1
     return changed

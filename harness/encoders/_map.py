@@ -87,6 +87,11 @@ class MapEncoder:
 
     def _as_map(self, trunk: Any, final: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """cls and [B, h, w, D] from what the network ends with: a map in either layout, or a sequence of (cls and) patch tokens."""
+        if not isinstance(final, torch.Tensor):
+            raise EncoderError(
+                f"encoder {self._identity.name}: {type(trunk).__name__} ends with {len(final)} parallel sequences or maps, expected one; "
+                "use another architecture"
+            )
         if final.ndim == 4:
             channels_first = getattr(trunk, "output_fmt", "NCHW") != "NHWC"
             return None, _normed(trunk, final.permute(0, 2, 3, 1) if channels_first else final, channels_first=channels_first)
@@ -95,7 +100,8 @@ class MapEncoder:
         has_cls = first == 1 and isinstance(getattr(trunk, "cls_token", None), torch.Tensor)
         if first != int(has_cls):
             raise EncoderError(
-                f"encoder {self._identity.name}: {type(trunk).__name__} ends with {list(final.shape)}, expected a map or patch tokens; use another"
+                f"encoder {self._identity.name}: {type(trunk).__name__} ends with {list(final.shape)}, expected one map or its patch tokens; "
+                "use another architecture"
             )
         map_BhwD = final[:, first:].reshape(final.shape[0], *grid, -1)
         return (final[:, 0] if has_cls else None), _normed(trunk, map_BhwD, channels_first=False)

@@ -54,7 +54,7 @@ class VitEncoder:
         self._stepped = type(trunk) in _STEPPED
         self._positions = _position_kind(trunk)
         self._norm, norm_note = _final_norm(trunk)
-        self._native_size, self._native_grid, self._patch = _geometry(trunk)
+        self._native_size, self._native_grid, self._patch = _geometry(identity.name, trunk)
         self._copies = SizedCopies(identity.name, self._native_size)
         self._position_cache: dict[tuple[tuple[int, int], torch.device, torch.dtype], torch.Tensor] = {}
         if self._stepped:
@@ -299,8 +299,12 @@ def _final_norm(trunk: Any) -> tuple[nn.Module, str | None]:
     return nn.Identity(), "no final norm"
 
 
-def _geometry(trunk: Any) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def _geometry(name: str, trunk: Any) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Image size, patch grid and patch size that the network was built for."""
-    embed = trunk.patch_embed
+    embed: Any = getattr(trunk, "patch_embed", None) or getattr(trunk, "pixel_embed", None)  # pixel_embed: TNT
+    if getattr(embed, "img_size", None) is None or getattr(embed, "grid_size", None) is None:
+        raise EncoderError(
+            f"encoder {name}: expected a transformer that is built for one patch grid, got a {type(trunk).__name__}; use another architecture"
+        )
     size, grid = tuple(embed.img_size), tuple(embed.grid_size)
     return (size[0], size[1]), (grid[0], grid[1]), (size[0] // grid[0], size[1] // grid[1])

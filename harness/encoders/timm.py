@@ -98,7 +98,7 @@ def _model(spec: EncoderSpec) -> _Model:
         tag = published.get("tag") or name.partition(".")[2]
     except Exception as error:  # whatever a stranger's repository holds
         raise EncoderError(f"encoder {spec.name}: config.json of {name} is not timm's: {one_line(error)}; give another id") from error
-    check_architecture(architecture)
+    check_architecture(str(architecture))
     return _Model(name=name, architecture=architecture, tag=tag, options=tuple(sorted(options.items())))
 
 
