@@ -198,3 +198,58 @@ def test_caes_small_networks_have_twelve_heads_too(tmp_path: Path, width: int, h
     for entry in (own, {"encoder": "deit", "prefix": "model.encoder."}, {"encoder": "ibot", "prefix": "model.encoder."}):
         with pytest.raises(EncoderError, match=f"looks like one of cae, whose small ViT has 12 attention heads where .* has {heads}"):
             load(EncoderSpec.parse({**entry, "checkpoint": str(tmp_path / "a.pth")}))
+
+
+def test_an_oblong_grid_is_told_by_its_image_size(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = timm.create_model("test_vit", img_size=(96, 160), num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"no square grid of patches; give options: \{img_size: \[height, width\]\}"):
+        mine(tmp_path / "a.pth")
+    encoder = mine(tmp_path / "a.pth", options={"img_size": [96, 160]})
+    assert (encoder.info.preprocessing.size, encoder.info.grid) == ((96, 160), (6, 10))
+    assert encoder.info.architecture == "test_vit(img_size=(96, 160))"
+    oblong = images()[:, :, :96]
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.encode(oblong).cls, network.forward_features(oblong)[:, 0])
+
+
+def test_another_size_than_the_files_is_refused_with_its_own(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", img_size=96, num_classes=0).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"trained on 96x96 px images; leave the option img_size out, preprocessing: \{size: …\}"):
+        mine(tmp_path / "a.pth", options={"img_size": 160})
+
+
+def test_relative_positions_trained_at_another_size(tmp_path: Path) -> None:
+    small = {"depth": 1, "embed_dim": 96}
+    network = timm.create_model("beit_base_patch16_224", img_size=64, num_classes=0, **small).eval()
+    torch.save(network.state_dict(), tmp_path / "beit.pth")
+    encoder = mine(tmp_path / "beit.pth", architecture="beit_base_patch16_224", options=small)
+    assert (encoder.info.preprocessing.size, encoder.info.grid) == ((64, 64), (4, 4))
+    swin = "swin_tiny_patch4_window7_224"
+    network = timm.create_model(swin, img_size=96, window_size=3, num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "swin.pth")
+    with pytest.raises(EncoderError, match=r"trained with windows of 3x3; give options: \{window_size: 3, img_size: …\}"):
+        mine(tmp_path / "swin.pth", architecture=swin)
+    encoder = mine(tmp_path / "swin.pth", architecture=swin, options={"window_size": 3, "img_size": 96})
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.encode(images()[:, :, :96, :96]).patches, network.forward_features(images()[:, :, :96, :96]))
+
+
+def test_a_prefix_may_lack_its_last_dot(tmp_path: Path, state: State) -> None:
+    torch.save({"teacher": under("backbone.", state)}, tmp_path / "a.pth")
+    whole, short = mine(tmp_path / "a.pth", prefix="teacher.backbone."), mine(tmp_path / "a.pth", prefix="teacher.backbone")
+    assert short.info == whole.info
+
+
+def test_a_drop_that_matches_no_key_is_refused(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"drop 'nonsense' matches no key; keys are e\.g\. cls_token, pos_embed"):
+        mine(tmp_path / "a.pth", drop=["head.", "nonsense"])
+
+
+def test_a_tag_is_named_where_the_heads_do_not_fit(tmp_path: Path) -> None:
+    network = timm.create_model("vit_small_patch16_224", depth=1, num_heads=12, num_classes=0, img_size=32)
+    torch.save({"state_dict": under("module.base_encoder.", network.state_dict())}, tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"12 attention heads where vit_small_patch16_224\.dino.* has 6"):
+        load(EncoderSpec.parse({"encoder": "timm:vit_small_patch16_224.dino", "checkpoint": str(tmp_path / "a.pth"), "options": {"depth": 1}}))

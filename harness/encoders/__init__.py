@@ -54,7 +54,11 @@ def family_of(spec: EncoderSpec) -> Family:
     for family in families():
         if family.claims(spec):
             return family
+    import timm  # as late as the families, which need it
+
     asked = spec.encoder or spec.architecture or ""
+    if timm.is_model(asked.partition(".")[0]):
+        raise EncoderError(f"unknown encoder {asked!r}: it is timm's; write timm:{asked} for its published weights")
     raise EncoderError(
         f"unknown encoder {asked!r}: expected a registered name, timm:<model> or hf-hub:<id>{nearest(asked, known_names())}; "
         "python -m harness.encoders lists them"

@@ -65,6 +65,8 @@ def select(
         renamed = _rename(checkpoint, checkpoint.tensors, rename)
         prefix = _detect(checkpoint, renamed, expected, architecture)
         return Selection(checkpoint=checkpoint, prefix=prefix, tensors=_under(renamed, prefix), elsewhere=_elsewhere(renamed, prefix))
+    if prefix and not prefix.endswith(".") and all(name.startswith(f"{prefix}.") for name in checkpoint.tensors if name.startswith(prefix)):
+        prefix = f"{prefix}."
     tensors = _under(checkpoint.tensors, prefix)
     if not tensors:
         starts = ", ".join(sorted({_start(name) for name in checkpoint.tensors})[:8])

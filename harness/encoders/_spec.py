@@ -185,6 +185,10 @@ def _check_combination(label: str, encoder: str | None, architecture: str | None
         raise EncoderError(f"encoder {label}: expected `encoder` or `architecture`, got neither; python -m harness.encoders lists what there is")
     if encoder is not None and architecture is not None:
         raise EncoderError(f"encoder {label}: both encoder {encoder} and architecture {architecture}; keep one of them")
+    if encoder is not None and encoder.startswith("hf-hub:") and checkpoint is not None:
+        raise EncoderError(
+            f"encoder {label}: {encoder} has weights of its own; leave checkpoint out, or give {{architecture: <timm model>, checkpoint: FILE}}"
+        )
     if encoder is None and checkpoint is None and not random:
         raise EncoderError(
             f"encoder {label}: architecture {architecture} has no weights: give checkpoint: FILE or random: true, or encoder: timm:{architecture}"

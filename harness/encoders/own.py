@@ -6,14 +6,18 @@ import math
 from collections.abc import Mapping
 
 import torch
+from timm.models.beit import Beit
 from torch import nn
 
 from harness.core import Encoder
 from harness.encoders._create import create, describe_architecture, timm_preprocessing, wrap
 from harness.encoders._files import read_checkpoint
 from harness.encoders._identity import Identity
-from harness.encoders._load import load_into, refuse_silent_misfit, select
+from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
 from harness.encoders._spec import EncoderSpec
+from harness.errors import EncoderError
+
+_TABLE = "relative_position_bias_table"
 
 FAMILY = "own checkpoint"
 DESCRIPTION = "your own weights: {architecture: a timm name, checkpoint: a file}, with prefix, rename, drop and options where needed"
@@ -39,12 +43,14 @@ def build(spec: EncoderSpec) -> Encoder:
     outline = create(architecture, options.items(), device="meta")
     what = describe_architecture(architecture, options.items())
     selection = select(checkpoint, list(outline.state_dict()), prefix=spec.prefix, rename=spec.rename, architecture=what)
+    _refuse_idle_drops(spec, selection)
     if "num_heads" not in options:
         refuse_silent_misfit(checkpoint, width=getattr(outline, "embed_dim", None), heads=_attention_heads(outline), what=architecture)
     native = None if "img_size" in options else native_size(outline, selection.tensors)
     if native is not None:
         options["img_size"] = native
     network = create(architecture, options.items())
+    _refuse_another_size(spec, selection.tensors, network)
     preprocessing, notes = timm_preprocessing(network, options.items())
     classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     declared = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
@@ -63,17 +69,66 @@ def build(spec: EncoderSpec) -> Encoder:
 
 
 def native_size(outline: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:
-    """The square image size that the file's position embeddings were trained at, where it is not the architecture's own; else None."""
-    expected, given = getattr(outline, "pos_embed", None), tensors.get("pos_embed")
+    """The square image size that the file's absolute positions or BEiT's relative ones were trained at, where it is not the architecture's own."""
     embed = getattr(outline, "patch_embed", None)
-    if not isinstance(expected, torch.Tensor) or given is None or embed is None or given.ndim != 3 or given.shape == expected.shape:
+    if embed is None:
         return None
-    patches = given.shape[1] - (expected.shape[1] - int(embed.num_patches))
-    side = math.isqrt(max(patches, 0))
-    return side * int(embed.patch_size[0]) if side > 0 and side * side == patches else None
+    expected, given = getattr(outline, "pos_embed", None), tensors.get("pos_embed")
+    side = None
+    if isinstance(expected, torch.Tensor) and given is not None and given.ndim == 3 and given.shape != expected.shape:
+        side = _root(given.shape[1] - (expected.shape[1] - int(embed.num_patches)))
+    elif isinstance(outline, Beit) and (table := next((tensors[name] for name in tensors if name.endswith(_TABLE)), None)) is not None:
+        side = _window(table.shape[0] - 3)  # three more entries: cls to patch, patch to cls, cls to cls
+    size = None if side is None else side * int(embed.patch_size[0])
+    return None if size == int(embed.img_size[0]) else size
 
 
 def _attention_heads(outline: nn.Module) -> int | None:
     """The number of heads of the first attention that says one."""
     counts = (getattr(module, "num_heads", None) for module in outline.modules())
     return next((count for count in counts if isinstance(count, int)), None)
+
+
+def _root(cells: int) -> int | None:
+    """The side of a square grid of so many cells, if there is one."""
+    side = math.isqrt(max(cells, 0))
+    return side if side > 0 and side * side == cells else None
+
+
+def _window(distances: int) -> int | None:
+    """The side of the square window that has so many relative positions, (2 side - 1)², if there is one."""
+    span = _root(distances)
+    return (span + 1) // 2 if span is not None and span % 2 else None
+
+
+def _refuse_another_size(spec: EncoderSpec, tensors: Mapping[str, torch.Tensor], network: nn.Module) -> None:
+    """Raise EncoderError for positions of another grid than the network's, with the size that they were trained at or the way to tell it."""
+    for name, expected in network.state_dict().items():
+        given = tensors.get(name)
+        if given is None or given.ndim != expected.ndim or given.shape == expected.shape or given.shape[-1] != expected.shape[-1]:
+            continue
+        if not name.endswith(("pos_embed", _TABLE)):
+            continue
+        trained = f"checkpoint {spec.checkpoint}: {name} is {list(given.shape)}, expected {list(expected.shape)}: "
+        native = native_size(network, tensors)
+        if native is not None:
+            raise EncoderError(
+                f"{trained}it was trained on {native}x{native} px images; leave the option img_size out, preprocessing: {{size: …}} sets their size"
+            )
+        if name == "pos_embed" and given.ndim == 3:
+            raise EncoderError(
+                f"{trained}no square grid of patches; give options: {{img_size: [height, width]}} of the images that it was trained on"
+            )
+        window = _window(given.shape[0]) if name.endswith(_TABLE) else None
+        if window is not None:
+            raise EncoderError(
+                f"{trained}it was trained with windows of {window}x{window}; "
+                f"give options: {{window_size: {window}, img_size: …}}, img_size being the side of the images that it was trained on"
+            )
+
+
+def _refuse_idle_drops(spec: EncoderSpec, selection: Selection) -> None:
+    for start in spec.drop:
+        if not any(name.startswith(start) for name in selection.tensors):
+            example = ", ".join(list(selection.tensors)[:3])
+            raise EncoderError(f"checkpoint {spec.checkpoint}: drop {start!r} matches no key; keys are e.g. {example}")
