@@ -216,6 +216,14 @@ def test_each_position_is_what_timm_pools_from_it_alone(architecture: str) -> No
     assert any("every position" in note for note in encoder.info.notes)
 
 
+def test_pooling_that_gives_no_token_is_not_counted() -> None:
+    encoder = random_encoder("vit_base_patch16_siglip_224", options=VITS["vit_base_patch16_siglip_224"])
+    pooling = encoder.module.trunk.attn_pool  # type: ignore[union-attr]
+    assert isinstance(pooling, torch.nn.Module)
+    unused = sum(parameter.numel() for parameter in pooling.parameters())
+    assert encoder.info.params == sum(parameter.numel() for parameter in encoder.module.parameters()) - unused
+
+
 def test_swin_gives_its_normed_map() -> None:
     encoder = random_encoder("swin_tiny_patch4_window7_224", options={"img_size": 64, "window_size": 2}, preprocessing={"size": 64})
     images = noise(1, 3, 64, 64)

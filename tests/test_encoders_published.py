@@ -172,6 +172,13 @@ def test_a_hub_id_has_the_architecture_of_its_config(publish: Publish) -> None:
     assert fingerprint(EncoderSpec.parse("hf-hub:me/two")) != fingerprint(EncoderSpec.parse("hf-hub:me/four"))
 
 
+def test_a_hub_id_has_its_positions_resized_as_its_authors_do(publish: Publish) -> None:
+    publish("timm/deit_tiny_patch16_224.fb_in1k", trained("deit_tiny_patch16_224").state_dict(), "deit_tiny_patch16_224")
+    for name in ("timm:deit_tiny_patch16_224.fb_in1k", "hf-hub:timm/deit_tiny_patch16_224.fb_in1k"):
+        notes = encoder({"encoder": name, "preprocessing": {"size": 96}}).info.notes
+        assert "positions resized from 14x14 to 6x6: bicubic without antialiasing (as DeiT, MAE, BEiT)" in notes
+
+
 def test_a_hub_id_has_a_random_twin(publish: Publish) -> None:
     publish("me/four", trained(num_classes=1000).state_dict(), num_heads=4)
     published, twin = encoder("hf-hub:me/four").info, encoder({"encoder": "hf-hub:me/four", "random": True, "seed": 2}).info

@@ -42,5 +42,5 @@ class Network(torch.nn.Module):
         return weights_sha256(tensors)
 
     def count(self) -> int:
-        """Number of parameters."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Number of parameters, without SigLIP's attention pooling, which no token passes through."""
+        return sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("trunk.attn_pool."))
