@@ -1,4 +1,4 @@
-"""Any model of timm, with its published weights or random ones, and Hugging Face Hub models through timm."""
+"""Models of timm, with their published weights or random ones, and Hugging Face Hub models through timm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.encoders._spec import EncoderSpec
 from harness.errors import EncoderError
 
 FAMILY = "timm"
-DESCRIPTION = "any model of timm: timm:<model>[.<tag>] or hf-hub:<id> with published weights, {architecture: <model>, random: true} without"
+DESCRIPTION = "a model of timm: timm:<model>[.<tag>] or hf-hub:<id> with published weights, {architecture: <model>, random: true} without"
 
 _TIMM, _HUB = "timm:", "hf-hub:"
 _WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
