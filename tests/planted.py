@@ -241,7 +241,7 @@ class World:
             return BankRef(bank=self.bank(encoder, task, readout, split))
         bank = self._spec(encoder, task, "stream", split, protocol=json.dumps(task.protocol.fields, sort_keys=True))
         shards = tuple((shard_url(str(self.shards), "planted", shard), shard) for shard in self.manifest.split(split).shards)
-        return BankRef(bank=bank, source=Source(shards=shards, annotations=self.manifest.annotations))
+        return BankRef(bank=bank, source=Source(shards=shards, rules=self.manifest.rules))
 
     def _spec(self, encoder: str, task: Task, readout: str, split: str, **identity: str) -> BankSpec:
         return BankSpec(

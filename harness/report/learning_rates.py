@@ -174,7 +174,7 @@ def _notes(found: Sequence[Study]) -> list[str]:
     at_edge = [study for study in found if study.edge]
     if at_edge:
         which = ", ".join(f"{study.encoder} on {study.task[0].rpartition('/')[2]} ({study.edge})" for study in at_edge)
-        notes.append(f"at the edge of the searched range, the outer {EDGE:.0%} of it in logarithms: {which}; widen it")
+        notes.append(f"at the edge of the searched range (within {EDGE:.0%} of an end, in logarithms): {which}; widen it")
     lost = [head for study in found for head in study.failed]
     if not lost:
         return notes
