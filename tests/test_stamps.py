@@ -7,6 +7,8 @@ import math
 import os
 import re
 import statistics
+import subprocess
+import sys
 import tarfile
 from dataclasses import dataclass
 from functools import cache
@@ -239,6 +241,35 @@ def test_a_stamp_is_placed_by_its_name_alone() -> None:
     assert columns.max() + 1 - columns.min() == stamps.LEAST_SIDE * stamps.CANVAS
     assert columns.min() == pytest.approx(placed.x + 10 * placed.scale, abs=1)
     assert rows.min() == pytest.approx(placed.y + 10 * placed.scale, abs=1)
+
+
+def few() -> list[stamps.Stamp]:
+    return [stamp for split in stamps.SPLITS for stamp in list(stamps.stamps(split))[:4]]
+
+
+def digest_of_few(source: Path) -> str:
+    made = [stamps.compose(source, stamp) for stamp in few()]
+    told = [(one.key, one.boxes, one.keypoints, one.about, hashlib.sha256(one.image + one.object_mask.tobytes()).hexdigest()) for one in made]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def test_composites_are_the_same_to_the_byte_in_another_process(tmp_path: Path) -> None:
+    """Records of every split, of drawn cut-outs with soft borders in the photographs' places."""
+    y, x = np.mgrid[:90, :120]
+    for number, stamp in enumerate(few()):
+        alpha = np.clip(800 - (x - 60) ** 2 / 4 - (y - 45) ** 2 / (2 + number % 3), 0, 255)
+        channels = [(x * (number + 2)) % 256, (y * 3 + number) % 256, (x * y) % 256, alpha]
+        (tmp_path / stamp.path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.stack(channels, -1).astype(np.uint8)).save(tmp_path / stamp.path)
+    other = subprocess.run(
+        [sys.executable, "-c", "import sys, pathlib, test_stamps; print(test_stamps.digest_of_few(pathlib.Path(sys.argv[1])))", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.strip() == digest_of_few(tmp_path)
 
 
 @pytest.mark.slow
