@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"core", "errors"},
-    {"augment"},
-    {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"}
-    | {"tables", "preprocess", "device", "splits", "progress", "provenance"},
+    {"augment", "command", "parts", "tables"},
+    {"splits"},
+    {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
     {"extract", "study", "feed", "trainers", "halving"},
     {"finetune"},
