@@ -1,7 +1,7 @@
 """Which shard was seen, once: leases to actors, retries, and the account that comes of it.
 
 An actor holds one shard at a time. A lease ends with its receipts, with the actor's death, or with its time; a shard whose lease was lost goes to
-another actor, at most MAX_ATTEMPTS times. Parts are published whole, so that work done twice is counted once: the first part stays.
+another actor, up to MAX_ATTEMPTS leases in all. Parts are published whole, so that work done twice is counted once: the first part stays.
 """
 
 from __future__ import annotations

@@ -422,8 +422,6 @@ class _Training:
 
     def _step(self, batch: Sequence[Any], position: int) -> None:
         progress = self.progress
-        if progress.step >= self._steps:  # a stream may hold more samples than its manifest says
-            return
         self.trainer.step(batch, progress.step, self._steps)
         progress.step += 1
         progress.position = position
