@@ -88,7 +88,7 @@ class Cluster:
         self._progress.say("starting Ray")
         _make_token_writable()
         resources = self._resources
-        cores = os.cpu_count() or 1
+        cores = _local_cores()
         wanted = cores if resources.actors == "auto" else max(cores, resources.actors * resources.threads)
         ray.init(num_cpus=wanted, include_dashboard=self._dashboard, **quiet)
 
@@ -106,7 +106,7 @@ class Cluster:
             self.start()
             return self._remote_machine()
         gpu = self._wants_gpu(has_gpu())
-        nodes = [Node(cores=os.cpu_count() or 1, gpus=_local_gpus() if gpu else 0)]
+        nodes = [Node(cores=_local_cores(), gpus=_local_gpus() if gpu else 0)]
         return self._machine(self._places(nodes, gpu), device_type(gpu), resolve_precision(self._resources.precision, gpu), self._gpu_share(gpu))
 
     def crew(self, machine: Machine, cache: str, encoders: dict[str, EncoderSpec], *, limit: int) -> EncoderCrew:
@@ -180,6 +180,11 @@ class Cluster:
 def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
     """Device type and precision, as a worker finds them."""
     return device_type(gpu), resolve_precision(precision, gpu)
+
+
+def _local_cores() -> int:
+    """Those that this process may use: a batch system's share of a machine, not all of it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _local_gpus() -> int:

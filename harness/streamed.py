@@ -288,7 +288,7 @@ class StreamedRunner:
         self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State]
     ) -> tuple[list[tuple[float | None, str | None]], dict[str, dict[str, str]]]:
         """Each head's value, or why it has none, and what of train was lost on the way (shard to key to reason); publishes the account of val."""
-        setting = replace(self._setting(study), scored_classes=len(study.counterparts))
+        setting = self._setting(study)
         scorer = _KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
         ref = _any(study.train if study.holds_out else study.val)
         held = self._held_out(study)

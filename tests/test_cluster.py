@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ def new(**resources: Any) -> Cluster:
 
 @pytest.fixture
 def two_cores_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cluster, "_local_cores", lambda: 2)
     monkeypatch.setattr(cluster, "has_gpu", lambda: True)
     monkeypatch.setattr(cluster, "_local_gpus", lambda: 1)
     monkeypatch.setattr(cluster, "device_type", lambda gpu: "a GPU" if gpu else "a CPU")

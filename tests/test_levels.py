@@ -92,17 +92,19 @@ def test_a_sweep_scores_every_level_and_another_data_sets_images(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_network_is_scored_at_every_level_and_on_another_data_sets_images(tmp_path: Path) -> None:
+def test_a_fine_tuned_network_is_scored_at_every_level_and_on_another_data_sets_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = tmp_path / "shards"
     tiny.build(shards)
     amended(shards / "tiny", levels={"warm": [1, 0, 0]})
     abroad = tiny.build(shards, name="abroad", splits={"test": 24}, seed=1)
     # more classes than the data set that is trained on has: the second of them has no counterpart there, nor have the last two
     amended(abroad, counterparts={"tiny": [[0], [], [1, 2], [], []]}, classes=["a", "b", "c", "d", "e"])
+    monkeypatch.setattr(tiny, "CLASSES", tiny.CLASSES[:2])
+    amended(tiny.build(shards, name="few", splits={"test": 24}, seed=2), counterparts={"tiny": [[0], [1, 2]]})  # and here fewer
     (tmp_path / "sweep.yaml").write_text(
         tiny.sweep_text(
             shards,
-            tasks=["tiny/finetune", "abroad/finetune-from-tiny"],
+            tasks=["tiny/finetune", "abroad/finetune-from-tiny", "few/finetune-from-tiny"],
             encoders=[{"name": "tiny_vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}],
             search={"trials": 1, "stack": 2, "seed": 0},
             protocol={"epochs": 6, "batch_size": 6, "rungs": 1, "init_std": 0.02, "layer_decay": 0.9, "lr_bounds": [1e-3, 1e-2]},
@@ -119,6 +121,9 @@ def test_a_fine_tuned_network_is_scored_at_every_level_and_on_another_data_sets_
     assert row["value"] == pytest.approx(np.mean([one["target"] == one["prediction"] for one in found]))
     assert row["value"] > 0.6, "the colours are those that it was tuned on; chance is below a half"
     assert {one["target"] for one in found} == {0, 2}
+    row = rows["few/finetune-from-tiny", "accuracy"]
+    assert (row["status"], row["n"], row["n_failed"]) == ("ok", 24, 0), "heads are chosen on labels that this data set does not have"
+    assert row["value"] > 0.6
 
 
 def test_patterns_ask_for_fine_tuning_by_its_name_alone(tmp_path: Path) -> None:
