@@ -14,7 +14,7 @@ import harness.stream
 import tiny
 from harness.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.core import Encoder, View
-from harness.device import Compute, Precision
+from harness.device import Compute, Precision, device_type
 from harness.encode import ActorSettings, EncoderActor
 from harness.encoders import EncoderSpec, load
 from harness.errors import BankError
@@ -151,7 +151,7 @@ def test_bf16_is_what_the_encoder_computes_in(encoders: dict[str, Encoder], shar
 def test_an_actor_encodes_in_the_precision_of_its_run(encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path) -> None:
     job = work(*shard, ("vit", Whole(), READOUTS))
     settings = ActorSettings(
-        cache=str(tmp_path / "cache"), precision="bf16", batch_size=4, threads=1, decode_threads=1, gpus=0, cpus=1, device_type="cpu"
+        cache=str(tmp_path / "cache"), precision="bf16", batch_size=4, threads=1, decode_threads=1, gpus=0, cpus=1, device_type=device_type(False)
     )
     assert EncoderActor(settings, {"vit": EncoderSpec.parse(ENCODER)}).encode(job, attempt=1) == 3 * 7
     store = BankStore(settings.cache)
