@@ -139,13 +139,13 @@ def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluste
         return {}
     crew = cluster.crew(machine, cache, plan.encoders, limit=len(missing))
     try:
-        views = sum(work.shard.samples * len(work.passes) for work in missing)
-        with EventLog(out / "events.jsonl") as log, progress.task("encoding", total=views, unit="views") as bar:
+        items = sum(work.items for work in missing)
+        with EventLog(out / "events.jsonl") as log, progress.task("encoding", total=items, unit="items") as bar:
             ledger = Ledger(
                 crew=crew,
                 log=log,
                 lease_timeout=plan.sweep.resources.lease_timeout,
-                on_done=lambda work: bar.advance(work.shard.samples * len(work.passes)),
+                on_done=lambda work: bar.advance(work.items),
             )
             ledger.run(missing)
     finally:
