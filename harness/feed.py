@@ -51,6 +51,8 @@ class Epoch:
     """Samples that were taken before an interruption."""
     lost: dict[str, str] = field(default_factory=dict)
     """Key to reason, of samples that do not decode."""
+    lost_of: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The same by shard; complete after the last sample."""
     audits: list[ShardAudit] = field(default_factory=list)
     """One a shard, in the manifest's order; complete after the last sample."""
     _repeated: list[tuple[str, int, int]] = field(default_factory=list, init=False)
@@ -68,7 +70,7 @@ class Epoch:
     def read(self, prepare: Callable[[Sample], T]) -> Generator[Fed[T], None, None]:
         """Every wanted sample that `prepare`, called in threads, makes something of. It raises ShardError where a sample cannot be used."""
         self.audits = [ShardAudit(shard=shard.file, expected=shard.samples) for _, shard in self.source.shards]
-        self._repeated = []
+        self._repeated, self.lost_of = [], {}
         for position, (audit, key, result) in enumerate(_prepared(self._taken(), prepare, self.threads), start=1):
             if result is None:  # taken before the interruption
                 self._count(audit, key, self.lost.get(key))
@@ -82,12 +84,12 @@ class Epoch:
         for audit in self.audits:
             audit.close()
 
-    @staticmethod
-    def _count(audit: ShardAudit, key: str, reason: str | None) -> None:
+    def _count(self, audit: ShardAudit, key: str, reason: str | None) -> None:
         if reason is None:
             audit.seen += 1
         else:
             audit.fail(key, reason)
+            self.lost_of.setdefault(audit.shard, {})[key] = reason
 
     def _taken(self) -> Iterator[tuple[Unread, bool]]:
         """The wanted samples in their order, and whether each was taken before."""

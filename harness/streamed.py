@@ -12,8 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import fsspec
@@ -22,9 +21,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from harness.augment import draw
 from harness.bank import BankStore, PartRows, Receipt
-from harness.core import Predictions, Rows, Sample
+from harness.core import Predictions, Rows
 from harness.device import Compute
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError
@@ -35,30 +33,13 @@ from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
-from harness.study import BankRef, Round, Score, Stream, Study, StudyRunner, Value, columns_of, estimate, now, translated
+from harness.study import BankRef, Round, Score, Study, StudyRunner, Value, columns_of, estimate, now, translated
 from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
+from harness.training import Position, Training, stream_of, worst_of
 
 STREAM_VERSION = 2
 """Raised whenever a change to augmentation, order or training on a stream could change a value."""
 _KINDS: dict[str, Kind[Any]] = {**KINDS, finetune.NAME: FINETUNE}
-
-
-@dataclass(kw_only=True)
-class Position:
-    """Where a training is, as its checkpoint says."""
-
-    proposals: list[list[Any]]
-    epoch: int = 0
-    position: int = 0
-    """Samples of the epoch that were taken."""
-    step: int = 0
-    lost: dict[str, str] = field(default_factory=dict)
-    """Key to reason, of the epoch's samples that did not decode."""
-    audits: list[dict[str, Any]] = field(default_factory=list)
-    """Of every shard that of the epoch in which it lost most; empty before the first epoch has ended."""
-    starts: int = 0
-    images: int = 0
-    seconds: float = 0.0
 
 
 class StreamedRunner:
@@ -101,7 +82,7 @@ class StreamedRunner:
         start = time.perf_counter()
         setting = replace(self._setting(study), scored_classes=len(study.counterparts))
         scorer = _KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
-        epoch = Epoch(source=_source(held_back), threads=_stream(study).decode_threads)
+        epoch = Epoch(source=_source(held_back), threads=stream_of(study).decode_threads)
         found: list[Predictions] = []
         for (one,) in _scored(scorer, epoch, _KINDS[study.probe].together(setting)):
             if isinstance(one, ProbeError):
@@ -135,9 +116,9 @@ class StreamedRunner:
             starts=progress.starts,
         )
 
-    def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> _Training:
+    def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> Training:
         """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
-        return _Training(
+        return Training(
             study=study,
             source=_source(_any(study.train)),
             held=self._held_out(study),
@@ -243,7 +224,7 @@ class StreamedRunner:
         ((value, error),), account["lost"] = self._measured(study, [proposal], fitted)
         return Climbed(value=value, error=error, epochs=climb.epochs, account=account)
 
-    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[_Training, Network, str | None]:
+    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, Network, str | None]:
         """One head at the end of so many epochs, the network that it was trained in, and why it did not come to that end, if so."""
         setting = self._setting(study)
         trainer = _KINDS[study.probe].trainer(setting, [proposal])
@@ -269,7 +250,7 @@ class StreamedRunner:
         worst: list[dict[str, Any]] = []
         for account in last.values():
             if account.get("audits"):
-                worst = _worst(worst, [ShardAudit(**audit) for audit in account["audits"]])
+                worst = worst_of(worst, [ShardAudit(**audit) for audit in account["audits"]])
         audits = [ShardAudit(**audit) for audit in worst]
         merged(audits, next((account["lost"] for account in last.values() if account.get("lost")), {}))
         images, seconds, starts = ([account.get(name, 0) for account in last.values()] for name in ("images", "seconds", "starts"))
@@ -292,7 +273,7 @@ class StreamedRunner:
         scorer = _KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
         ref = _any(study.train if study.holds_out else study.val)
         held = self._held_out(study)
-        epoch = Epoch(source=_source(ref), threads=_stream(study).decode_threads)
+        epoch = Epoch(source=_source(ref), threads=stream_of(study).decode_threads)
         if study.holds_out:
             epoch.wanted = held.__contains__
         first = study.searched
@@ -307,14 +288,14 @@ class StreamedRunner:
                 sums[number] = counts if before is None else before + counts
         values = [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
         if study.holds_out:
-            return values, {audit.shard: _failures(audit, epoch.lost) for audit in epoch.audits}
+            return values, epoch.lost_of
         self._account(ref, epoch.audits, setting.network, starts=1)
         return values, {}
 
     # --- what both need -----------------------------------------------------------------------------------------------
 
     def _setting(self, study: Study) -> Setting:
-        stream = _stream(study)
+        stream = stream_of(study)
         if self._loaded is None or self._loaded[0] != stream.encoder:
             self._loaded = None  # room for the next one
             encoder = load(stream.encoder)
@@ -359,80 +340,6 @@ class _Account:
             store.write_part(ref.bank, PartRows(), receipt)
 
 
-@dataclass(kw_only=True, eq=False)
-class _Training:
-    """Epochs over the train stream until the protocol's end."""
-
-    study: Study
-    source: Source
-    held: frozenset[str]
-    trainer: Trainer[Any]
-    progress: Position
-    save: Callable[[Position], None]
-    clock: Callable[[], float]
-    until: int | None = None
-    """Epochs after which to pause; None for the protocol's end."""
-
-    def run(self) -> None:
-        """Raises ProbeError where an epoch has no sample that can be trained on."""
-        self._samples = self.source.samples - len(self.held)
-        self._steps = self.trainer.steps(-(-self._samples // self.trainer.batch_size))
-        self._saved = self.clock()
-        while not self._ended:
-            before = self.progress.step, self.progress.position
-            self._epoch()
-            if before == (self.progress.step, 0):
-                break
-        if not self.progress.step:
-            raise ProbeError(f"{self.study.name}: expected train samples, got none that can be used; look at the data set's shards")
-
-    @property
-    def _ended(self) -> bool:
-        last = self.trainer.epochs if self.until is None else self.until
-        return self.progress.step >= self._steps or (last is not None and self.progress.epoch >= last)
-
-    def _epoch(self) -> None:
-        progress, seed = self.progress, self.study.seed
-        epoch = Epoch(
-            source=self.source,
-            threads=_stream(self.study).decode_threads,
-            order=draw(seed, progress.epoch, "order of the samples"),
-            wanted=lambda key: key not in self.held,
-            skip=progress.position,
-            lost=progress.lost,
-        )
-        batch: list[Any] = []
-        position = progress.position
-        with epoch.reading(partial(_drawn, self.trainer, seed, progress.epoch)) as samples:
-            for one in samples:
-                batch.append(one.value)
-                position = one.position
-                if len(batch) < self.trainer.batch_size:
-                    continue
-                self._step(batch, position)
-                batch = []
-                if progress.step >= self._steps and position < self._samples:
-                    self._save()
-                    return  # the protocol ends within an epoch
-        if batch:
-            self._step(batch, position)
-        progress.audits = _worst(progress.audits, epoch.audits)
-        progress.epoch, progress.position, progress.lost = progress.epoch + 1, 0, {}
-        self._save()
-
-    def _step(self, batch: Sequence[Any], position: int) -> None:
-        progress = self.progress
-        self.trainer.step(batch, progress.step, self._steps)
-        progress.step += 1
-        progress.position = position
-        if self.clock() - self._saved >= _stream(self.study).checkpoint_seconds:
-            self._save()
-
-    def _save(self) -> None:
-        self.save(self.progress)
-        self._saved = self.clock()
-
-
 def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:
     """Whether the account of a stream is gone, or a shard of it that was not what its manifest says has been repaired since."""
     for ref in refs:
@@ -455,10 +362,6 @@ def _sha256(url: str) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
-
-
-def _drawn(trainer: Trainer[Any], seed: int, epoch: int, sample: Sample) -> Any:
-    return trainer.draw(sample, draw(seed, epoch, sample.key))
 
 
 def _scored(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:
@@ -489,16 +392,6 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
         predictions=np.concatenate([part.predictions for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
     )
-
-
-def _worst(kept: Sequence[Mapping[str, Any]], audits: Sequence[ShardAudit]) -> list[dict[str, Any]]:
-    """Of every shard the account of the epoch that lost most of it."""
-    fresh = [asdict(audit) for audit in audits]
-    return [new if new["failed"] > old["failed"] else dict(old) for old, new in zip(kept, fresh, strict=True)] if kept else fresh
-
-
-def _failures(audit: ShardAudit, lost: Mapping[str, str]) -> dict[str, str]:
-    return {key: reason for reason, keys in audit.reasons.items() for key in keys if lost.get(key) == reason}
 
 
 def _labels(source: Source) -> Iterable[tuple[str, int | None, str]]:
@@ -535,9 +428,3 @@ def _source(ref: BankRef) -> Source:
     if ref.source is None:
         raise ProbeError(f"stream {ref.bank.key}: expected its shards, got none; this study reads banks")
     return ref.source
-
-
-def _stream(study: Study) -> Stream:
-    if study.stream is None:
-        raise ProbeError(f"{study.name}: expected a streamed study, got one that reads banks")
-    return study.stream

@@ -326,7 +326,7 @@ class Stopped(Exception):
     """An interruption."""
 
 
-@pytest.mark.parametrize(("architecture", "saves"), [("test_vit", 1), ("test_vit", 6), ("test_vit", 30), ("test_efficientnet", 7)])
+@pytest.mark.parametrize(("architecture", "saves"), [("test_vit", 1), ("test_vit", 6), ("test_vit", 29), ("test_efficientnet", 7)])
 def test_an_interrupted_round_goes_on_to_the_same_bits(
     architecture: str, saves: int, data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,7 +357,7 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     again = runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
     assert again.heads == whole.heads
     assert published("stopped", study) == published("straight", straight)
-    # an epoch of five steps for four heads, and another one for two of them; each epoch saves once more at its end
+    # an epoch of five steps for four heads, and another one for two of them; each epoch saves once more at its end, but for the last one of a head
     assert len(steps) == 30 - (saves - saves // 6)
     assert not list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
 

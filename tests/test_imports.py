@@ -16,7 +16,7 @@ LEVELS = (
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
     {"extract", "study", "feed", "trainers", "halving"},
-    {"finetune"},
+    {"finetune", "training"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
     {"collect", "estimate"},

@@ -1,0 +1,125 @@
+"""The training of a stream's heads: epochs over the train stream, each in an order of its own, and where a checkpoint leaves them. Plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from harness.augment import draw
+from harness.core import Sample
+from harness.errors import ProbeError
+from harness.feed import Epoch
+from harness.stream import ShardAudit, Source
+from harness.study import Stream, Study
+from harness.trainers import Trainer
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Where a training is, as its checkpoint says."""
+
+    proposals: list[list[Any]]
+    epoch: int = 0
+    position: int = 0
+    """Samples of the epoch that were taken."""
+    step: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
+    """Key to reason, of the epoch's samples that did not decode."""
+    audits: list[dict[str, Any]] = field(default_factory=list)
+    """Of every shard that of the epoch in which it lost most; empty before the first epoch has ended."""
+    starts: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Training:
+    """Epochs over the train stream until the protocol's end."""
+
+    study: Study
+    source: Source
+    held: frozenset[str]
+    trainer: Trainer[Any]
+    progress: Position
+    save: Callable[[Position], None]
+    clock: Callable[[], float]
+    until: int | None = None
+    """Epochs after which to pause; None for the protocol's end."""
+
+    def run(self) -> None:
+        """Raises ProbeError where an epoch has no sample that can be trained on."""
+        self._samples = self.source.samples - len(self.held)
+        self._steps = self.trainer.steps(-(-self._samples // self.trainer.batch_size))
+        self._saved = self.clock()
+        while not self._ended:
+            before = self.progress.step, self.progress.position
+            self._epoch()
+            if before == (self.progress.step, 0):
+                break
+        if not self.progress.step:
+            raise ProbeError(f"{self.study.name}: expected train samples, got none that can be used; look at the data set's shards")
+
+    @property
+    def _ended(self) -> bool:
+        last = self.trainer.epochs if self.until is None else self.until
+        return self.progress.step >= self._steps or (last is not None and self.progress.epoch >= last)
+
+    def _epoch(self) -> None:
+        progress, seed = self.progress, self.study.seed
+        epoch = Epoch(
+            source=self.source,
+            threads=stream_of(self.study).decode_threads,
+            order=draw(seed, progress.epoch, "order of the samples"),
+            wanted=lambda key: key not in self.held,
+            skip=progress.position,
+            lost=progress.lost,
+        )
+        batch: list[Any] = []
+        position = progress.position
+        with epoch.reading(partial(_drawn, self.trainer, seed, progress.epoch)) as samples:
+            for one in samples:
+                batch.append(one.value)
+                position = one.position
+                if len(batch) < self.trainer.batch_size:
+                    continue
+                self._step(batch, position)
+                batch = []
+                if progress.step >= self._steps and position < self._samples:
+                    self._save()
+                    return  # the protocol ends within an epoch
+        if batch:
+            self._step(batch, position)
+        progress.audits = worst_of(progress.audits, epoch.audits)
+        progress.epoch, progress.position, progress.lost = progress.epoch + 1, 0, {}
+        self._save()
+
+    def _step(self, batch: Sequence[Any], position: int) -> None:
+        progress = self.progress
+        self.trainer.step(batch, progress.step, self._steps)
+        progress.step += 1
+        progress.position = position
+        last = progress.step >= self._steps  # after which the epoch ends and saves
+        if not last and self.clock() - self._saved >= stream_of(self.study).checkpoint_seconds:
+            self._save()
+
+    def _save(self) -> None:
+        self.save(self.progress)
+        self._saved = self.clock()
+
+
+def _drawn(trainer: Trainer[Any], seed: int, epoch: int, sample: Sample) -> Any:
+    return trainer.draw(sample, draw(seed, epoch, sample.key))
+
+
+def worst_of(kept: Sequence[Mapping[str, Any]], audits: Sequence[ShardAudit]) -> list[dict[str, Any]]:
+    """Of every shard the account of the epoch that lost most of it."""
+    fresh = [asdict(audit) for audit in audits]
+    return [new if new["failed"] > old["failed"] else dict(old) for old, new in zip(kept, fresh, strict=True)] if kept else fresh
+
+
+def stream_of(study: Study) -> Stream:
+    if study.stream is None:
+        raise ProbeError(f"{study.name}: expected a streamed study, got one that reads banks")
+    return study.stream
