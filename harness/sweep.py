@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, console: Console) -> int:
     file = Path(options.sweep)
     sweep = load_sweep(file, options.overrides)
+    if "://" in (options.out or ""):
+        raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)
     cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:

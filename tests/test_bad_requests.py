@@ -166,6 +166,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "out that cannot be written": (["{good}", "--out", "/proc/out"], "--out"),
     "cache that cannot be written": (["{good}", "--out", "{out}", "--cache", "/proc/cache"], "--cache"),
     "cache behind a URL that cannot be written": (["{good}", "--out", "{out}", "--cache", "file:///proc/cache"], "--cache file:///proc/cache"),
+    "results at a URL": (["{good}", "--out", "s3://bucket/results"], "expected a folder, got a URL"),
     "cache of an unknown protocol": (["{good}", "--out", "{out}", "--cache", "foo://x"], "Protocol not known: foo"),
     "cache whose file system is not installed": (["{good}", "--out", "{out}", "--cache", "s3://bucket/partwise"], "Install s3fs"),
     "cache whose file system is not installed, planned": (
