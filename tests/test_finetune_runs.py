@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 import tiny
 from runs import Run, same_values, wait_for
@@ -40,7 +40,7 @@ def position(run: Run) -> dict[str, Any] | None:
     """Where the checkpoint that was written last says that training is."""
     paths = sorted(run.cache.glob("*/checkpoint-*"), key=lambda path: path.stat().st_mtime_ns if path.exists() else 0)
     try:
-        return json.loads(bytes(load_file(paths[-1])["progress"].tolist())) if paths else None
+        return json.loads(bytes(load(paths[-1].read_bytes())["progress"].tolist())) if paths else None
     except FileNotFoundError:
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 import tiny
 from runs import ROOT, Run, same_values, wait_for
@@ -47,10 +47,10 @@ def sweep_of(task: str) -> str:
 
 
 def position(run: Run) -> dict[str, Any] | None:
-    """Where the checkpoint in the run's cache says that training is."""
+    """Where the checkpoint in the run's cache says that training is. Its bytes are read at once: load_file opens a file twice and may find two."""
     for path in run.cache.glob("*/checkpoint-*"):
         try:
-            return json.loads(bytes(load_file(path)["progress"].tolist()))  # type: ignore[no-any-return]
+            return json.loads(bytes(load(path.read_bytes())["progress"].tolist()))  # type: ignore[no-any-return]
         except FileNotFoundError:
             continue
     return None
