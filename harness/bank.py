@@ -13,7 +13,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,13 +159,7 @@ class BankStore:
 
         Shards without such samples are left out, and so are those in `without` and those whose part cannot be read.
         """
-        first: dict[str, str] = {}
-        found: dict[str, dict[str, str]] = {}
-        for shard in (file for file, _, samples in spec.shards if samples and file not in without):
-            for key in self._samples(spec.key, shard):
-                if first.setdefault(key, shard) != shard:
-                    found.setdefault(shard, {})[key] = first[key]
-        return found
+        return _repeated((file, self._keys(spec.key, file)) for file, _, samples in spec.shards if samples and file not in without)
 
     def rows(self, spec: BankSpec, *, mask: str | None = None, without: Sequence[str] = ()) -> Rows:
         """All rows of a bank, shards in the manifest's order but for those in `without`; of a sample that several shards have, those of the first.
@@ -173,9 +167,9 @@ class BankStore:
         Features of up to 4 GiB are copied into memory; larger ones are read from the mapped parts as they are asked for. `mask` names the label map
         that comes along. Raises BankError where a part is missing or damaged, or has no such label map.
         """
-        repeated = self.repeated(spec, without=without)
-        parts = [self._load(spec, file, mask, repeated.get(file, {})) for file, _, samples in spec.shards if samples and file not in without]
-        parts = [part for part in parts if len(part)]
+        loaded = {file: self._load(spec, file, mask) for file, _, samples in spec.shards if samples and file not in without}
+        repeated = _repeated((file, part.keys) for file, part in loaded.items())
+        parts = [part for part in (_without(part, repeated.get(file, {})) for file, part in loaded.items()) if len(part)]
         if len(parts) == 1:
             return parts[0]
         masks = [part.masks for part in parts if part.masks is not None]
@@ -199,28 +193,44 @@ class BankStore:
             with self._system.open(path, "rb", cache_type="none") as file:
                 yield pa.ipc.open_file(file, options=options)
 
-    def _samples(self, key: str, shard: str) -> Iterator[str]:
-        """Keys of the samples that a part has items of; none where it cannot be read."""
+    def _keys(self, key: str, shard: str) -> Sequence[str]:
+        """Keys of a part's items; none where it cannot be read."""
         with contextlib.suppress(OSError, pa.ArrowInvalid), self._reader(key, shard, whole=False, columns=[0]) as reader:
-            yield from dict.fromkeys(sample_of(item) for item in reader.read_all()["key"].to_pylist())
+            keys: list[str] = reader.read_all()["key"].to_pylist()
+            return keys
+        return ()
 
-    def _load(self, spec: BankSpec, shard: str, mask: str | None, repeated: Mapping[str, str]) -> Rows:
-        """A part's rows, but for those of the samples in `repeated`."""
+    def _load(self, spec: BankSpec, shard: str, mask: str | None) -> Rows:
         try:
             with self._reader(spec.key, shard, whole=True) as reader:
                 table = reader.read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise BankError(f"bank {spec.key}, {shard}: {error}; run the sweep again to encode this shard anew") from error
-        rows = Rows(
+        return Rows(
             keys=table["key"].to_pylist(),
             groups=table["group"].to_pylist(),
             targets=table["target"].to_numpy(),
             features=_tensor(table, "feature"),
             masks=_tensor(table, f"mask_{mask}") if mask is not None else None,
         )
-        if not repeated:
-            return rows
-        return take(rows, np.array([index for index, key in enumerate(rows.keys) if sample_of(key) not in repeated], np.int64))
+
+
+def _repeated(shards: Iterable[tuple[str, Iterable[str]]]) -> dict[str, dict[str, str]]:
+    """Of shards and the keys of their items, shard to the keys of samples that a shard before it has as well, and that shard."""
+    first: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {}
+    for shard, items in shards:
+        for key in map(sample_of, items):
+            if first.setdefault(key, shard) != shard:
+                found.setdefault(shard, {})[key] = first[key]
+    return found
+
+
+def _without(rows: Rows, samples: Collection[str]) -> Rows:
+    """The rows, but for those of some samples."""
+    if not samples:
+        return rows
+    return take(rows, np.array([index for index, key in enumerate(rows.keys) if sample_of(key) not in samples], np.int64))
 
 
 def _publish_local(target: Path, data: bytes, *, replace: bool) -> bool:
