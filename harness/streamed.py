@@ -27,9 +27,9 @@ from harness.device import Compute
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError
 from harness.feed import Epoch, merged
-from harness.finetune import KIND as FINETUNE
 from harness.halving import Climb, Climbed, Halving
 from harness.probes import finetune
+from harness.probes.finetune.training import KIND as FINETUNE
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records

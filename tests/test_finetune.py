@@ -21,9 +21,9 @@ from harness.encoders._create import wrap
 from harness.encoders._identity import Identity
 from harness.encoders._resnet import Resnet, ResnetShape
 from harness.errors import ProbeError, ShardError
-from harness.finetune import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
 from harness.probes import defaults, probe
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate, rung_ends
+from harness.probes.finetune.training import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
 from harness.readouts import parse_readout, read
 from harness.trainers import Network, Pictured, Setting
 

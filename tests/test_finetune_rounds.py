@@ -24,10 +24,10 @@ from harness.device import Compute, device_type
 from harness.encoders import load
 from harness.errors import RequestError
 from harness.feed import Epoch
-from harness.finetune import FinetuneScorer, FinetuneTrainer
 from harness.halving import Climb, Climbed, Halving
 from harness.metrics import metric
 from harness.plan import Plan, make_plan
+from harness.probes.finetune.training import FinetuneScorer, FinetuneTrainer
 from harness.propose import HeadScore, choose, propose, survivors
 from harness.search import Proposer, StudyState
 from harness.streamed import StreamedRunner

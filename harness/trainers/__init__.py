@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.probes.pictures import Pictured, label_of
+from harness.probes.segmentation_stream import SegmentationScorer, SegmentationTrainer
+from harness.probes.streaming import Kind, Network, Proposal, Scorer, Setting, State, Trainer
 from harness.trainers.attentive import AttentiveScorer, AttentiveTrainer, scored_together
 from harness.trainers.linear import LinearScorer, LinearTrainer
-from harness.trainers.pictures import Pictured, label_of
-from harness.trainers.segmentation import SegmentationScorer, SegmentationTrainer
-from harness.trainers.setting import Kind, Network, Proposal, Scorer, Setting, State, Trainer
 
 __all__ = [
     "KINDS",

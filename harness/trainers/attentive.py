@@ -15,10 +15,10 @@ from harness.errors import ProbeError
 from harness.probes.attentive import NAME, AttentiveFields, AttentiveProbe, HeadInTraining, fresh_heads, normalised
 from harness.probes.augmented import CropFields
 from harness.probes.fields import learning_rates
+from harness.probes.pictures import Pictured, Pictures, Pooled
 from harness.probes.schedule import annealed
 from harness.probes.softmax import most_probable
-from harness.trainers.pictures import Pictured, Pictures, Pooled
-from harness.trainers.setting import Proposal, Setting, State
+from harness.probes.streaming import Proposal, Setting, State
 
 
 def scored_together(setting: Setting) -> int:

@@ -18,10 +18,10 @@ from harness.probes.augmented import AugmentedFields
 from harness.probes.features import Normaliser
 from harness.probes.fields import learning_rates
 from harness.probes.linear import LinearFields
+from harness.probes.pictures import Pictured, Pictures, Pooled
 from harness.probes.schedule import annealed
 from harness.probes.softmax import SoftmaxStack, restored
-from harness.trainers.pictures import Pictured, Pictures, Pooled
-from harness.trainers.setting import Proposal, Setting, State
+from harness.probes.streaming import Proposal, Setting, State
 
 
 class LinearTrainer:

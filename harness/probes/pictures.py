@@ -16,8 +16,8 @@ from harness.core import Sample
 from harness.errors import ShardError
 from harness.preprocess import prepare
 from harness.probes.augmented import CropFields
+from harness.probes.streaming import Network, Setting
 from harness.readouts import blocks_needed, parse_readout, read
-from harness.trainers.setting import Network, Setting
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from harness.errors import ProbeError, ShardError
 from harness.probes.fields import learning_rates
 from harness.probes.segmentation import NAME as SEGMENTATION
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, block_indices, confusion, slide, warmed_up, windows
-from harness.trainers.setting import Proposal, Setting, State
+from harness.probes.streaming import Proposal, Setting, State
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

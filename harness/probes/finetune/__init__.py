@@ -1,6 +1,6 @@
 """Full fine-tuning: the whole encoder and a linear head, trained together on augmented images. Fields, learning-rate schedule and rungs.
 
-What trains is in harness.finetune; it cannot be fitted to a feature bank, since the features change with every step.
+What trains is in harness.probes.finetune.training; it cannot be fitted to a feature bank, since the features change with every step.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ from harness.errors import ProbeError
 from harness.preprocess import prepare
 from harness.probes.fields import learning_rates
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate
+from harness.probes.pictures import Pictured, label_of
 from harness.probes.softmax import most_probable
+from harness.probes.streaming import Kind, Proposal, Setting, State
 from harness.readouts import blocks_needed, parse_readout, read
-from harness.trainers import Kind, Pictured, Proposal, Setting, State, label_of
 
 _UNMATCHED = "a name that no matcher knows"
 _FINAL_NORMS = ("norm", "fc_norm")
