@@ -20,6 +20,7 @@ from harness.augment import draw
 from harness.bank import BankStore
 from harness.collect import Accounts
 from harness.config import load_sweep
+from harness.core import StreamSetting
 from harness.device import Compute, device_type
 from harness.encoders import load
 from harness.errors import RequestError
@@ -28,13 +29,13 @@ from harness.halving import Climb, Climbed, Halving
 from harness.metrics import metric
 from harness.plan import Plan, make_plan
 from harness.probes.finetune.training import FinetuneScorer, FinetuneTrainer
+from harness.probes.streaming import PaddedEncoder
 from harness.propose import HeadScore, choose, propose, survivors
 from harness.search import Proposer, StudyState
 from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study
 from harness.sweep import _outcome
 from harness.tasks import select
-from harness.trainers import Network, Setting
 
 torch.set_num_threads(1)
 PROTOCOL = {"epochs": 2, "batch_size": 8, "rungs": 2, "eta": 2, "init_std": 0.02, "layer_decay": 0.9}
@@ -256,8 +257,8 @@ def test_a_planted_task_is_learned(architecture: str, data: Path, compute: Compu
 def by_hand(study: Study, rate: float, epochs: int, compute: Compute) -> tuple[float, dict[str, torch.Tensor]]:
     """Accuracy on val and the network after so many epochs of the whole schedule, in the plainest of loops."""
     assert study.stream is not None
-    network = Network(load(study.stream.encoder), compute, 8)
-    setting = Setting(network=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
+    network = PaddedEncoder(load(study.stream.encoder), compute, 8)
+    setting = StreamSetting(encoder=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
     trainer = FinetuneTrainer(setting, [("mean", rate)])
     source, step = study.train["mean"].source, 0
     assert source is not None

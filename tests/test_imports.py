@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"core", "errors"},
+    {"errors"},
+    {"core"},
     {"augment", "command", "parts", "tables"},
     {"splits"},
     {"metrics", "views", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"probes"},
     {"stream", "bank", "tasks", "propose"},
-    {"extract", "study", "feed", "trainers", "halving"},
+    {"extract", "study", "feed", "halving"},
     {"training"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},

@@ -9,7 +9,7 @@ import math
 import unicodedata
 from typing import Any, TypeGuard
 
-from harness.metrics import METRICS
+from harness.probes import all_metrics
 
 FRACTION = "fraction"
 NONE = "–"
@@ -18,7 +18,7 @@ NONE = "–"
 def unit(metric: str | None) -> str | None:
     """The unit of the metric of that name, at whatever level of the classes; None where it is not one that this version knows."""
     name = str(metric).partition("@")[0]
-    return getattr(METRICS[name], "unit", FRACTION) if name in METRICS else None
+    return getattr(all_metrics()[name], "unit", FRACTION) if name in all_metrics() else None
 
 
 def is_defined(value: Any) -> TypeGuard[float]:
