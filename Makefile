@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test slow check format bench clean
+.PHONY: help demo demo-values test slow check format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,10 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(RUN) -m harness.sweep sweeps/demo.yaml --out runs/demo
+
+# renews the table that a slow test holds the demo's values against: see tests/demo_values.py for when that is right
+demo-values: demo
+	PYTHONPATH=. $(RUN) tests/demo_values.py runs/demo
 
 test: $(INSTALLED)
 	$(RUN) -m pytest -q
