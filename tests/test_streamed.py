@@ -481,6 +481,7 @@ def test_a_head_that_knows_the_answer_gets_every_pixel(network: PaddedEncoder, d
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 TASKS = ["object-linear-streamed", "object-attentive-streamed", "object-segmentation-streamed"]
+SEEN = [*TASKS, "object-mlp-streamed"]
 TRAINERS = (StreamedHeads, SegmentationTrainer)
 
 
@@ -489,7 +490,7 @@ class Stopped(Exception):
 
 
 def proposals_of(task: str) -> list[tuple[str, float | None]]:
-    if "linear" in task:
+    if "linear" in task or "mlp" in task:
         return [("cls", 0.1), ("mean", 0.1)]
     return [("all", 1e-2), ("all", 1e-1)] if "attentive" in task else [("tokens", 1e-3), ("tokens", 1e-2)]
 
@@ -545,7 +546,7 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     assert not list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SEEN)
 def test_the_account_says_that_every_sample_was_seen_once(data: Path, compute: Compute, tmp_path: Path, task: str) -> None:
     study, test, accounts = studied(data, tmp_path, f"tiny/{task}")
     runner = StreamedRunner(str(tmp_path / "cache"), compute)
