@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from harness import probes
 from harness.core import Proposal, StreamProbe
-from harness.probes import fields_of
-from harness.probes import probe as find
 from harness.propose import HeadScore, survivors
 
 
@@ -67,8 +66,8 @@ class Halving:
     @staticmethod
     def planned(probe: str, protocol: Mapping[str, Any], round_index: int, proposals: Sequence[Proposal]) -> Halving | None:
         """A round as its protocol plans it; None where the probe trains all its heads to the end. Raises ProbeError for fields that cannot be."""
-        one = find(probe)
-        rungs = one.rungs(fields_of(probe, protocol)) if isinstance(one, StreamProbe) else None
+        trained = probes.probe(probe)
+        rungs = trained.rungs(probes.fields_of(probe, protocol)) if isinstance(trained, StreamProbe) else None
         return None if rungs is None else Halving(round_index=round_index, proposals=proposals, ends=rungs.ends, eta=rungs.eta)
 
     def open(self, done: Done) -> list[Climb]:

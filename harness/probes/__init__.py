@@ -18,7 +18,7 @@ from harness.probes.fields import EpochFields, Fields
 @cache
 def probes() -> dict[str, Probe[Any]]:
     """Every probe by its module's name. Raises RequestError where a probe is not named as its module is."""
-    found: dict[str, Probe[Any]] = {}
+    by_name: dict[str, Probe[Any]] = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         contents = vars(importlib.import_module(f"{__name__}.{module}"))
         if "PROBE" not in contents:
@@ -26,8 +26,8 @@ def probes() -> dict[str, Probe[Any]]:
         if contents["PROBE"].name != module:
             name = contents["PROBE"].name
             raise RequestError(f"probes: expected the probe of {module}.py to be named {module!r}, got {name!r}; rename one of them")
-        found[module] = contents["PROBE"]
-    return found
+        by_name[module] = contents["PROBE"]
+    return by_name
 
 
 def probe(name: str) -> Probe[Any]:
@@ -39,18 +39,18 @@ def probe(name: str) -> Probe[Any]:
 
 def row_probe(name: str) -> RowProbe[Any]:
     """The probe of that name. Raises ProbeError where it does not read rows."""
-    found = probe(name)
-    if not isinstance(found, RowProbe):
+    named = probe(name)
+    if not isinstance(named, RowProbe):
         raise ProbeError(f"{name} probe: expected a stream of images, got rows of features; ask for a task that streams")
-    return found
+    return named
 
 
 def stream_probe(name: str) -> StreamProbe[Any]:
     """The probe of that name. Raises ProbeError where it cannot be trained on a stream."""
-    found = probe(name)
-    if not isinstance(found, StreamProbe):
+    named = probe(name)
+    if not isinstance(named, StreamProbe):
         raise ProbeError(f"{name} probe: expected rows of features, got a stream of images; ask for a task that reads banks")
-    return found
+    return named
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
     return probe(name).grid(fields_of(name, protocol))
 
 
-def is_decided(one: Probe[Any], readouts: Sequence[str], protocol: Mapping[str, Any]) -> bool:
+def is_decided(chosen: Probe[Any], readouts: Sequence[str], protocol: Mapping[str, Any]) -> bool:
     """Whether a probe that trains on nothing leaves a search nothing to choose: one readout, no learning rate, one value of its own grid."""
-    return not one.needs_train and not one.has_learning_rate and len(readouts) == 1 and len(grid(one.name, protocol)) == 1
+    return not chosen.needs_train and not chosen.has_learning_rate and len(readouts) == 1 and len(grid(chosen.name, protocol)) == 1
 
 
 def check(name: str, protocol: Mapping[str, Any]) -> None:
@@ -93,13 +93,13 @@ def check(name: str, protocol: Mapping[str, Any]) -> None:
 @cache
 def quantities() -> dict[str, MeanOf]:
     """The means of whatever probes measure, by name. Raises RequestError where two probes measure something of one name."""
-    found: dict[str, MeanOf] = {}
-    for one in probes().values():
-        for mean in means_of(one.quantities):
-            if mean.name in found or mean.name in metrics.METRICS:
-                raise RequestError(f"probes: expected a quantity of another name than {mean.name!r} in {one.name}.py, which is a metric; rename it")
-            found[mean.name] = mean
-    return found
+    by_name: dict[str, MeanOf] = {}
+    for name, measuring in probes().items():
+        for mean in means_of(measuring.quantities):
+            if mean.name in by_name or mean.name in metrics.METRICS:
+                raise RequestError(f"probes: expected a quantity of another name than {mean.name!r} in {name}.py, which is a metric; rename it")
+            by_name[mean.name] = mean
+    return by_name
 
 
 def all_metrics() -> dict[str, Metric]:

@@ -137,8 +137,8 @@ class AttentiveHead(NetworkHead[AttentiveFields]):
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """float32 [B, C] of normalised tokens, float32 [B, T, D]; B is the batch whose statistics count, where the protocol says so."""
-        found: torch.Tensor = self.module.eval()(inputs, self._batch_statistics)
-        return found
+        logits: torch.Tensor = self.module.eval()(inputs, self._batch_statistics)
+        return logits
 
     def is_finite(self) -> bool:
         """Of the outputs alone: infinite running statistics need not make them so."""

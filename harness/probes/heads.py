@@ -182,8 +182,8 @@ class NetworkHead(Head[F, torch.Tensor]):
         self._optimizer.step()
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.module.eval()(inputs)
-        return found
+        logits: torch.Tensor = self.module.eval()(inputs)
+        return logits
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return dict(self.module.state_dict())
@@ -222,18 +222,21 @@ class AffineHead(Head[F, T]):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weight, bias, and for each of them what the optimiser keeps, as `<name>/<what>`."""
-        found = self.tensors()
-        for name, tensor in self.tensors().items():
-            found |= {f"{name}/{key}": value for key, value in self._optimizer.state[tensor].items() if value is not None}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+        moments = {
+            f"{name}/{key}": value
+            for name, tensor in self.tensors().items()
+            for key, value in self._optimizer.state[tensor].items()
+            if value is not None
+        }
+        return {name: tensor.to("cpu", copy=True) for name, tensor in (self.tensors() | moments).items()}
 
     def load(self, state: State) -> None:
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])
-            kept = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            moments = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
             # AdamW keeps its count of steps on the CPU
             self._optimizer.state[tensor] = {
-                key: value.clone() if key == "step" else value.to(tensor.device, copy=True) for key, value in kept.items()
+                key: value.clone() if key == "step" else value.to(tensor.device, copy=True) for key, value in moments.items()
             }
 
 
@@ -287,10 +290,10 @@ class HeadStack(Generic[F]):
         tensors = {name: tensor.detach().cpu() for name, tensor in self.heads[head].tensors().items()}
         return tensors | {self.probe.rate_name: torch.tensor(self.rates[head], dtype=torch.float64)} | self.normaliser.state()
 
-    def diverged(self, head: int, what: str = "outputs") -> ProbeError:
+    def diverged(self, head: int, values: str = "outputs") -> ProbeError:
         """What to raise for it."""
         rate = self.rates[head]
-        return ProbeError(f"{self.probe.name} probe: expected finite {what}, got NaN or infinity at learning rate {rate:g}; search below it")
+        return ProbeError(f"{self.probe.name} probe: expected finite {values}, got NaN or infinity at learning rate {rate:g}; search below it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,16 +330,16 @@ class TrainedProbe(RowProbe[F]):
     ) -> HeadStack[F]:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = self.fields.read(self.name, protocol), learning_rates(self.name, lrs), needed(self.name, train)
-        kept = KeptRows.of(self.name, rows, protocol)
+        crops = KeptRows.of(self.name, rows, protocol)
         examples = self.examples(rows, classes, fields, device)
         generator = torch.Generator().manual_seed(seed)
         drawn = self.head.drawn(examples.width, classes, fields, generator)
         heads = tuple(self.head(copied(drawn, device), fields) for _ in rates)
         stack = HeadStack(probe=self, fields=fields, rates=rates, heads=heads, normaliser=examples.normaliser, seed=seed)
-        steps, step = fields.epochs * -(-kept.images // fields.batch_size), 0
+        steps, step = fields.epochs * -(-crops.images // fields.batch_size), 0
         for epoch in range(fields.epochs):
-            for images in batch_order(kept.images, fields.batch_size, generator):
-                batch = examples.batch(kept.rows(images, epoch))
+            for images in batch_order(crops.images, fields.batch_size, generator):
+                batch = examples.batch(crops.rows(images, epoch))
                 if batch is not None:
                     factor = self.factor(step, steps, fields)
                     for head, lr in zip(heads, rates, strict=True):
@@ -415,10 +418,10 @@ class ClassifierProbe(TrainedProbe[A], StreamProbe[A]):
     def probabilities(self, stack: HeadStack[A], features: torch.Tensor, head: int) -> torch.Tensor:
         """float32 [B, C] of features [B, ...], on the head's device. Raises ProbeError where the head's training diverged."""
         fitted = stack.heads[head]
-        found = fitted.logits(self.inputs(features, stack.normaliser, fitted.device)).softmax(dim=1)
-        if not (fitted.is_finite() and bool(found.isfinite().all())):
+        probabilities = fitted.logits(self.inputs(features, stack.normaliser, fitted.device)).softmax(dim=1)
+        if not (fitted.is_finite() and bool(probabilities.isfinite().all())):
             raise stack.diverged(head)
-        return found
+        return probabilities
 
     def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> StreamedHeads[A]:
         return StreamedHeads(self, setting, proposals)

@@ -18,13 +18,13 @@ NAME = "mlp"
 
 def templates(manifest: Manifest) -> list[Template]:
     """Where samples have labels, and where they have keypoints."""
-    found = []
+    tasks = []
     if "label" in manifest.annotations:
         shared: dict[str, Any] = {"level": "object", "probe": NAME, "classes": lambda _: manifest.classes, "listed": False}
         fields = {**defaults(NAME), "readouts": POOLED}
         banked = {**fields, **EpochFields().model_dump(), **KeptFields().model_dump()}
         streamed = {**fields, **AugmentedFields().model_dump()}
-        found += [
+        tasks += [
             Template(name="object-mlp", protocols={"ours": banked}, view=whole, train_view=kept_crops, val_view=chosen_on, **shared),
             Template(
                 name="object-mlp-streamed",
@@ -36,5 +36,5 @@ def templates(manifest: Manifest) -> list[Template]:
         ]
     if "keypoints" in manifest.annotations:
         crop = {**EpochFields().model_dump(), **crops(manifest)["paper"]}
-        found.append(part_template(manifest, "part-mlp", NAME, probe(NAME).metrics, {"ours": crop}, listed=False))
-    return found
+        tasks.append(part_template(manifest, "part-mlp", NAME, probe(NAME).metrics, {"ours": crop}, listed=False))
+    return tasks
