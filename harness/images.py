@@ -37,13 +37,15 @@ class _Grey:
     name: str
     range: Range | None = None
     """The type's own range, where data sets use the whole of it."""
+    is_fraction: bool = False
+    """Whether values from 0 to 1 are usual."""
 
 
 _WORDS = _Grey(name="16-bit grey", range=(0, 65535))
 _GREYS: Mapping[str, _Grey] = {
     **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), _WORDS),
     "I": _Grey(name="32-bit grey"),
-    "F": _Grey(name="grey in floating point"),
+    "F": _Grey(name="grey in floating point", is_fraction=True),
 }
 _WORDS_IN_INTEGERS = ("PNG", "PPM")
 """Formats of at most 16 bits, whose grey Pillow may give as mode I; of PGM it has scaled the file's own range to 65535."""
@@ -169,10 +171,11 @@ def _own_range(kind: _Grey, low: float, high: float) -> Range:
     if kind.range is not None and (high == 0 or high > kind.range[1] * _REACH):  # nothing but zero is black on any scale
         return kind.range
     seen = f"{low:.9g} to {high:.9g}"
-    if low < 0 or (high > 1 and not high.is_integer()):
+    as_fraction = kind.is_fraction and 0 < high <= 1
+    if low < 0 or not (as_fraction or high.is_integer()):
         within, stated = "whose range is not known", "[LOW, HIGH]` (the values of black and of white)"
     else:
-        top = 1.0 if 0 < high <= 1 else _power(high)
+        top = 1.0 if as_fraction else _power(high)
         within, stated = f"within 0 to {top:.0f}", f"[0, {top:.0f}]`"
     remedy = f"state `range: {stated} in the manifest"
     raise SampleError(f"{kind.name} of {seen}: {remedy}", reason=f"{kind.name} {within}: {remedy}", detail=seen)
