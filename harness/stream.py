@@ -91,12 +91,12 @@ class ShardAudit:
 
     def note(self, reason: str, what: str) -> None:
         """Add to the account without failing a sample."""
-        reason, what = printable(reason), printable(what)[:_KEY]
+        reason, what = printable(reason), printable(what)
         if reason not in self.reasons and len(self.reasons) >= _KINDS:
-            reason, what = "other reasons", f"{what}: {reason}"
+            reason, what = "other reasons", f"{reason}: {what}"
         named = self.reasons.setdefault(reason, [])
         if len(named) < NAMED:
-            named.append(what)
+            named.append(what[:_KEY])
         elif len(named) == NAMED:
             named.append("and more")
 
