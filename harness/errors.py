@@ -5,6 +5,7 @@ HarnessError
 │   ├── ManifestError     a data set's manifest is missing, malformed or of another schema
 │   └── EncoderError      an encoder is unknown, its checkpoint does not fit, or it cannot do what is asked
 ├── ShardError        a shard cannot be read, or does not hold what its manifest says
+│   └── SampleError       one sample of it cannot be used
 ├── BankError         a feature bank is missing, damaged or not of the expected shape
 ├── ProbeError        a probe was given what it cannot be fitted to or asked to predict
 └── RunError          the run could not go on: disk full, workers lost too often
@@ -34,6 +35,17 @@ class EncoderError(RequestError):
 
 class ShardError(HarnessError):
     """A shard cannot be read, or does not hold what its manifest says."""
+
+
+class SampleError(ShardError):
+    """One sample of a shard cannot be used."""
+
+    def __init__(self, message: str, *, reason: str | None = None, detail: str = "") -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
+        """What to count it under: the same words for all samples that are lost in one way."""
+        self.detail = detail
+        """What the message says of this sample alone."""
 
 
 class BankError(HarnessError):

@@ -111,7 +111,7 @@ class Extractor:
         jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.rules, audit))
         for key, prepared in in_order(jobs, self._decode_threads):
             if isinstance(prepared, ShardError):
-                audit.fail(key, str(prepared))
+                audit.fail(key, prepared)
                 continue
             audit.seen += 1
             for one in running:

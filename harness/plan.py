@@ -143,7 +143,9 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
         if role not in manifests and (role == "test" or task.probe.needs_train):
             manifest = plan.manifests[task.dataset if role == "test" else task.train_dataset or task.dataset]
             wanted, found = split_of(role, task), ", ".join(manifest.splits)
-            raise RequestError(f"{task.name}: expected a split {wanted!r} in {manifest.dataset}, got {found}; rebuild it with its recipe")
+            raise RequestError(
+                f"{task.name}: expected a split {wanted!r} in {manifest.dataset}, got {found}; name one of its splits so in its manifest.json"
+            )
     refusal = _refusal(task, info)
     reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
     readouts = [readout for readout, reason in reasons.items() if reason is None]
@@ -242,6 +244,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         "threads": resources.threads,
         "device_type": plan.device_type,
         "extraction_version": EXTRACTION_VERSION,
+        **manifest.decoding,
         **{package: version(package) for package in _HASHED_PACKAGES},
     }
     if task.feed == "streamed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,23 @@ def test_banks_count_items_and_not_images(planned: Callable[..., Plan], store: B
     (items,) = set(found.items.values())
     assert items == PARTS
     assert found.passes == {"tiny_vit": sum(IMAGES.values()) * (1 + PARTS)}
+
+
+def test_a_stated_range_or_bound_moves_the_banks_and_one_that_is_not_stated_none(shards: Path, planned: Callable[..., Plan]) -> None:
+    def keys() -> set[str]:
+        plan = planned(tasks=["noval/object-knn"])
+        return {bank.key for study in plan.studies for banks in study.banks.values() for bank in banks.values() if bank.dataset == "noval"}
+
+    path = shards / "noval" / "manifest.json"
+    plain, text = keys(), path.read_text()
+    try:
+        for stated in ({"range": [0, 4095]}, {"range": [0, 4096]}, {"max_pixels": 10**9}):
+            path.write_text(json.dumps({**json.loads(text), **stated}))
+            assert not keys() & plain
+            path.write_text(json.dumps({**json.loads(text), **dict.fromkeys(stated)}))  # null states nothing
+            assert keys() == plain
+    finally:
+        path.write_text(text)
 
 
 def test_bytes_are_those_of_the_features_that_are_written(planned: Callable[..., Plan], store: BankStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,35 @@ def test_a_bank_gives_back_what_was_written(encoders: dict[str, Encoder], shard:
             np.testing.assert_array_equal(read.masks, np.stack(rows.masks["object"]))
             with pytest.raises(BankError, match="label maps"):
                 store.rows(spec, mask="part")
+
+
+def test_samples_that_fail_in_every_way_are_lost_alone_and_their_part_is_written(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = [tiny.members(rng, f"test-{index:05d}", 0) for index in range(9)]
+    thin = tiny.encode(np.full((3000, 1, 3), 90, np.uint8), "PNG")
+    grey = tiny.encode(np.arange(2304, dtype=np.uint16).reshape(48, 48), "PNG")
+    about = json.dumps({"label": 0}).encode()
+    made[1][0] = ("test-00001.jpg", tiny.encode(np.zeros((48, 48, 3), np.uint8), "TIFF")[:-1])
+    made[2][1] = ("test-00002.json", json.dumps({"label": 0, "group": "\ud800"}).encode())
+    made[3] = [(name.replace("test-00003", "caf\udce9"), contents) for name, contents in made[3]]
+    made[4] = [("test-00004.png", thin), ("test-00004.json", about), ("test-00004.object.png", tiny.encode(np.ones((3000, 1), np.uint8), "PNG"))]
+    made[5][0] = ("test-00005.png", grey)
+    made[6][0] = ("test-00006.cls", b"1")
+    entry = tiny.write_tar(tmp_path / "a.tar", made)
+    shard = Shard.model_validate(entry)
+    store = BankStore(str(tmp_path / "cache"))
+    for spec, rows, receipt in extract(encoders, work(tmp_path / "a.tar", shard, ("vit", Whole(), READOUTS))):
+        store.write_part(spec, rows, receipt)
+        assert store.receipt(spec, shard.file) == receipt
+        assert list(store.rows(spec).keys) == [f"test-{index:05d}" for index in (0, 4, 7, 8)]
+        assert (receipt.seen, receipt.failed) == (4, 5)
+        assert receipt.reasons == {
+            "broken image": ["test-00001"],
+            "group that is not UTF-8": ["test-00002"],
+            "key that is not UTF-8": ["caf\\xe9"],
+            "16-bit grey within 0 to 4095: state `range: [0, 4095]` in the manifest": ["test-00005 (0 to 2303)"],
+            "missing member: image; members are cls, json, object.png; the image is read from jpg, jpeg, png or webp": ["test-00006"],
+        }
 
 
 def test_the_first_complete_part_stays_and_an_incomplete_one_is_replaced(tmp_path: Path) -> None:

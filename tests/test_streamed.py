@@ -21,7 +21,7 @@ from harness.config import load_sweep
 from harness.core import Rows, Sample
 from harness.device import Compute, device_type
 from harness.encoders import EncoderSpec, load
-from harness.errors import RequestError, ShardError
+from harness.errors import RequestError, RunError, ShardError
 from harness.feed import Epoch
 from harness.manifest import load_manifest, shard_url
 from harness.plan import Plan, make_plan
@@ -190,6 +190,28 @@ def test_samples_that_cannot_be_used_are_accounted_for(data: Path) -> None:
     assert len(found) == 36 - 3 - 4
     assert [(audit.seen, audit.failed, audit.expected) for audit in epoch.audits] == [(11, 1, 12), (11, 1, 12), (11, 1, 12)]
     assert epoch.audits[0].reasons == {"no label": ["train-00007"]}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("in a view"), MemoryError("no room"), ShardError("no label")])
+def test_whatever_the_work_on_a_sample_raises_costs_that_sample_alone(data: Path, error: Exception) -> None:
+    def prepare(sample: Sample) -> str:
+        if sample.key.endswith("7"):
+            raise error
+        return sample.key
+
+    epoch = Epoch(source=source_of(data, "tiny", "train"), threads=2)
+    assert len(list(epoch.read(prepare))) == 36 - 3
+    reason = str(error) if isinstance(error, ShardError) else f"{type(error).__name__}: {error}"
+    assert [audit.reasons for audit in epoch.audits] == [{reason: [key]} for key in ("train-00007", "train-00017", "train-00027")]
+    assert epoch.lost == dict.fromkeys(("train-00007", "train-00017", "train-00027"), reason)
+
+
+def test_an_error_that_is_no_samples_ends_the_epoch(data: Path) -> None:
+    def prepare(sample: Sample) -> str:
+        raise RunError("disk full")
+
+    with pytest.raises(RunError):
+        list(Epoch(source=source_of(data, "tiny", "train"), threads=2).read(prepare))
 
 
 @pytest.mark.parametrize("order", [None, 0, 1])

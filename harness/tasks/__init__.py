@@ -197,7 +197,7 @@ def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:
     if highest >= len(manifest.classes):
         raise RequestError(
             f"{task.name}: expected counterparts among the {len(manifest.classes)} classes of {manifest.dataset}, got label {highest}; "
-            "build both data sets with their recipes"
+            "correct `counterparts` in the manifest, or build both data sets again"
         )
     return replace(task, classes=manifest.classes)
 

@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from harness.core import Fit, Item, Keypoint, Sample
+from harness.errors import SampleError
+from harness.images import MAX_PIXELS
 
 Neighbours = Literal["all", "selected"]
 Within = Literal["image", "instance"]
@@ -88,8 +90,17 @@ def nearest_distance(keypoint: Keypoint, others: list[Keypoint]) -> float | None
 
 
 def crop_square(image: np.ndarray, x: float, y: float, side: float) -> np.ndarray:
-    """The uint8 [s, s, 3] square of side s = max(1, round(side)) centred on (x, y); what lies outside the image is black."""
+    """The uint8 [s, s, 3] square of side s = max(1, round(side)) centred on (x, y); what lies outside the image is black.
+
+    Raises SampleError where the square would have more than MAX_PIXELS: in a picture of extreme aspect it is far larger than the picture.
+    """
     size = max(1, round(side))
+    if size * size > MAX_PIXELS:
+        raise SampleError(
+            f"too large: a patch of {size:,} × {size:,} pixels, at most {MAX_PIXELS:,}",
+            reason=f"too large: a patch of more than {MAX_PIXELS:,} pixels",
+            detail=f"{size:,} × {size:,}",
+        )
     left, top = round(x - size / 2), round(y - size / 2)
     patch = np.zeros((size, size, 3), dtype=np.uint8)
     height, width = image.shape[:2]

@@ -1,0 +1,196 @@
+"""A picture's bytes to 8-bit RGB, and a label map's to its labels: bounded in pixels, and never on a scale that is only guessed.
+
+Whatever a file makes Pillow raise costs the sample that it belongs to, and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from harness.errors import HarnessError, SampleError
+
+MAX_PIXELS = 178_956_970
+"""Pixels of a picture or label map, unless its manifest states `max_pixels`: what Pillow itself refuses to go beyond."""
+Range = tuple[float, float]
+"""The values of black and of white."""
+
+_CONVERTED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), ("RGB",)),
+    "La": ("LA", "RGB"),  # Pillow has no direct way
+}
+"""Pillow's 8-bit modes, and the modes that each is converted to in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grey:
+    """A type of grey values wider than 8 bits."""
+
+    name: str
+    range: Range | None = None
+    """The type's own range, where data sets use the whole of it."""
+    is_fraction: bool = False
+    """Whether values from 0 to 1 are usual."""
+
+
+_WORDS = _Grey(name="16-bit grey", range=(0, 65535))
+_GREYS: Mapping[str, _Grey] = {
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), _WORDS),
+    "I": _Grey(name="32-bit grey"),
+    "F": _Grey(name="grey in floating point", is_fraction=True),
+}
+_WORDS_IN_INTEGERS = ("PNG", "PPM")
+"""Formats of at most 16 bits, whose grey Pillow may give as mode I; of PGM it has scaled the file's own range to 65535."""
+_REACH = 1 / 4
+"""Values of 16 bits are taken to use the type's range where they go beyond this share of it: 12 bits in 16, the usual other case, stay far below."""
+_PROGRAMS = ("EPS",)
+"""Formats that Pillow has other programs decode."""
+_PIXELS_AT_ONCE = 2**20
+_WHITE_IS_ZERO = 0  # of TIFF's tag PhotometricInterpretation
+_WORD_MODES = re.compile(";16[BLN]")  # of Pillow's raw modes: RGB;16B, RGBA;16L, …, but not BGR;16, which is 5, 6 and 5 bits
+_opening = threading.Lock()
+
+
+def decode_rgb(data: bytes, *, value_range: Range | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 [H, W, 3] of a JPEG, PNG, WebP or another format that Pillow reads; `value_range` is that of grey values wider than 8 bits.
+
+    Grey, palette and CMYK images become RGB as Pillow converts them, alpha is dropped, and, as in the pipelines that the published numbers come from,
+    neither an EXIF rotation nor a colour profile is applied. Raises SampleError where the image is broken, too large, or of values whose range is
+    not known.
+    """
+    with decoding("image"), _opened(data, max_pixels) as image:
+        return to_rgb(image, value_range)
+
+
+def decode_labels(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 or uint16 [H, W] of a PNG of one channel, the member `name`. Raises SampleError where it is none, or too large."""
+    with decoding(name), _opened(data, max_pixels, ("PNG",)) as image:
+        labels: np.ndarray = np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+    if labels.ndim != 2:
+        raise SampleError(f"{name} of more than one channel")
+    return labels
+
+
+@contextmanager
+def decoding(member: str) -> Iterator[None]:
+    """Whatever goes wrong within is the fault of one sample's member."""
+    try:
+        yield
+    except HarnessError:
+        raise
+    except MemoryError as error:
+        raise SampleError(f"{member} that does not fit into memory") from error
+    except Exception as error:  # a damaged file takes decoders down in every way: OSError, RuntimeError, TypeError, SystemError, struct.error …
+        raise SampleError(f"broken {member}") from error
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """An image of which only the header was read, of at most `max_pixels`."""
+    with _opening:  # the limit is Pillow's global, and says neither height nor width
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise SampleError(
+                f"too large: {height:,} × {width:,} pixels, at most {max_pixels:,}; state a larger `max_pixels` in the manifest to read it",
+                reason=f"too large: more than {max_pixels:,} pixels; state a larger `max_pixels` in the manifest to read it",
+                detail=f"{height:,} × {width:,}",
+            )
+        if not width * height:
+            raise SampleError("image without pixels")
+        if image.format in _PROGRAMS:
+            raise SampleError(f"image of a format that is not read: {image.format}")
+        yield image
+
+
+def to_rgb(image: Image.Image, value_range: Range | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] of an image of any of Pillow's modes. Raises SampleError for values whose range is not known."""
+    if image.mode in _GREYS:
+        return np.repeat(_grey(image, value_range)[..., None], 3, axis=2)
+    if image.mode not in _CONVERTED:
+        raise SampleError(f"image of a mode that is not read: {image.mode}")
+    if _halved(image):
+        _check_colour(image, value_range)
+    for mode in _CONVERTED[image.mode]:
+        image = image if image.mode == mode else image.convert(mode)
+    return np.array(image)
+
+
+def _halved(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel, of which Pillow keeps the upper 8."""
+    return isinstance(image, ImageFile.ImageFile) and any(_WORD_MODES.search(str(tile.args)) for tile in image.tile)
+
+
+def _check_colour(image: Image.Image, value_range: Range | None) -> None:
+    """16-bit colour comes as its upper 8 bits: right where it uses the whole range, and not to be mended where it does not."""
+    extrema = image.getextrema()
+    bands = [extrema] if len(image.getbands()) == 1 else extrema
+    tops = [int(high) for name, (_, high) in zip(image.getbands(), bands, strict=True) if name not in "AaX"]  # type: ignore[misc, arg-type]
+    if value_range not in (None, _WORDS.range):
+        raise SampleError("16-bit colour, of which only values from 0 to 65535 are read; save it with 8 bits a channel")
+    if 0 < max(tops) <= 255 * _REACH:
+        top = _power(max(tops) * 256 + 255)
+        raise SampleError(f"16-bit colour within 0 to {top:.0f}, which would come out black; save it with 8 bits a channel")
+
+
+def _grey(image: Image.Image, value_range: Range | None) -> np.ndarray:
+    """uint8 [H, W] of wide grey values, 0 and 255 being the bounds of their range."""
+    kind = _WORDS if image.mode == "I" and image.format in _WORDS_IN_INTEGERS else _GREYS[image.mode]
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == _WHITE_IS_ZERO:
+        raise SampleError(f"{kind.name} that counts from white (TIFF's PhotometricInterpretation 0); save it counting from black")
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise SampleError(f"{kind.name} with values that are not finite")
+    if value_range is None:
+        value_range = _own_range(kind, low, high)
+    elif low < value_range[0] or high > value_range[1]:
+        raise SampleError(
+            f"{kind.name} of {low:g} to {high:g}, beyond the manifest's range of {value_range[0]:g} to {value_range[1]:g}",
+            reason=f"{kind.name} beyond the manifest's range of {value_range[0]:g} to {value_range[1]:g}",
+            detail=f"{low:g} to {high:g}",
+        )
+    return _scaled(values, value_range)
+
+
+def _own_range(kind: _Grey, low: float, high: float) -> Range:
+    """The type's range, where values from `low` to `high` use it. Raises SampleError, with the remedy, where they may be on another scale."""
+    if kind.range is not None and (high == 0 or high > kind.range[1] * _REACH):  # nothing but zero is black on any scale
+        return kind.range
+    seen = f"{low:.9g} to {high:.9g}"
+    as_fraction = kind.is_fraction and 0 < high <= 1
+    if low < 0 or not (as_fraction or high.is_integer()):
+        within, stated = "whose range is not known", "[LOW, HIGH]` (the values of black and of white)"
+    else:
+        top = 1.0 if as_fraction else _power(high)
+        within, stated = f"within 0 to {top:.0f}", f"[0, {top:.0f}]`"
+    remedy = f"state `range: {stated} in the manifest"
+    raise SampleError(f"{kind.name} of {seen}: {remedy}", reason=f"{kind.name} {within}: {remedy}", detail=seen)
+
+
+def _power(value: float) -> float:
+    """The largest value of the least number of bits, 8 or more, that `value` fits in."""
+    return 2.0 ** max(8, int(value).bit_length()) - 1
+
+
+def _scaled(values: np.ndarray, value_range: Range) -> np.ndarray:
+    """uint8 [H, W]: 255 (v - low) / (high - low), rounded; of 16 bits and their own range that is v / 257."""
+    low, high = value_range
+    scaled = np.empty(values.size, np.uint8)
+    for start in range(0, values.size, _PIXELS_AT_ONCE):
+        part = values.reshape(-1)[start : start + _PIXELS_AT_ONCE].astype(np.float64)
+        scaled[start : start + _PIXELS_AT_ONCE] = np.floor((part - low) * (255 / (high - low)) + 0.5)
+    return scaled.reshape(values.shape)
