@@ -32,6 +32,7 @@ from harness.errors import RequestError
 from harness.manifest import MaskKind
 from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
+from shards.counts import Counts
 
 COUNTS = {
     "ADE20K_2016_07_26": {"training images": 20210, "validation images": 2000},
@@ -70,8 +71,9 @@ def describe(
     files = dict(_files(source / "images", source))
     release = "ADE20K_2016_07_26" if any(path.endswith("_atr.txt") for path in files) else "ADE20K_2021_17_01"
     scenes = {split: list(_scenes(files, folder, release)) for split, folder in SPLITS.items()}
+    counts = Counts()
     kept = {
-        split: official.present(SPLITS[split], of_split, bind(_missing, release), partial=partial, remedy=REMEDY)
+        split: official.present(SPLITS[split], of_split, bind(_missing, release), counts, partial=partial, remedy=REMEDY)
         for split, of_split in scenes.items()
     }
     found = {f"{SPLITS[split]} images": len(of_split) for split, of_split in kept.items()}
@@ -92,6 +94,8 @@ def describe(
         official=SPLITS,
         make=bind(make, source, chosen, numbered),
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], chosen.sha256, repr(sorted(numbered.items()))),
+        layout="images/**/{training,validation}/**/ADE_*.jpg, each with its ADE_*_seg.png",
+        counts=counts,
     )
 
 

@@ -114,10 +114,7 @@ def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignore
 
 def lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     """(number, text) of the lines of a user's list: UTF-8, without empty lines and those that start with `#`. Raises RequestError without any."""
-    try:
-        text = official.read(path, remedy).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: expected text in UTF-8, got byte {error.start} that is none; {remedy}") from None
+    text = official.text(path, remedy)
     found = [(number, line.rstrip()) for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise RequestError(f"{path}: expected names, one a line, got none; {remedy}")

@@ -30,6 +30,7 @@ from harness.errors import RequestError
 from harness.manifest import MaskKind
 from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
+from shards.counts import Counts
 
 COUNTS = {"train images": 4998, "val images": 5105}
 """Of VOC 2010: 10,103 in all."""
@@ -76,8 +77,10 @@ def describe(
     annotations, images, sets = (_find(source, name) for name in ("Annotations_Part", "JPEGImages", "ImageSets"))
     splits: dict[str, tuple[Picture, ...]] = {}
     found: dict[str, int] = {}
+    counts = Counts()
     for split, name in SPLITS.items():
-        kept = official.present(name, _listed(sets / "Main" / f"{name}.txt", images, annotations), _missing, partial=partial, remedy=REMEDY)
+        listed = _listed(sets / "Main" / f"{name}.txt", images, annotations)
+        kept = official.present(name, listed, _missing, counts, partial=partial, remedy=REMEDY)
         splits[split], found[f"{name} images"] = official.mixed(kept, lambda picture: picture.key), len(kept)
     version = official.version("PASCAL-Part on VOC 2010", found, COUNTS, partial=partial, remedy=REMEDY)
     couples = _couples([annotations / f"{picture.key}.mat" for of_split in splits.values() for picture in of_split])
@@ -96,6 +99,8 @@ def describe(
         official=SPLITS,
         make=bind(make, images, annotations, chosen),
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], chosen.sha256),
+        layout="JPEGImages/*.jpg and Annotations_Part/*.mat of the images that ImageSets/Main/{train,val}.txt list",
+        counts=counts,
     )
 
 
