@@ -16,6 +16,7 @@ from harness.bank import BankSpec, BankStore, Receipt
 from harness.core import Task
 from harness.errors import BankError
 from harness.ledger import Lost, account, without_repeated
+from harness.manifest import Manifest
 from harness.metrics import sense
 from harness.plan import Plan, StudyPlan, view_of
 from harness.probes.finetune import NAME as FINETUNE
@@ -24,6 +25,9 @@ from harness.provenance import provenance
 from harness.search import StudyState
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
+
+NAMED = 5
+"""Most classes that a record names."""
 
 
 class Accounts:
@@ -94,6 +98,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
     seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
     made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
+    untrained = _untrained(manifest, study, state)
     for metric in task.metrics:
         value = values.get(metric.name)
         undefined = status in ("ok", "incomplete") and (value is None or value.value is None)
@@ -116,14 +121,14 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "value": value.value if value else None,
             "ci_low": value.low if value else None,
             "ci_high": value.high if value else None,
-            "n": state.score.n if state is not None and state.score is not None else 0,
+            "n": value.n if value else 0,
             "n_failed": sum(receipt.failed for receipt in receipts),
             "hyperparameters": json.dumps({"lr": head.lr, "readout": head.readout, "round": head.round, "head": head.head} if head else {}),
             "selected_on": study.selected_on,
             "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
             "status": "undefined" if undefined else status,
-            "error": (value.reason if value else "not computed") if undefined else error,
+            "error": (value.reason if value else "not computed") if undefined else _told(error, value, untrained),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
@@ -133,6 +138,22 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "git_commit": made_with["git_commit"],
             "created_at": created,
         }
+
+
+def _told(error: str | None, value: Value | None, untrained: str | None) -> str | None:
+    """Why a record is not ok, and what has to be known beside its value whether it is or not."""
+    words = [error, untrained if value else None, *(value.notes if value else ())]
+    return "; ".join(word for word in words if word) or None
+
+
+def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -> str | None:
+    """Which of the tested classes no training row had; None where every one had some."""
+    labels = state.score.untrained if state is not None and state.score is not None else ()
+    if not labels:
+        return None
+    classes = manifest.classes if study.task.counterparts else study.task.classes
+    names = [classes[label] for label in labels[:NAMED]] + (["…"] if len(labels) > NAMED else [])
+    return f"{len(labels)} of the tested classes {'has' if len(labels) == 1 else 'have'} no training row: {', '.join(names)}"
 
 
 def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:

@@ -307,14 +307,47 @@ class Predictions:
         return len(self.keys)
 
 
+FRACTION = "fraction"
+"""The unit of accuracies, AP, IoU and the like."""
+
+
 class Metric(Protocol):
     """A metric as additive counts per group and a function of their sum, so that a bootstrap is one matrix product.
 
-    Higher is better, unless it has an attribute `lower_is_better` that is true.
+    A metric is a subclass: it gives `name`, `counts` and `value`, and whatever else differs from what stands here.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """What its values are in."""
+        return FRACTION
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether of two values the lower one is the better."""
+        return False
+
+    @property
+    def is_mean_of_outcomes(self) -> bool:
+        """Whether its value is a mean of outcomes that are each 0 or 1, such as wrong and right, every one counting alike."""
+        return False
+
+    @property
+    def undefined(self) -> str | None:
+        """Why it has no value where rows were counted and yet it has none; None where there is no more to say than that nothing was counted."""
+        return None
+
+    @property
+    def uncounted(self) -> str:
+        """What is the matter with items that it does not count."""
+        return "they have no label"
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the rows that the value is of."""
+        return predictions.targets >= 0
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, M], groups in order of first appearance in `predictions`."""

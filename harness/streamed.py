@@ -33,7 +33,7 @@ from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
-from harness.study import BankRef, Round, Score, Study, StudyRunner, Value, columns_of, estimate, now, translated
+from harness.study import TRAINED, BankRef, Round, Score, Study, StudyRunner, scored
 from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
 from harness.training import Position, Training, stream_of, worst_of
 
@@ -62,6 +62,7 @@ class StreamedRunner:
         states: dict[str, torch.Tensor] = {}
         try:
             fitted, train = self._train(study, index, proposals)
+            states[TRAINED] = torch.tensor(train.labels, dtype=torch.int64)
             values = self._select(study, proposals, fitted, train)
             for number, state in enumerate(fitted):
                 states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in state.items() if values[number][0] is not None}
@@ -89,16 +90,8 @@ class StreamedRunner:
                 raise one
             found.append(one)
         self._account(held_back, epoch.audits, setting.network, starts=1)
-        how: dict[str, Any] = {"head": chosen, "seconds": time.perf_counter() - start, "created_at": now()}
-        if not found:
-            values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
-            return Score(values=values, n=0, **how)
-        predictions = _joined(found)
-        if study.counterparts:
-            predictions = translated(predictions, study.counterparts)
-        values = tuple(estimate(study.metric(name), predictions, study) for name in study.metrics)
-        how["seconds"] = time.perf_counter() - start
-        return Score(values=values, n=len(set(predictions.keys)), predictions=columns_of(predictions), **how)
+        score = scored(study, chosen, _joined(found) if found else None, self._heads.trained(study, chosen))
+        return replace(score, seconds=time.perf_counter() - start)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -114,6 +107,7 @@ class StreamedRunner:
             images=progress.images + setting.network.images,
             seconds=progress.seconds + setting.network.seconds,
             starts=progress.starts,
+            labels=tuple(progress.labels),
         )
 
     def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> Training:
@@ -242,6 +236,7 @@ class StreamedRunner:
         for head in finished:
             training, _, _ = self._trained(study, index, head.head, halving.proposals[head.head], halving.ends[-1])
             states |= {f"{head.head}/{name}": tensor.contiguous() for name, tensor in training.trainer.fitted()[0].items()}
+            states[TRAINED] = torch.tensor(training.progress.labels, dtype=torch.int64)  # the same for all: they saw the same images
         return states
 
     def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], Climbed]) -> None:
@@ -322,6 +317,8 @@ class _Account:
     images: int
     seconds: float
     starts: int
+    labels: tuple[int, ...] = ()
+    """Those that were trained on."""
 
     def publish(self, store: BankStore, ref: BankRef) -> None:
         """As bank parts without rows; images and seconds are shared out by the shards' samples."""

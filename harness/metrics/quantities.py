@@ -9,33 +9,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.core import QUANTITIES, Metric, Predictions
+from harness.core import FRACTION, QUANTITIES, Metric, Predictions
 from harness.metrics.table import by_group, ratio
 
 
 @dataclass(frozen=True)
-class MeanOf:
+class MeanOf(Metric):
     """The mean of one quantity over the items for which it is defined, in the quantity's own unit."""
 
-    name: str
-    number: int
+    name: str = ""
+    number: int = 0
     """Among the probe's quantities: the target of its rows."""
-    unit: str
-    undefined: str
+    unit: str = FRACTION
+    undefined: str = ""
     """Why it is NaN where it is."""
+
+    @property
+    def uncounted(self) -> str:
+        return self.undefined
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of the quantity, items for which it is defined."""
-        counted = (predictions.targets == self.number) & ~np.isnan(predictions.scores)
+        counted = self.counted(predictions)
         scores = np.where(counted, predictions.scores, 0.0)
         return by_group(predictions.groups, scores, counted)
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the rows of this quantity for which it is defined."""
+        defined: np.ndarray = (predictions.targets == self.number) & ~np.isnan(predictions.scores)
+        return defined
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where the quantity is defined for no item."""
         return ratio(sums[..., 0], sums[..., 1])
 
 
-_COSINE, _NORM, _FRACTION = "cosine", "share of the norm", "fraction"
+_COSINE, _NORM = "cosine", "share of the norm"
 _ZERO, _NO_OTHER = "the embeddings are zero", "there is no other image to compare with, or embeddings are zero"
 _NO_PART, _OWN_IMAGE, _NO_CLASS = (
     f"{what}, or there is no other patch"
@@ -46,11 +55,11 @@ _ABOUT = {
     "cosine_floor": (_COSINE, _NO_OTHER),
     "relative_distance": (_NORM, _ZERO),
     "relative_distance_floor": (_NORM, _NO_OTHER),
-    "same_part": (_FRACTION, _NO_PART),
-    "same_part_chance": (_FRACTION, _NO_PART),
-    "same_image": (_FRACTION, _OWN_IMAGE),
-    "same_image_chance": (_FRACTION, _OWN_IMAGE),
-    "same_class": (_FRACTION, _NO_CLASS),
-    "same_class_chance": (_FRACTION, _NO_CLASS),
+    "same_part": (FRACTION, _NO_PART),
+    "same_part_chance": (FRACTION, _NO_PART),
+    "same_image": (FRACTION, _OWN_IMAGE),
+    "same_image_chance": (FRACTION, _OWN_IMAGE),
+    "same_class": (FRACTION, _NO_CLASS),
+    "same_class_chance": (FRACTION, _NO_CLASS),
 }
 METRICS: tuple[Metric, ...] = tuple(MeanOf(name, number, *_ABOUT[name]) for names in QUANTITIES.values() for number, name in enumerate(names))

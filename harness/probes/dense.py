@@ -17,6 +17,7 @@ import numpy as np
 import pydantic
 import torch
 
+from harness.augment import UNLABELLED, counted, left_out_classes
 from harness.core import Predictions, Probe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import (
@@ -27,7 +28,7 @@ from harness.probes.features import (
     needed,
     on_device,
 )
-from harness.probes.fields import Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.fields import Count, Fields, Momentum, NonNegative, as_tuple, learning_rates
 from harness.probes.patch_labels import PatchLabels, PatchTarget
 from harness.probes.schedule import cosine, polynomial
 
@@ -54,32 +55,40 @@ class DenseFields(Fields):
     feature_norm: FeatureNorm = "none"
     patch_target: PatchTarget = "soft"
     """Shares of classes in a patch, or its most frequent class alone."""
-    ignore_index: Annotated[int, pydantic.Field(ge=0)] | None = 255
-    """Mask value that is not counted. Where it is a class, that class is left out altogether."""
+    ignore_index: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (UNLABELLED,)
+    """Mask values that are not counted; one value may be given without brackets, None is no value. One that is a class is left out altogether."""
+
+    @pydantic.field_validator("ignore_index", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        if given is None:
+            return ()
+        return (given,) if isinstance(given, int) else as_tuple(given)
 
 
 DEFAULTS: dict[str, Any] = DenseFields().model_dump()
 
 
-def checked_masks(rows: Rows, classes: int, ignore: int | None) -> np.ndarray:
+def checked_masks(rows: Rows, classes: int, ignored: Sequence[int]) -> np.ndarray:
     """Masks [N, H, W]. Raises ProbeError where there are none, or a value is neither a class nor ignored."""
     if rows.masks is None or rows.masks.ndim != 3 or len(rows.masks) != len(rows):
         got = "none" if rows.masks is None else f"shape {rows.masks.shape}"
         raise ProbeError(f"{NAME} probe: expected masks [N, H, W], one a row of {len(rows)}, got {got}; choose a task whose data set has masks")
     for key, mask in zip(rows.keys, rows.masks, strict=True):
-        top = int(np.max(mask, initial=0, where=mask != (-1 if ignore is None else ignore)))
+        top = int(np.max(mask, initial=0, where=counted(mask, ignored)))
         if top >= classes:
-            raise ProbeError(f"{NAME} probe: expected mask values below {classes} or {ignore} (ignored), got {top} in {key!r}; correct ignore_index")
+            values = f"below {classes} or among {', '.join(map(str, ignored)) or 'none'} (ignored)"
+            raise ProbeError(f"{NAME} probe: expected mask values {values}, got {top} in {key!r}; correct ignore_index")
     return rows.masks
 
 
 class Head:
     """One 1x1 convolution and its optimiser."""
 
-    def __init__(self, weight_CD: torch.Tensor, lr: float, fields: DenseFields, left_out: int | None) -> None:
+    def __init__(self, weight_CD: torch.Tensor, lr: float, fields: DenseFields, left_out: Sequence[int]) -> None:
         self.weight_CD = weight_CD
         self.bias_C1 = torch.zeros_like(weight_CD[:, :1])
-        self._lr, self._left_out = lr, left_out
+        self._lr, self._left_out = lr, list(left_out)
         parameters = [self.weight_CD, self.bias_C1]
         self._optimizer: torch.optim.Optimizer
         if fields.optimizer == "adamw":
@@ -90,7 +99,7 @@ class Head:
     def step(self, tokens_MD: torch.Tensor, target_CM: torch.Tensor, weight_M: torch.Tensor, total: torch.Tensor, factor: float) -> None:
         """One step on the cross entropy over M tokens, each weighted by its labelled share, divided by the sum of these."""
         logits_CM = torch.addmm(self.bias_C1, self.weight_CD, tokens_MD.T)
-        if self._left_out is not None:
+        if self._left_out:
             logits_CM[self._left_out] = -torch.inf
         gradient_CM = logits_CM.softmax(dim=0).mul_(weight_M).sub_(target_CM).div_(total)
         self.weight_CD.grad = gradient_CM @ tokens_MD
@@ -109,15 +118,16 @@ class DenseStack:
     biases: tuple[torch.Tensor, ...]
     """K of float32 [C]."""
     normaliser: Normaliser
-    ignore: int | None
+    ignored: tuple[int, ...]
+    """Mask values that are not counted."""
 
     def logits(self, tokens: torch.Tensor, head: int) -> torch.Tensor:
         """float32 [B, C, h, w] of tokens [B, h, w, D]; the lowest there is for a class that is left out."""
         weight, bias = self.weights[head], self.biases[head]
         out = torch.addmm(bias, self.normaliser(tokens.to(weight.device).flatten(0, 2)), weight.T)
-        if self.ignore is not None and self.ignore < len(weight):
+        if left_out := left_out_classes(self.ignored, len(weight)):
             # not -inf, which interpolation would make NaN
-            out[:, self.ignore] = torch.finfo(out.dtype).min
+            out[:, list(left_out)] = torch.finfo(out.dtype).min
         return out.view(*tokens.shape[:3], -1).permute(0, 3, 1, 2)
 
     def predict(self, rows: Rows, head: int) -> Predictions:
@@ -129,7 +139,7 @@ class DenseStack:
         if not (bool(weight.isfinite().all()) and bool(self.biases[head].isfinite().all())):
             raise ProbeError(f"{NAME} probe: expected finite weights, got NaN or infinity at learning rate {self.lrs[head]:g}; search below it")
         features = checked_features(NAME, rows, dims=4, width=weight.shape[1])
-        masks = checked_masks(rows, len(weight), self.ignore)
+        masks = checked_masks(rows, len(weight), self.ignored)
         size = max(1, LOGITS // (len(weight) * masks.shape[1] * masks.shape[2]))
         cells = [
             self._cells(self._labels(features[start : start + size], head, masks.shape[1:]), masks[start : start + size], start)
@@ -154,7 +164,7 @@ class DenseStack:
         classes = len(self.weights[0])
         tables = []
         for mask, guess in zip(masks, predicted, strict=True):
-            kept = np.ones_like(mask, dtype=bool) if self.ignore is None else mask != self.ignore
+            kept = counted(mask, self.ignored)
             tables.append(np.bincount(mask[kept].astype(np.int64) * classes + guess[kept], minlength=classes * classes))
         table = np.stack(tables)
         image, cell = np.nonzero(table)
@@ -180,14 +190,14 @@ class DenseLinearProbe:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
         fields, rates, rows = DenseFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
         features = checked_features(NAME, rows, dims=4)
-        ignore = fields.ignore_index
-        labels = PatchLabels.of(checked_masks(rows, classes, ignore), (features.shape[1], features.shape[2]), classes, ignore, fields.patch_target)
+        ignored = fields.ignore_index
+        labels = PatchLabels.of(checked_masks(rows, classes, ignored), (features.shape[1], features.shape[2]), classes, ignored, fields.patch_target)
         if not any(len(each) for each in labels.tokens):
-            raise ProbeError(f"{NAME} probe: expected labelled pixels, got none in {len(rows)} images; check ignore_index, now {ignore}")
+            raise ProbeError(f"{NAME} probe: expected labelled pixels, got none in {len(rows)} images; check ignore_index, now {list(ignored)}")
         normaliser = Normaliser.fit(fields.feature_norm, features, device)
         features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
         weight = torch.empty(classes, features.shape[-1]).normal_(0, fields.init_std, generator=generator)
-        left_out = ignore if ignore is not None and ignore < classes else None
+        left_out = left_out_classes(ignored, classes)
         heads = [Head(weight.to(device, copy=True), lr, fields, left_out) for lr in rates]
         steps = fields.epochs * -(-len(rows) // fields.batch_size)
         step = 0
@@ -206,7 +216,7 @@ class DenseLinearProbe:
             weights=tuple(head.weight_CD for head in heads),
             biases=tuple(head.bias_C1[:, 0] for head in heads),
             normaliser=normaliser,
-            ignore=ignore,
+            ignored=ignored,
         )
 
     def restore(
@@ -223,7 +233,7 @@ class DenseLinearProbe:
             weights=(state["weight"].to(device),),
             biases=(state["bias"].to(device),),
             normaliser=Normaliser.restore(fields.feature_norm, state, device),
-            ignore=fields.ignore_index,
+            ignored=fields.ignore_index,
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
+from harness.report.board import LEVELS, Board, Column, Row, note, parsed, reason, status, titles
 from harness.report.curves import Curve, not_ok
 from harness.report.learning_rates import edge_of
 from harness.report.paired import Comparisons, shows_all_pairs
@@ -63,6 +63,8 @@ class Headline:
     rows: Sequence[tuple[Name, Sequence[Cell]]]
     not_ok: Sequence[tuple[str, str, str, str]]
     """Encoder, task, status, reason."""
+    notes: Sequence[tuple[str, str, str]]
+    """Encoders, task, what has to be known beside their values, which are ok."""
     not_ok_count: int
     """Records that these lines speak of: a line may speak of many points of one curve."""
     counts: Sequence[tuple[str, int]]
@@ -86,6 +88,7 @@ def headline(board: Board, look: Look, compared: Sequence[Comparisons], found: S
             *((row["encoder"], " · ".join(word for word in named[column] if word), status(row), reason(row)) for column, row in odd),
             *((one.encoder, one.where, one.status, one.reason) for one in odd_points),
         ],
+        notes=[(encoders, " · ".join(word for word in named[column] if word), text) for column, encoders, text in board.notes()],
         not_ok_count=len(odd) + sum(one.points for one in odd_points),
         counts=Counter(status(row) for row in (*board.cells.values(), *points)).most_common(),
         curves=len(found),
@@ -128,7 +131,7 @@ def _cell(board: Board, encoder: str, column: Column, compared: Comparisons | No
         text=number(value, column.metric),
         between=interval(row["ci_low"], row["ci_high"], column.metric) or "no interval",
         status=state,
-        reason="" if state == "ok" else reason(row),
+        reason=note(row) if state == "ok" else reason(row),
         best=encoder in best,
         level_with_best=level,
         bar=_bar(row) if unit(column.metric) == FRACTION else None,
@@ -391,7 +394,7 @@ def records(results: Sequence[Row], look: Look) -> list[Record]:
                 row["readout"] or "–",
             ],
             status=status(row),
-            reason="" if status(row) == "ok" else reason(row),
+            reason=note(row) if status(row) == "ok" else reason(row),
         )
         for row in results
     ]

@@ -104,8 +104,9 @@ class Template:
         named = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
         told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
         classes = self.classes(fields)
-        scored = classes == manifest.classes and any(one.name == "accuracy" for one in self.metrics)
-        levels = manifest.levels if scored else {}
+        # equal names alone say nothing: parts may be called as classes are
+        predicts_labels = self.level == "object" and classes == manifest.classes and any(one.name == "accuracy" for one in self.metrics)
+        levels = manifest.levels if predicts_labels else {}
         return Task(
             name=f"{manifest.dataset}/{self.name}",
             level=self.level,
@@ -206,6 +207,8 @@ def _same_type(key: str, default: Any, value: Any) -> Any:
     """`value` as the type of the field's default, or a RequestError."""
     if default is None:
         return value
+    if isinstance(default, tuple) and default and type(value) is type(default[0]) and not isinstance(value, tuple):
+        return (value,)  # one value in place of a list of one
     if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) > 0:
         return tuple(_same_type(key, default[0], one) for one in value) if default else tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

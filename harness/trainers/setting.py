@@ -69,7 +69,7 @@ class Setting:
 
 
 class Trainer(Protocol[E]):
-    """K heads in training. `E` is what becomes of a sample."""
+    """K heads in training. `E` is what becomes of a sample; its `shown` are the labels that are trained on with it."""
 
     batch_size: int
     epochs: int | None
