@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 
 from harness.bank import BankStore, PartRows, Receipt
 from harness.core import Predictions, Rows
-from harness.device import Compute
+from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError
 from harness.feed import Epoch, merged
@@ -99,6 +99,11 @@ class StreamedRunner:
         values = tuple(estimate(study.metric(name), predictions, study) for name in study.metrics)
         how["seconds"] = time.perf_counter() - start
         return Score(values=values, n=len(set(predictions.keys)), predictions=columns_of(predictions), **how)
+
+    @property
+    def precision(self) -> Precision:
+        """What its encoder computes in."""
+        return self._compute.precision
 
     # --- training -----------------------------------------------------------------------------------------------------
 

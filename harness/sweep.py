@@ -211,7 +211,7 @@ def _stream(plan: Plan, study: StudyPlan) -> Stream:
     return Stream(
         encoder=plan.encoders[study.encoder.name],
         weights_sha256=study.encoder.weights_sha256,
-        precision=plan.precision,
+        precision=plan.precision_of(study.encoder),
         batch_size=resources.batch_size,
         decode_threads=resources.decode_threads,
         checkpoint_seconds=resources.checkpoint_seconds,

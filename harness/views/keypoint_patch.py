@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from harness.core import Fit, Item, Keypoint, Sample
+from harness.core import Fit, Item, Keypoint, Sample, View
 
 Neighbours = Literal["all", "selected"]
 Within = Literal["image", "instance"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeypointPatch:
+class KeypointPatch(View):
     """One item for every visible selected keypoint: a square of side `side` × d, where d is the smallest distance to another keypoint.
 
     Pixels outside the image are black. Items without a defined d (a lone keypoint) or with d outside (`min_distance`, `max_distance`) are left out.
