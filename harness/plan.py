@@ -84,6 +84,15 @@ class Plan:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
 
+    def source(self, dataset: str, split: str) -> Source:
+        """The shards of a split."""
+        return _source(self, self.manifests[dataset], split)
+
+    def splits_read(self, dataset: str) -> set[str]:
+        """The splits of a data set that the studies read and that are not empty."""
+        read = {bank.split for study in self.studies if study.undefined is None for bank in study.specs if bank.dataset == dataset}
+        return {split for split in read if self.manifests[dataset].split(split).samples}
+
     def missing(self, store: BankStore) -> list[ShardWork]:
         """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
         todo = []

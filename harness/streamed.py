@@ -112,14 +112,14 @@ class StreamedRunner:
         setting = self._setting(study)
         trainer = _KINDS[study.probe].trainer(setting, proposals)
         training = self._training(study, setting, trainer, proposals, _checkpoint(study, index))
-        training.run()
-        progress = training.progress
-        return trainer.fitted(), _Account(
-            audits=[ShardAudit(**audit) for audit in progress.audits],
-            images=progress.images + setting.network.images,
-            seconds=progress.seconds + setting.network.seconds,
-            starts=progress.starts,
-        )
+        try:
+            training.run()
+        except ProbeError:
+            account = _account_of(training.progress, setting.network)
+            if account.audits and not any(audit.seen for audit in account.audits):  # a record of this study says why
+                account.publish(self._store, _any(study.train))
+            raise
+        return trainer.fitted(), _account_of(training.progress, setting.network)
 
     def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> Training:
         """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
@@ -343,6 +343,15 @@ class _Account:
                 images=round(self.images * share),
             )
             store.write_part(ref.bank, PartRows(), receipt)
+
+
+def _account_of(progress: Position, network: Network) -> _Account:
+    return _Account(
+        audits=[ShardAudit(**audit) for audit in progress.audits],
+        images=progress.images + network.images,
+        seconds=progress.seconds + network.seconds,
+        starts=progress.starts,
+    )
 
 
 def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:
