@@ -157,13 +157,15 @@ def _banks(study: StudyPlan, readout: str | None, *, own_view: bool = False) -> 
 
 
 def failed_samples(banks: Iterable[BankSpec], accounts: Accounts) -> int:
-    """Samples of the splits of `banks` that could not be seen, once each whatever number of banks are of a split: of each shard, those of the bank
-    that lost most."""
+    """Samples of the splits of `banks` that could not be seen, once each whatever number of banks are of a split.
+
+    Of each shard the bank counts that lost most. A stream that was not read, as its study failed before, has lost nothing.
+    """
     failed: dict[tuple[str, str, str], int] = {}
     for bank in banks:
         for receipt in accounts.of(bank):
             shard = (bank.dataset, bank.split, receipt.shard)
-            failed[shard] = max(failed.get(shard, 0), receipt.failed)
+            failed[shard] = max(failed.get(shard, 0), receipt.failed if receipt.attempts else 0)
     return sum(failed.values())
 
 

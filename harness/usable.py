@@ -66,7 +66,7 @@ def look(source: Source, dataset: str, split: str, clock: Callable[[], float] = 
             audit.note("shard lost", str(error))
             unreadable += shard.samples - audit.failed
         unusable += audit.failed
-        reasons += [f"shard lost: {audit.reasons['shard lost'][0]}" if name == "shard lost" else name for name in audit.reasons]
+        reasons += [f"shard lost ({audit.reasons['shard lost'][0]})" if name == "shard lost" else name for name in audit.reasons]
         if unusable >= PER_SPLIT:
             break
         if clock() > deadline:
