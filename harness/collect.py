@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from harness.probes.finetune import NAME as FINETUNE
 from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.search import StudyState
+from harness.stream import NAMED
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 
-NAMED = 5
+NAMED_CLASSES = 5
 """Most classes that a record names."""
+OF_A_SHARD = ("shard lost", "absent", "truncated", "sha256", "unexpected", "duplicate member", "members not adjacent")
+"""Reasons of a shard's account that are told of the shard, and name no sample that failed for them."""
 
 
 class Accounts:
@@ -91,9 +94,11 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
     study, state = outcome.plan, outcome.state
     info, task = study.encoder, study.task
     head = state.score.head if state is not None and state.score is not None else None
-    receipts = _receipts(study, accounts, head.readout if head else None)
+    banks = {bank.key: bank for bank in _banks(study, head.readout if head else None)}.values()
+    receipts = [receipt for bank in banks for receipt in accounts.of(bank)]
     manifest = plan.manifests[task.dataset]
-    status, error, values = _verdict(outcome, receipts)
+    status, error, values = _verdict(outcome, banks, accounts)
+    n_failed = failed_samples(banks, accounts)
     timed = _receipts(study, accounts, head.readout if head else None, own_view=True)
     seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
@@ -101,7 +106,8 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
     untrained = _untrained(manifest, study, state)
     for metric in task.metrics:
         value = values.get(metric.name)
-        undefined = status in ("ok", "incomplete") and (value is None or value.value is None)
+        has_value = value is not None and value.value is not None
+        reason = None if has_value or status not in ("ok", "incomplete") else value.reason if value else "not computed"
         yield {
             "run_id": run_id,
             "encoder": info.name,
@@ -122,13 +128,13 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "ci_low": value.low if value else None,
             "ci_high": value.high if value else None,
             "n": value.n if value else 0,
-            "n_failed": sum(receipt.failed for receipt in receipts),
+            "n_failed": n_failed,
             "hyperparameters": json.dumps({"lr": head.lr, "readout": head.readout, "round": head.round, "head": head.head} if head else {}),
             "selected_on": study.selected_on,
             "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
-            "status": "undefined" if undefined else status,
-            "error": (value.reason if value else "not computed") if undefined else _told(error, value, untrained),
+            "status": "undefined" if reason and status == "ok" else status,
+            "error": _told(reason, error, value if has_value else None, untrained),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
@@ -140,9 +146,9 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
         }
 
 
-def _told(error: str | None, value: Value | None, untrained: str | None) -> str | None:
-    """Why a record is not ok, and what has to be known beside its value whether it is or not."""
-    words = [error, untrained if value else None, *(value.notes if value else ())]
+def _told(reason: str | None, error: str | None, value: Value | None, untrained: str | None) -> str | None:
+    """Why a record has no value, why it is not ok, and what has to be known beside its value, if it has one, whether it is ok or not."""
+    words = [reason, error, untrained if value else None, *(value.notes if value else ())]
     return "; ".join(word for word in words if word) or None
 
 
@@ -152,7 +158,7 @@ def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -
     if not labels:
         return None
     classes = manifest.classes if study.task.counterparts else study.task.classes
-    names = [classes[label] for label in labels[:NAMED]] + (["…"] if len(labels) > NAMED else [])
+    names = [classes[label] for label in labels[:NAMED_CLASSES]] + (["…"] if len(labels) > NAMED_CLASSES else [])
     return f"{len(labels)} of the tested classes {'has' if len(labels) == 1 else 'have'} no training row: {', '.join(names)}"
 
 
@@ -161,23 +167,72 @@ def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_
 
     With `own_view`, those of the task's own view alone: what is seen another way, such as intact images beside altered ones, takes another time.
     """
+    return [receipt for bank in _banks(study, readout, own_view=own_view) for receipt in accounts.of(bank)]
+
+
+def _banks(study: StudyPlan, readout: str | None, *, own_view: bool = False) -> list[BankSpec]:
     own = study.task.view.identity
     roles = [role for role in study.banks if not own_view or view_of(study.task, role).identity == own]
-    banks = [bank for role in roles for name, bank in study.banks[role].items() if readout is None or name == readout]
-    return [receipt for bank in banks for receipt in accounts.of(bank)]
+    return [bank for role in roles for name, bank in study.banks[role].items() if readout is None or name == readout]
 
 
-def _verdict(outcome: Outcome, receipts: Sequence[Receipt]) -> tuple[str, str | None, dict[str, Value]]:
+def failed_samples(banks: Iterable[BankSpec], accounts: Accounts) -> int:
+    """Samples of the splits of `banks` that could not be seen, once each whatever number of banks are of a split.
+
+    Of each shard the bank counts that lost most. A stream that was not read, as its study failed before, has lost nothing.
+    """
+    failed: dict[tuple[str, str, str], int] = {}
+    for bank in banks:
+        for receipt in accounts.of(bank):
+            shard = (bank.dataset, bank.split, receipt.shard)
+            failed[shard] = max(failed.get(shard, 0), receipt.failed if receipt.attempts else 0)
+    return sum(failed.values())
+
+
+def unseen_splits(banks: Iterable[BankSpec], accounts: Accounts) -> str | None:
+    """The splits of which nothing was seen, each with the first reason of its account and a count; None where there is none.
+
+    A stream that nobody has read has no account yet, and a split that is empty has lost nothing.
+    """
+    reasons: dict[str, None] = {}
+    for bank in banks:
+        receipts = [receipt for receipt in accounts.of(bank) if receipt.expected]
+        if receipts and all(receipt.attempts and not receipt.seen for receipt in receipts):
+            reasons[f"{bank.dataset}/{bank.split}: {first_reason(receipts)}"] = None
+    return "; ".join(reasons) or None
+
+
+def first_reason(receipts: Sequence[Receipt]) -> str:
+    """The first reason for which samples failed, and how many: `missing member: json, 2,500 of 2,500 samples`."""
+    reason = next((reason for receipt in receipts for reason in receipt.reasons), "no reason")
+    named = next((receipt.reasons[reason] for receipt in receipts if reason in receipt.reasons), [])
+    count = sum(failed_for(reason, receipt) for receipt in receipts)
+    words = f"{reason} ({named[0]})" if reason == "shard lost" and named else reason
+    return f"{words}, {count:,} of {sum(receipt.expected for receipt in receipts):,} samples"
+
+
+def failed_for(reason: str, receipt: Receipt) -> int:
+    """Failed samples that a reason accounts for: those that it names, or where it names none of them or not all, what the other reasons leave."""
+    if reason not in receipt.reasons:
+        return 0
+    names = receipt.reasons[reason]
+    if reason not in OF_A_SHARD and len(names) <= NAMED:
+        return min(len(names), receipt.failed)
+    others = sum(len(names) for other, names in receipt.reasons.items() if other != reason and other not in OF_A_SHARD)
+    return max(0, receipt.failed - others)
+
+
+def _verdict(outcome: Outcome, banks: Iterable[BankSpec], accounts: Accounts) -> tuple[str, str | None, dict[str, Value]]:
     """Status, its reason, and the values by metric."""
     if outcome.plan.undefined is not None:
         return "undefined", outcome.plan.undefined, {}
-    score = outcome.state.score if outcome.state is not None else None
+    score, unseen = outcome.state.score if outcome.state is not None else None, unseen_splits(banks, accounts)
     if outcome.error is not None or score is None:
-        return "failed", outcome.error or "the search did not come to its end", {}
-    if score.error is not None:
-        return "failed", score.error, {}
+        return "failed", unseen or outcome.error or "the search did not come to its end", {}
     values = {value.metric: value for value in score.values}
-    troubled = [receipt for receipt in receipts if receipt.status != "ok"]
+    if score.error is not None or (unseen and all(value.value is None for value in score.values)):
+        return "failed", unseen or score.error, values
+    troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
     if troubled:
         told = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
         return "incomplete", "; ".join(told)[:500], values

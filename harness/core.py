@@ -111,7 +111,7 @@ class Alteration(Protocol):
 
 
 class View(Protocol):
-    """A sample to the inputs that a task family needs."""
+    """A sample to the inputs that a task family needs. A view inherits from this, and with it `items`."""
 
     @property
     def identity(self) -> str:
@@ -124,6 +124,11 @@ class View(Protocol):
     @property
     def alteration(self) -> Alteration | None:
         """What is done to every item once it has its input size."""
+
+    @property
+    def items(self) -> int:
+        """Items per sample where the view alone tells; a view that says nothing counts as one, as does one whose images tell."""
+        return 1
 
     def __call__(self, sample: Sample) -> list[Item]:
         """The items of one sample, in a fixed order; empty where the sample has none."""

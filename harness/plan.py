@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,15 @@ class Plan:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
 
+    def source(self, dataset: str, split: str) -> Source:
+        """The shards of a split."""
+        return _source(self, self.manifests[dataset], split)
+
+    def splits_read(self, dataset: str) -> set[str]:
+        """The splits of a data set that the studies read and that are not empty."""
+        read = {bank.split for study in self.studies if study.undefined is None for bank in study.specs if bank.dataset == dataset}
+        return {split for split in read if self.manifests[dataset].split(split).samples}
+
     def missing(self, store: BankStore) -> list[ShardWork]:
         """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
         todo = []
@@ -92,9 +101,9 @@ class Plan:
             for one in work.passes:
                 banks = tuple(job for job in one.banks if not _is_complete(store.receipt(job.bank, work.shard.file)))
                 if banks:
-                    passes.append(Pass(encoder=one.encoder, view=one.view, banks=banks))
+                    passes.append(replace(one, banks=banks))
             if passes:
-                todo.append(ShardWork(**{**_fields(work), "passes": tuple(passes)}))
+                todo.append(replace(work, passes=tuple(passes)))
         return todo
 
 
@@ -274,7 +283,12 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
     for (dataset, split), passes in wanted.items():
         manifest = plan.manifests[dataset]
         whole = tuple(
-            Pass(encoder=encoder, view=view, banks=tuple(BankJob(readout=readout, bank=bank) for readout, bank in jobs.items()))
+            Pass(
+                encoder=encoder,
+                view=view,
+                banks=tuple(BankJob(readout=readout, bank=bank) for readout, bank in jobs.items()),
+                precision=plan.precision_of(plan.infos[encoder]),
+            )
             for (encoder, _), (view, jobs) in passes.items()
         )
         for shard in manifest.split(split).shards:
@@ -290,7 +304,3 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
 
 def _is_complete(receipt: Receipt | None) -> bool:
     return receipt is not None and receipt.status == "ok"
-
-
-def _fields(work: ShardWork) -> dict[str, Any]:
-    return {name: getattr(work, name) for name in work.__dataclass_fields__}

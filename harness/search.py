@@ -160,7 +160,7 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
     def _runner_of(self, study: Study) -> StudyRunner | StreamedRunner:
         if study.stream is None:
             return self._runner
-        if self._streamed is None:
+        if self._streamed is None or self._streamed.precision != study.stream.precision:
             self._streamed = StreamedRunner(self._cache, Compute(study.stream.precision, self._gpu, self._threads))
         return self._streamed
 

@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 
 from harness.bank import BankStore, PartRows, Receipt
 from harness.core import Predictions, Rows
-from harness.device import Compute
+from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError
 from harness.feed import Epoch, merged
@@ -93,6 +93,11 @@ class StreamedRunner:
         score = scored(study, chosen, _joined(found) if found else None, self._heads.trained(study, chosen))
         return replace(score, seconds=time.perf_counter() - start)
 
+    @property
+    def precision(self) -> Precision:
+        """What its encoder computes in."""
+        return self._compute.precision
+
     # --- training -----------------------------------------------------------------------------------------------------
 
     def _train(self, study: Study, index: int, proposals: Sequence[Proposal]) -> tuple[list[dict[str, torch.Tensor]], _Account]:
@@ -100,15 +105,14 @@ class StreamedRunner:
         setting = self._setting(study)
         trainer = _KINDS[study.probe].trainer(setting, proposals)
         training = self._training(study, setting, trainer, proposals, _checkpoint(study, index))
-        training.run()
-        progress = training.progress
-        return trainer.fitted(), _Account(
-            audits=[ShardAudit(**audit) for audit in progress.audits],
-            images=progress.images + setting.network.images,
-            seconds=progress.seconds + setting.network.seconds,
-            starts=progress.starts,
-            labels=tuple(progress.labels),
-        )
+        try:
+            training.run()
+        except ProbeError:
+            account = _account_of(training.progress, setting.network)
+            if account.audits and not any(audit.seen for audit in account.audits):  # a record of this study says why
+                account.publish(self._store, _any(study.train))
+            raise
+        return trainer.fitted(), _account_of(training.progress, setting.network)
 
     def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> Training:
         """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
@@ -335,6 +339,16 @@ class _Account:
                 images=round(self.images * share),
             )
             store.write_part(ref.bank, PartRows(), receipt)
+
+
+def _account_of(progress: Position, network: Network) -> _Account:
+    return _Account(
+        audits=[ShardAudit(**audit) for audit in progress.audits],
+        images=progress.images + network.images,
+        seconds=progress.seconds + network.seconds,
+        starts=progress.starts,
+        labels=tuple(progress.labels),
+    )
 
 
 def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:

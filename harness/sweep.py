@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ from harness.collect import Accounts, Outcome, collect
 from harness.command import Parser, complain
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.errors import HarnessError, RequestError
-from harness.estimate import estimate, told
+from harness.estimate import estimate, is_scored, told
+from harness.extract import ShardWork
 from harness.ledger import EventLog, Ledger, Lost
 from harness.plan import HELD_OUT, Plan, StudyPlan, make_plan
 from harness.probes import is_decided
@@ -50,6 +51,7 @@ from harness.search import Journal, SearchSettings, StudyState, run_search
 from harness.streamed import outdated
 from harness.study import BankRef, Stream, Study, StudyRunner
 from harness.tables import publish
+from harness.usable import lost_splits
 
 _PROBE = "writable"
 """A file that is written into a cache behind a URL, and removed."""
@@ -96,6 +98,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             machine = cluster.machine()
             plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
             store = _open_store(out, cache, keep=not options.dry_run)
+            missing = plan.shard_work if options.fresh else plan.missing(store)
+            losses = lost_splits(plan, _unread(plan, missing, store, fresh=options.fresh))
+        for loss in losses:
+            console.print(f"{loss}; its studies will fail", highlight=False)
         if options.dry_run:
             with progress.phase("estimating what it takes"):
                 lines = list(told(plan, estimate(plan, store, actors=machine.actors), actors=machine.actors))
@@ -104,7 +110,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         if options.fresh:
             _discard(plan, out, store)
         _write_sweep(out, sweep, plan)
-        results = run_plan(plan, out, cache, cluster, machine, progress)
+        results = run_plan(plan, out, cache, cluster, machine, progress, missing)
         with progress.phase("drawing the report"):
             page = write_report(out, shards=sweep.shards)
     terminal(results, Console())
@@ -112,10 +118,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return PARTIAL if any(row["status"] in ("incomplete", "failed") for row in results) else OK
 
 
-def run_plan(plan: Plan, out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> list[dict[str, Any]]:
+def run_plan(
+    plan: Plan, out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress, missing: Sequence[ShardWork]
+) -> list[dict[str, Any]]:
     """Encode what is missing, search what is unfinished, and write the tables; the rows of results.parquet."""
     store = BankStore(cache)
-    lost = _encode(plan, out, store, cache, cluster, machine, progress)
+    lost = _encode(plan, out, missing, cache, cluster, machine, progress)
     with progress.phase("reading the accounts of the banks"):
         accounts = Accounts(plan, store, lost)
         outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
@@ -135,8 +143,18 @@ def run_id(plan: Plan) -> str:
     return f"{plan.sweep.name}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> dict[str, Lost]:
-    missing = plan.missing(store)
+def _unread(plan: Plan, missing: Sequence[ShardWork], store: BankStore, *, fresh: bool) -> Iterator[tuple[str, str]]:
+    """(data set, split) of what is still to be read, for banks and for streams."""
+    for work in missing:
+        yield work.dataset, work.split
+    for study in plan.studies:
+        if study.task.feed == "streamed" and study.undefined is None and (fresh or not is_scored(study, store)):
+            yield from ((bank.dataset, bank.split) for bank in study.specs)
+
+
+def _encode(
+    plan: Plan, out: Path, missing: Sequence[ShardWork], cache: str, cluster: Cluster, machine: Machine, progress: Progress
+) -> dict[str, Lost]:
     if not missing:
         return {}
     crew = cluster.crew(machine, cache, plan.encoders, limit=len(missing))
@@ -211,7 +229,7 @@ def _stream(plan: Plan, study: StudyPlan) -> Stream:
     return Stream(
         encoder=plan.encoders[study.encoder.name],
         weights_sha256=study.encoder.weights_sha256,
-        precision=plan.precision,
+        precision=plan.precision_of(study.encoder),
         batch_size=resources.batch_size,
         decode_threads=resources.decode_threads,
         checkpoint_seconds=resources.checkpoint_seconds,

@@ -19,7 +19,7 @@ LEVELS = (
     {"finetune", "training"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
-    {"collect", "estimate"},
+    {"collect", "estimate", "usable"},
     {"sweep"},
 )
 MAY_IMPORT_RAY = {"encode", "ledger", "search", "sweep", "cluster"}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from harness.core import Fit, Item, Keypoint, Sample
+from harness.core import Fit, Item, Keypoint, Sample, View
 from harness.errors import SampleError
 from harness.images import MAX_PIXELS
 
@@ -22,7 +22,7 @@ Zhu et al. `half-of-pixel`: the same where coordinates were indices of pixels, a
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeypointPatch:
+class KeypointPatch(View):
     """One item for every visible selected keypoint: a square of side `side` × d, where d is the smallest distance to another keypoint.
 
     Pixels outside the image are black. Items without a defined d (a lone keypoint) or with d outside (`min_distance`, `max_distance`) are left out.
