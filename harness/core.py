@@ -186,6 +186,10 @@ class EncoderInfo:
     projection_dim: int | None
     positions: PositionKind
     preprocessing: Preprocessing
+    preprocessing_source: str = "its family's"
+    """Where the preprocessing comes from, in words. It is in no key: equal values give equal features, wherever they come from."""
+    preprocessing_replaced: tuple[str, ...] = ()
+    """Fields of the preprocessing that the sweep, or what is written in or beside the weights, gives another value than is known of the weights."""
     random: bool = False
     chooses_tokens: bool = False
     """Whether `Encoder.encode` takes `keep` and `positions`."""

@@ -15,6 +15,7 @@ from typing import Protocol, cast
 
 from harness.core import Encoder, EncoderInfo
 from harness.encoders._digest import file_sha256
+from harness.encoders._preprocessing import beside
 from harness.encoders._spec import EncoderSpec
 from harness.errors import EncoderError, nearest
 
@@ -84,19 +85,19 @@ def load(spec: EncoderSpec) -> Encoder:
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """What `load(spec).info` says. Loads the weights on the CPU once a process, spec and checkpoint, and lets go of them.
+    """What `load(spec).info` says. Loads the weights on the CPU once a process, spec, checkpoint and files beside it, and lets go of them.
 
     Raises EncoderError where the encoder is unknown or does not load.
     """
-    digest = None
+    digests = []
     if spec.checkpoint is not None:
         with contextlib.suppress(OSError):  # loading says what is wrong with the file
-            digest = file_sha256(spec.checkpoint)
-    return _describe(spec, digest)
+            digests = [file_sha256(str(file)) for file in (spec.checkpoint, *beside(spec.checkpoint))]
+    return _describe(spec, tuple(digests))
 
 
 @functools.lru_cache(maxsize=256)
-def _describe(spec: EncoderSpec, checkpoint_sha256: str | None) -> EncoderInfo:
+def _describe(spec: EncoderSpec, digests: tuple[str, ...]) -> EncoderInfo:
     return load(spec).info
 
 

@@ -60,6 +60,7 @@ def facts(info: EncoderInfo) -> dict[str, str | int | list[str]]:
             f"shorter side to {preprocessing.resize} ({preprocessing.interpolation}), centre crop {preprocessing.size[0]}x{preprocessing.size[1]}, "
             f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"
         ),
+        "preprocessing from": info.preprocessing_source,
     }
     if info.float32_only:
         described["precision"] = "float32 always"

@@ -7,9 +7,10 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,10 @@ class Checkpoint:
     path: str
     sha256: str
     tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a safetensors file says of itself."""
+    args: Mapping[str, object] = field(default_factory=dict)
+    """The training arguments that many authors save beside the weights in a torch file, by name."""
 
     @property
     def file(self) -> str:
@@ -44,6 +49,7 @@ def read_checkpoint(path: str) -> Checkpoint:
         head = _head(path)
         kind = _kind(path, head)
         content = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
+        metadata = _metadata(path) if kind == "safetensors" else {}
         sha256 = file_sha256(path)
     except OSError as error:
         raise EncoderError(f"checkpoint {path}: cannot be read: {error.strerror or error}; check the path, relative to the sweep file") from error
@@ -52,7 +58,7 @@ def read_checkpoint(path: str) -> Checkpoint:
         raise EncoderError(f"checkpoint {path}: expected tensors by name, found none; give the file that holds the weights")
     for name, tensor in tensors.items():
         _check_storage(path, name, tensor)
-    return Checkpoint(path=path, sha256=sha256, tensors=tensors)
+    return Checkpoint(path=path, sha256=sha256, tensors=tensors, metadata=metadata, args=_args(content))
 
 
 def _head(path: str) -> bytes:
@@ -85,6 +91,18 @@ def _read_safetensors(path: str) -> Mapping[str, object]:
         return safetensors.torch.load_file(path)  # type: ignore[no-any-return]
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise EncoderError(f"checkpoint {path}: damaged safetensors file: {one_line(error)}; download or save it again") from error
+
+
+def _metadata(path: str) -> dict[str, str]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _args(content: object) -> dict[str, object]:
+    """The settings under `args`, as a namespace or a mapping."""
+    args = content.get("args") if isinstance(content, Mapping) else None
+    settings = vars(args) if isinstance(args, argparse.Namespace) else args
+    return {str(name): value for name, value in settings.items()} if isinstance(settings, Mapping) else {}
 
 
 def _read_torch(path: str, kind: str) -> object:

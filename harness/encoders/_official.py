@@ -18,13 +18,11 @@ from harness.encoders._heads import Tensors, WeightNormed
 from harness.encoders._identity import Identity
 from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
 from harness.encoders._positions import PositionResize
+from harness.encoders._preprocessing import IMAGENET, Chosen, at_side, decide, of_family
 from harness.encoders._resize import one_line
 from harness.encoders._spec import EncoderSpec
 from harness.encoders._vit_shape import VitShape
 from harness.errors import EncoderError
-
-IMAGENET = Preprocessing(size=(224, 224), resize=256)
-"""Shorter side 256, bicubic, centre crop 224, ImageNet's mean and standard deviation: what most of these authors evaluate with."""
 
 _TRAINING = ("optimizer.", "lr_scheduler.", "scheduler.", "scaler.", "fp16_scaler.")
 """Beginnings of keys of the training's state, which any of the authors may save."""
@@ -112,7 +110,7 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
         if entry.shape is None:
             sized = ", ".join(name for name, other in fmt.entries.items() if other.shape is not None)
             raise EncoderError(f"encoder {spec.name}: a random twin of {spec.encoder} has no size: give checkpoint: FILE, or one of {sized}")
-        return _random(fmt, spec, entry.shape, None)
+        return _random(fmt, spec, entry.shape, None, None)
     checkpoint = read_checkpoint(spec.checkpoint)
     place, what = _find(fmt, entry, checkpoint, spec)
     trunk_tensors, head_tensors = _parts(fmt, checkpoint, place, spec)
@@ -122,9 +120,8 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
         refuse_silent_misfit(checkpoint, width=shape.width, heads=shape.heads, what=spec.encoder or fmt.family)
     head = _make_head(fmt, checkpoint, head_tensors)
     if spec.random:
-        return _random(fmt, spec, shape, head)
+        return _random(fmt, spec, shape, head, checkpoint)
     trunk = _create(shape, 0)
-    preprocessing = spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size))
     report = _load(fmt, spec, checkpoint, place, (trunk, trunk_tensors), (head, head_tensors))
     where = f", under {place.trunk!r}" if place.trunk else ""
     identity = Identity(
@@ -132,10 +129,10 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
         family=fmt.family,
         architecture=shape.describe(),
         source=f"{fmt.paper}: {what} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(fmt, spec, shape, checkpoint),
         position_resize=fmt.position_resize,
         load_report=report,
-        notes=(*fmt.notes, *spec.preprocessing.notes()),
+        notes=fmt.notes,
     )
     return wrap(trunk, identity, head)
 
@@ -244,7 +241,7 @@ def _elsewhere(fmt: Format, spec: EncoderSpec, checkpoint: Checkpoint, place: Pl
     return tuple(f"{start}.* ({count})" if count > 1 else start for start, count in sorted(groups.items()))
 
 
-def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None) -> Encoder:
+def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None, checkpoint: Checkpoint | None) -> Encoder:
     trunk = _create(shape, spec.seed)
     changed = fair_residuals(trunk)
     scales = f", {changed} residual scales set to 1" if changed else ""
@@ -253,10 +250,10 @@ def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None
         family=fmt.family,
         architecture=shape.describe(),
         source="random weights, never trained",
-        preprocessing=spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size)),
+        preprocessing=_preprocessing(fmt, spec, shape, checkpoint),
         position_resize=fmt.position_resize,
         random=True,
-        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes, *spec.preprocessing.notes()),
+        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes),
     )
     return wrap(trunk, identity, _redraw(head, spec.seed))
 
@@ -281,9 +278,10 @@ def _create(shape: Shape, seed: int) -> nn.Module:
         return shape.create().eval()
 
 
-def _at_size(base: Preprocessing, side: int) -> Preprocessing:
-    """The authors' evaluation at the side that the encoder was trained at, the crop's share of the image kept."""
-    return dataclasses.replace(base, size=(side, side), resize=round(base.resize * side / base.size[0]))
+def _preprocessing(fmt: Format, spec: EncoderSpec, shape: Shape, checkpoint: Checkpoint | None) -> Chosen:
+    """The authors' evaluation at the side that the encoder was trained at, unless something else is stated."""
+    known = at_side(fmt.preprocessing, (shape.size, shape.size))
+    return decide(spec, known, of_family(fmt.family, known), checkpoint)
 
 
 def replace_interpolation(base: Preprocessing, interpolation: Literal["bicubic", "bilinear"]) -> Preprocessing:

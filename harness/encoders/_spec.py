@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,6 @@ class PreprocessingOverride:
                 f"preprocessing: expected resize of at least the crop's shorter side {min(merged.size)}, got {merged.resize}; raise resize"
             )
         return merged
-
-    def notes(self) -> tuple[str, ...]:
-        """A line for the record that names the overridden fields, if any."""
-        names = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
-        return (f"preprocessing overridden: {', '.join(names)}",) if names else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +150,7 @@ def _from_mapping(value: object, base: Path) -> EncoderSpec:
         name=label,
         encoder=encoder,
         architecture=architecture,
-        checkpoint=str((base / Path(checkpoint).expanduser()).resolve()) if checkpoint is not None else None,
+        checkpoint=os.path.abspath(base / Path(checkpoint).expanduser()) if checkpoint is not None else None,  # links stay: files lie beside them
         prefix=reader.text("prefix", empty=True),
         rename=reader.rename(),
         drop=reader.texts("drop"),

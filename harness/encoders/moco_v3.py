@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import nn
 
 from harness.encoders._heads import mlp
-from harness.encoders._official import IMAGENET, Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._official import Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._preprocessing import IMAGENET
 from harness.encoders._vit_shape import VitShape, read_shape
 
 FAMILY = "moco_v3"

@@ -10,10 +10,11 @@ from timm.models.beit import Beit
 from torch import nn
 
 from harness.core import Encoder
-from harness.encoders._create import create, describe_architecture, timm_preprocessing, wrap
+from harness.encoders._create import create, describe_architecture, known_preprocessing, wrap
 from harness.encoders._files import read_checkpoint
 from harness.encoders._identity import Identity
 from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
+from harness.encoders._preprocessing import decide
 from harness.encoders._spec import EncoderSpec
 from harness.errors import EncoderError
 
@@ -51,7 +52,7 @@ def build(spec: EncoderSpec) -> Encoder:
         options["img_size"] = native
     network = create(architecture, options.items())
     _refuse_another_size(spec, selection.tensors, network)
-    preprocessing, notes = timm_preprocessing(network, options.items())
+    known, source = known_preprocessing(network, architecture, options.items(), published=spec.encoder is not None)
     classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     declared = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
     report = load_into(network, selection, what=what, droppable=[*declared, *spec.drop])
@@ -61,9 +62,8 @@ def build(spec: EncoderSpec) -> Encoder:
         family=FAMILY,
         architecture=describe_architecture(architecture, spec.options),
         source=f"own checkpoint {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
-        preprocessing=spec.preprocessing.apply(preprocessing),
+        preprocessing=decide(spec, known, source, checkpoint),
         load_report=report,
-        notes=(*notes, *spec.preprocessing.notes()),
     )
     return wrap(network, identity)
 

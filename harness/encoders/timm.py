@@ -14,10 +14,11 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from torch import nn
 
 from harness.core import Encoder, LoadReport
-from harness.encoders._create import check_architecture, create, create_random, describe_architecture, timm_preprocessing, wrap
+from harness.encoders._create import check_architecture, create, create_random, describe_architecture, known_preprocessing, wrap
 from harness.encoders._files import Checkpoint, read_checkpoint
 from harness.encoders._identity import Identity
 from harness.encoders._positions import PositionResize
+from harness.encoders._preprocessing import decide
 from harness.encoders._resize import one_line
 from harness.encoders._spec import EncoderSpec
 from harness.errors import EncoderError
@@ -69,17 +70,17 @@ def build(spec: EncoderSpec) -> Encoder:
     else:
         network, report, notes = _pretrained(model, spec)
         source = _source(model.name, network)
-    own, more = timm_preprocessing(network, spec.options)
+    known, words = known_preprocessing(network, model.name, spec.options, published=spec.encoder is not None)
     identity = Identity(
         name=spec.name,
         family=FAMILY,
         architecture=describe_architecture(model.architecture, model.options),
         source=source,
-        preprocessing=spec.preprocessing.apply(own),
+        preprocessing=decide(spec, known, words),
         position_resize=_position_resize(model),
         random=spec.random,
         load_report=report,
-        notes=(*notes, *more, *spec.preprocessing.notes()),
+        notes=notes,
     )
     return wrap(network, identity)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from harness.encoders._heads import mlp
-from harness.encoders._official import IMAGENET, Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._official import Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._preprocessing import IMAGENET
 from harness.encoders._resnet import ResnetShape, read_shape
 
 FAMILY = "vicreg"

@@ -315,8 +315,8 @@ class Provenance:
     """Where the numbers come from."""
 
     facts: Sequence[tuple[str, str]]
-    encoders: Sequence[tuple[Name, str, str]]
-    """Name, millions of parameters, SHA-256 of the weights."""
+    encoders: Sequence[tuple[Name, str, str, str]]
+    """Name, millions of parameters, SHA-256 of the weights, preprocessing and where it comes from."""
     protocols: Sequence[tuple[str, str, str, str, Sequence[tuple[str, str]]]]
     """Task, protocol, view, probe, fields."""
     banks: Sequence[tuple[str, str, str]]
@@ -324,7 +324,8 @@ class Provenance:
     versions: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def provenance(results: Sequence[Row], look: Look) -> Provenance:
+def provenance(results: Sequence[Row], look: Look, described: Mapping[str, Mapping[str, Any]]) -> Provenance:
+    """`described` is what is known of the run's encoders, as in encoders.json."""
     encoders = {row["encoder"]: row for row in results}
     protocols = {(row["task"], row["protocol"], row["protocol_fields"], row["view"], row["probe"]): None for row in results}
     banks = {(row["encoder"], row["task"], ", ".join(row["bank_keys"] or ())): None for row in results}
@@ -341,13 +342,29 @@ def provenance(results: Sequence[Row], look: Look) -> Provenance:
             ("git commit", ", ".join(_distinct(results, "git_commit")) or "not run from a checkout"),
         ],
         encoders=[
-            (name(encoder, look), f"{row['params_m']:.1f}" if is_defined(row["params_m"]) else "–", row["weights_sha256"] or "–")
+            (
+                name(encoder, look),
+                f"{row['params_m']:.1f}" if is_defined(row["params_m"]) else "–",
+                row["weights_sha256"] or "–",
+                _preprocessing(described.get(encoder) or {}),
+            )
             for encoder, row in encoders.items()
         ],
         protocols=[(task, str(protocol), str(view), str(probe), _fields(fields)) for task, protocol, fields, view, probe in protocols],
         banks=list(banks),
         versions=sorted(versions),
     )
+
+
+def _preprocessing(encoder: Mapping[str, Any]) -> str:
+    """How an encoder's images are prepared and where that comes from, in words; a dash where the run does not tell."""
+    values = encoder.get("preprocessing")
+    if not values:
+        return "–"
+    mean, std = (" ".join(f"{value:.3f}" for value in values[name]) for name in ("mean", "std"))
+    size = "×".join(map(str, values["size"]))
+    source = encoder.get("preprocessing_source")
+    return f"shorter side {values['resize']} ({values['interpolation']}), crop {size}, mean {mean}, std {std}" + (f"; {source}" if source else "")
 
 
 def _precisions(results: Sequence[Row]) -> str:
