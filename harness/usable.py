@@ -86,7 +86,7 @@ class _Enough(Exception):
 class _Bounded(ShardAudit):
     """An account that ends the reading of its shard: a reader passes over incomplete records without giving them out."""
 
-    def fail(self, key: str, reason: str) -> None:
+    def fail(self, key: str, reason: str | ShardError) -> None:
         super().fail(key, reason)
         if self.failed >= PER_SHARD:
             raise _Enough
@@ -97,7 +97,7 @@ def _has_usable(url: str, shard: Shard, source: Source, audit: ShardAudit) -> bo
         for key, sample in samples:
             if not isinstance(sample, ShardError):
                 return True
-            audit.fail(key, str(sample))
+            audit.fail(key, sample)
     return False
 
 
