@@ -27,13 +27,14 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from PIL import Image, features
+from pycocotools import mask as rle
 
 from harness.core import Item, Preprocessing, Sample
 from harness.errors import HarnessError, ManifestError, SampleError, ShardError
@@ -213,7 +214,7 @@ def pictures() -> list[bytes]:
         *(encoded(colour, "TIFF", compression=compression) for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")),
         *(encoded(colour.convert(mode), "TIFF") for mode in ("1", "L", "PA", "LAB", "YCbCr", "CMYK", "I", "F")),
         *(encoded(colour.convert(mode), kind) for mode, kind in (("P", "GIF"), ("P", "BMP"), ("P", "PCX"), ("P", "TGA"), ("1", "XBM"), ("P", "ICO"))),
-        *(encoded(colour, kind) for kind in ("BMP", "PPM", "TGA", "PCX", "SGI", "IM", "DDS", "QOI", "ICO", "ICNS", "MPO", "MSP", "BLP") if can(kind)),
+        *(encoded(colour, kind) for kind in ("BMP", "PPM", "TGA", "PCX", "SGI", "DDS", "QOI", "ICO", "ICNS", "MPO", "MSP", "BLP") if can(kind)),
     ]
     if features.check("jpg_2000"):
         made.append(encoded(colour, "JPEG2000"))
@@ -288,12 +289,12 @@ def one_line(message: str) -> str:
     return message
 
 
-def read_member(name: str) -> Callable[[bytes], str]:
+def read_member(name: str, rules: Rules = RULES) -> Callable[[bytes], str]:
     def read(data: bytes) -> str:
         members = {**SOUND, name: data}
         label, group = label_and_group(members)
         json.dumps([label, group], ensure_ascii=False).encode()
-        return outcome_of(attempt(lambda: seen(decode_sample("a", members, RULES))))
+        return outcome_of(attempt(lambda: seen(decode_sample("a", members, rules))))
 
     return read
 
@@ -308,7 +309,7 @@ def tarred(records: dict[str, bytes], **options: Any) -> bytes:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()[: 512 * (2 + sum(2 + len(data) // 512 for data in records.values())) + 4096]
+    return buffer.getvalue()
 
 
 def archives() -> list[bytes]:
@@ -383,7 +384,8 @@ def annotations() -> list[bytes]:
     listed = [{"id": number, "file_name": f"{number}.jpg", "width": 20, "height": 24} for number in (1, 2)]
     categories = [{"id": 1, "name": "person", "keypoints": ["nose", "foot"], "skeleton": [[1, 2]]}]
     outlines: list[Any] = [[[2, 2, 12, 2, 12, 12, 2, 12.5]], {"size": [24, 20], "counts": [100, 80, 300]}]
-    outlines += [{"size": [24, 20], "counts": "T32f>"}, [[2, 2, 9, 2, 9, 9], [4.5, 4.5, 12, 12, 4, 12]]]
+    compressed = rle.encode(np.asfortranarray(np.eye(24, 20, dtype=np.uint8)))
+    outlines += [{"size": [24, 20], "counts": compressed["counts"].decode()}, [[2, 2, 9, 2, 9, 9], [4.5, 4.5, 12, 12, 4, 12]]]
     things = [
         {
             "id": number,
@@ -434,7 +436,9 @@ WORK = Path()
 
 def targets() -> dict[str, Target]:
     return {
-        "image": Target(seeds=pictures(), read=read_member("png"), share=45, damage=damaged_picture),
+        "image": Target(
+            seeds=pictures(), read=read_member("png", replace(RULES, annotations=frozenset({"label"}))), share=45, damage=damaged_picture
+        ),
         "labels": Target(
             seeds=[LABELS, encoded(np.eye(24, 20, dtype=np.uint16), "PNG")], read=read_member("part.png"), share=10, damage=damaged_picture
         ),
