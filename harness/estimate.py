@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from harness.probes.linear import LinearFields
 from harness.probes.segmentation import SegmentationFields, windows
 from harness.propose import is_searched, rates_at_once
 from harness.readouts import parse_readout
-from harness.stream import ShardAudit, read_samples
+from harness.stream import ShardAudit, attempt, read_samples
 from harness.views.whole import Whole
 
 HELD_OUT = 0.1
@@ -71,7 +72,9 @@ class Glance:
 
     def items(self, view: View) -> float:
         """Items that `view` makes of an image, on average; 1 where there was no image to look at."""
-        return sum(len(view(sample)) for sample in self.samples) / len(self.samples) if self.samples else 1.0
+        items = [attempt(partial(view, sample)) for sample in self.samples]
+        usable = [len(made) for made in items if not isinstance(made, ShardError)]
+        return sum(usable) / len(usable) if usable else 1.0
 
     def windows(self, fields: SegmentationFields) -> float:
         """Windows of a sliding-window test of an image, on average; 1 where there was no image to look at."""

@@ -53,7 +53,7 @@ _REACH = 1 / 4
 """Values of 16 bits are taken to use the type's range where they go beyond this share of it: 12 bits in 16, the usual other case, stay far below."""
 _PROGRAMS = ("EPS",)
 """Formats that Pillow has other programs decode."""
-_PIXELS_AT_ONCE = 2**20
+_PIXELS_AT_ONCE = 2**22
 _WHITE_IS_ZERO = 0  # of TIFF's tag PhotometricInterpretation
 _WORD_MODES = re.compile(";16[BLN]")  # of Pillow's raw modes: RGB;16B, RGBA;16L, …, but not BGR;16, which is 5, 6 and 5 bits
 _opening = threading.Lock()
@@ -119,14 +119,34 @@ def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = None
 def to_rgb(image: Image.Image, value_range: Range | None = None) -> np.ndarray:
     """uint8 [H, W, 3] of an image of any of Pillow's modes. Raises SampleError for values whose range is not known."""
     if image.mode in _GREYS:
-        return np.repeat(_grey(image, value_range)[..., None], 3, axis=2)
+        return _grey(image, value_range)
     if image.mode not in _CONVERTED:
         raise SampleError(f"image of a mode that is not read: {image.mode}")
     if _halved(image):
         _check_colour(image, value_range)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for where, strip in _strips(image):
+        rgb[where] = np.asarray(_converted(strip))
+    return rgb
+
+
+def _converted(image: Image.Image) -> Image.Image:
     for mode in _CONVERTED[image.mode]:
         image = image if image.mode == mode else image.convert(mode)
-    return np.array(image)
+    return image
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Image]]:
+    """(rows and columns, part) of an image, across its longer side: conversions and copies of a large one would take several times its own memory."""
+    width, height = image.size
+    if width * height <= _PIXELS_AT_ONCE:
+        yield (slice(None), slice(None)), image
+        return
+    step = max(1, _PIXELS_AT_ONCE // min(width, height))
+    for start in range(0, max(width, height), step):
+        right, low = (width, min(start + step, height)) if height >= width else (min(start + step, width), height)
+        left, top = (0, start) if height >= width else (start, 0)
+        yield (slice(top, low), slice(left, right)), image.crop((left, top, right, low))
 
 
 def _halved(image: Image.Image) -> bool:
@@ -147,23 +167,33 @@ def _check_colour(image: Image.Image, value_range: Range | None) -> None:
 
 
 def _grey(image: Image.Image, value_range: Range | None) -> np.ndarray:
-    """uint8 [H, W] of wide grey values, 0 and 255 being the bounds of their range."""
+    """uint8 [H, W, 3] of wide grey values: 255 (v - low) / (high - low), rounded; of 16 bits and their own range that is v / 257."""
     kind = _WORDS if image.mode == "I" and image.format in _WORDS_IN_INTEGERS else _GREYS[image.mode]
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == _WHITE_IS_ZERO:
         raise SampleError(f"{kind.name} that counts from white (TIFF's PhotometricInterpretation 0); save it counting from black")
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    low, high = _checked_range(image, kind, value_range)
+    grey = np.empty((image.height, image.width, 3), np.uint8)
+    for where, strip in _strips(image):
+        values = np.asarray(strip).astype(np.float64)
+        grey[where] = np.floor((values - low) * (255 / (high - low)) + 0.5)[..., None]
+    return grey
+
+
+def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None) -> Range:
+    """The values of black and of white. Raises SampleError where they are not known, or are not those of this image."""
+    extremes = [(float(part.min()), float(part.max())) for part in (np.asarray(strip) for _, strip in _strips(image))]
+    low, high = min(least for least, _ in extremes), max(most for _, most in extremes)
+    if not all(math.isfinite(value) for pair in extremes for value in pair):
         raise SampleError(f"{kind.name} with values that are not finite")
     if value_range is None:
-        value_range = _own_range(kind, low, high)
-    elif low < value_range[0] or high > value_range[1]:
+        return _own_range(kind, low, high)
+    if low < value_range[0] or high > value_range[1]:
         raise SampleError(
             f"{kind.name} of {low:g} to {high:g}, beyond the manifest's range of {value_range[0]:g} to {value_range[1]:g}",
             reason=f"{kind.name} beyond the manifest's range of {value_range[0]:g} to {value_range[1]:g}",
             detail=f"{low:g} to {high:g}",
         )
-    return _scaled(values, value_range)
+    return value_range
 
 
 def _own_range(kind: _Grey, low: float, high: float) -> Range:
@@ -184,13 +214,3 @@ def _own_range(kind: _Grey, low: float, high: float) -> Range:
 def _power(value: float) -> float:
     """The largest value of the least number of bits, 8 or more, that `value` fits in."""
     return 2.0 ** max(8, int(value).bit_length()) - 1
-
-
-def _scaled(values: np.ndarray, value_range: Range) -> np.ndarray:
-    """uint8 [H, W]: 255 (v - low) / (high - low), rounded; of 16 bits and their own range that is v / 257."""
-    low, high = value_range
-    scaled = np.empty(values.size, np.uint8)
-    for start in range(0, values.size, _PIXELS_AT_ONCE):
-        part = values.reshape(-1)[start : start + _PIXELS_AT_ONCE].astype(np.float64)
-        scaled[start : start + _PIXELS_AT_ONCE] = np.floor((part - low) * (255 / (high - low)) + 0.5)
-    return scaled.reshape(values.shape)

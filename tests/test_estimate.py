@@ -68,6 +68,15 @@ def test_banks_count_items_and_not_images(planned: Callable[..., Plan], store: B
     assert found.passes == {"tiny_vit": sum(IMAGES.values()) * (1 + PARTS)}
 
 
+def test_an_image_that_a_view_fails_on_is_not_counted() -> None:
+    def view(sample: Sample) -> list[int]:
+        return [1] * (6 // int(sample.key))
+
+    samples = [Sample(key=key, image=np.zeros((2, 2, 3), np.uint8)) for key in "012"]
+    assert Glance(samples=samples).items(view) == (6 + 3) / 2  # type: ignore[arg-type]
+    assert Glance(samples=samples[:1]).items(view) == 1.0  # type: ignore[arg-type]
+
+
 def test_a_stated_range_or_bound_moves_the_banks_and_one_that_is_not_stated_none(shards: Path, planned: Callable[..., Plan]) -> None:
     def keys() -> set[str]:
         plan = planned(tasks=["noval/object-knn"])

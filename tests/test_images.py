@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from harness import images as module
 from harness.errors import SampleError
 from harness.images import MAX_PIXELS, decode_labels, decode_rgb, to_rgb
 
@@ -256,3 +257,19 @@ def test_pillows_own_limit_is_back_whichever_threads_decode() -> None:
     for thread in threads:
         thread.join()
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("mode", [*EIGHT_BITS, *SIXTEEN_BITS, "I", "F"])
+@pytest.mark.parametrize("shape", [(7, 90), (90, 7), (40, 40)])
+def test_a_large_picture_is_converted_in_strips_as_it_would_be_whole(mode: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).integers(0, 65536, shape).astype(np.uint16)
+    if mode in SIXTEEN_BITS:
+        image = words(mode, values)
+    elif mode in ("I", "F"):
+        image = Image.fromarray(values.astype(np.int32 if mode == "I" else np.float32))
+    else:
+        image = in_mode(mode).resize(shape[::-1], Image.Resampling.NEAREST)
+    whole = to_rgb(image, (0, 65535))
+    monkeypatch.setattr(module, "_PIXELS_AT_ONCE", 100)
+    assert np.array_equal(to_rgb(image, (0, 65535)), whole)
+    assert whole.shape == (*shape, 3)

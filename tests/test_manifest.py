@@ -80,6 +80,13 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
     assert again.to_json() == found.to_json()
 
 
+def test_the_manifest_of_the_docs_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    shown = text.split("## Shards of your own")[1].split("```json")[1].split("```")[0]
+    found = load_manifest(write(tmp_path, shown.replace("what sha256sum prints: 64 digits", SHA), "birds"), "birds")
+    assert found.rules.annotations == {"label"}
+
+
 def test_what_a_manifest_does_not_state_is_not_in_its_text(tmp_path: Path) -> None:
     plain = load_manifest(write(tmp_path / "a", PLAIN), "toy")
     assert list(json.loads(plain.to_json())) == [
