@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -186,3 +187,73 @@ def test_names_that_are_no_utf_8_are_a_sample_or_a_line(layout: Layout, source: 
     else:
         assert status == 0, printed.err
         built.samples(tmp_path, layout.name, "test")
+
+
+def without_a_class(source: Path) -> None:
+    shutil.rmtree(source / "train" / "n01443537")
+
+
+LOSSES: dict[str, tuple[str, Callable[[Path], object], str, dict[str, int]]] = {
+    "a class of val alone": (
+        "imagenet",
+        without_a_class,
+        "val",
+        {"images": 1, "classes that are not among those of train/ or of the list left out": 1},
+    ),
+    "a class of the ground truth alone": (
+        "imagenet, flat",
+        lambda source: built.write(source / "ILSVRC2012_devkit_t12" / "data" / "ILSVRC2012_validation_ground_truth.txt", "1\n2\n"),
+        "val",
+        {"images": 1, "classes that are not among those of train/ or of the list left out": 1},
+    ),
+    "a note among the images": (
+        "imagenet",
+        lambda source: built.write(source / "train" / "n01443537" / "note.txt", ""),
+        "train",
+        {"images": 2, "files that are no JPEG or PNG by their names left out": 1},
+    ),
+    "a batch": ("cifar", lambda source: (source / "data_batch_2").unlink(), "train", {"images": 8, "batches without a file left out": 1}),
+    "a file that is no PNG": (
+        "objectnet",
+        lambda source: built.write(source / "images" / "chair" / "b.jpg", b""),
+        "test",
+        {"images": 1, "files that are no PNG left out": 1},
+    ),
+    "a link that died": (
+        "yoga82",
+        lambda source: built.write(source / "yoga_train.txt", "Tree/train.jpg,0,0,0\nTree/gone.jpg,0,0,0\n"),
+        "train",
+        {"images": 1, "images without their files left out": 1},
+    ),
+    "a map without its image": (
+        "ade20k_parts, prepared",
+        lambda source: built.write(source / "ann" / "train" / "b.png", b""),
+        "train",
+        {"images": 1, "images without their files left out": 1},
+    ),
+    "an image of the list": (
+        "lip",
+        lambda source: built.write(source / "train_id.txt", "train\ngone\n"),
+        "train",
+        {"images": 1, "images without their files left out": 1},
+    ),
+    "an annotation of the list": (
+        "pascal_parts",
+        lambda source: built.write(source / "ImageSets" / "Main" / "train.txt", "train\ngone\n"),
+        "train",
+        {"images": 1, "images without their files left out": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str) -> None:
+    name, lose, split, counts = LOSSES[loss]
+    layout = LAYOUTS[name]
+    source = tmp_path / "source"
+    layout.write(source)
+    lose(source)
+    assert run(layout, source, tmp_path / layout.name) == 0
+    assert json.loads((tmp_path / layout.name / "counts.json").read_text())[split] == counts
+    reason = next(reason.removesuffix(" left out") for reason in counts if reason.endswith(" left out"))
+    assert f"left out of {split}: 1 {reason}\n" in capsys.readouterr().err
