@@ -39,6 +39,7 @@ from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
 from harness.command import Parser, complain
 from harness.config import Sweep, load_sweep, resolve_path
+from harness.encoders import refuse_unknown_keys
 from harness.errors import HarnessError, RequestError
 from harness.estimate import estimate, is_scored, told
 from harness.extract import ShardWork
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     file = Path(options.sweep)
-    sweep = load_sweep(file, options.overrides)
+    sweep = load_sweep(file, options.overrides, check_encoder=refuse_unknown_keys)
     if "://" in (options.out or ""):
         raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)

@@ -32,7 +32,7 @@ from harness.errors import RequestError
 from harness.manifest import MaskKind
 from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
-from shards.counts import Counts
+from shards.counts import Counts, Unfit
 
 COUNTS = {
     "ADE20K_2016_07_26": {"training images": 20210, "validation images": 2000},
@@ -102,9 +102,8 @@ def describe(
 def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene) -> tars.Record:
     """One image with its original bytes and the masks that the list asks for. Raises RequestError where a map does not fit the image."""
     image, extension = official.original(source / f"{scene.path}.jpg")
-    size = official.size(image)
-    objects = numbers(source / f"{scene.path}_seg.png", size)
-    parts = numbers(source / f"{scene.path}_parts_1.png", size) if scene.bytes[2] is not None else np.zeros_like(objects)
+    objects = numbers(source / f"{scene.path}_seg.png", image)
+    parts = numbers(source / f"{scene.path}_parts_1.png", image) if scene.bytes[2] is not None else np.zeros_like(objects)
     return tars.Record(
         key=scene.key,
         image=image,
@@ -115,21 +114,21 @@ def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene
     )
 
 
-def numbers(path: Path, size: tuple[int, int]) -> np.ndarray:
+def numbers(path: Path, image: bytes) -> np.ndarray:
     """int64 [H, W]: the number of the name at each pixel, 0 where nothing is marked.
 
-    Raises RequestError where the map is unreadable, has no colours, or has not the image's `size`, (width, height).
+    Raises Unfit where the map is unreadable, has no colours, or has not the size of its `image`.
     """
     try:
         with Image.open(path) as file:
             mode, coloured = file.mode, np.asarray(file).astype(np.int64)
     except Exception as error:  # Pillow's decoders raise whatever they meet
-        raise RequestError(f"{path}: expected a readable map, got {type(error).__name__}: {error}; unpack it again") from error
+        message = f"{path}: expected a readable map, got {type(error).__name__}: {error}; unpack it again"
+        raise Unfit(message, label_maps.UNREADABLE) from error
     if mode not in ("RGB", "RGBA"):
-        raise RequestError(f"{path}: expected a map in colours, got mode {mode}; unpack the original file")
+        raise Unfit(f"{path}: expected a map in colours, got mode {mode}; unpack the original file", label_maps.UNREADABLE)
     found: np.ndarray = coloured[..., 0] // 10 * 256 + coloured[..., 1]
-    if found.shape[::-1] != size:
-        raise RequestError(f"{path}: expected the image's size {size[0]}×{size[1]}, got {found.shape[1]}×{found.shape[0]}; {REMEDY}")
+    label_maps.check_size(path, found.shape, image, REMEDY)
     return found
 
 

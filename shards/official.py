@@ -20,7 +20,8 @@ from shards.tars import ImageExtension
 
 _SIGNATURES: tuple[tuple[bytes, int, ImageExtension], ...] = ((b"\xff\xd8\xff", 0, "jpg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
 
-MISSING, BROKEN = "images without a file", "broken images"
+MISSING, BROKEN = "images without their files", "broken images"
+BY_EXIF = "images turned by EXIF alone"
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 DEEP = ("I", "F")
@@ -86,7 +87,7 @@ def content(modules: Iterable[str], *more: str | bytes) -> str:
 
 def mixed(items: Iterable[T], name: Callable[[T], str]) -> tuple[T, ...]:
     """The items in an order that depends on their names alone and mixes classes, so that one shard is a fair sample of its split."""
-    return tuple(sorted(items, key=lambda item: hashlib.sha256(name(item).encode()).digest()))
+    return tuple(sorted(items, key=lambda item: hashlib.sha256(os.fsencode(name(item))).digest()))
 
 
 # --- the source's files -----------------------------------------------------------------------------------------------
@@ -174,10 +175,14 @@ def other_size(name: str, expected: tuple[int, int], got: tuple[int, int], orien
     """The refusal of an image whose size, (width, height), is not what its annotations say; `orientation`: what EXIF says of the file."""
     text = f"{name}: expected {expected[0]}×{expected[1]} pixels, got {got[0]}×{got[1]}"
     if orientation in TURNED and expected == got[::-1]:
-        turn = "its annotations are of the turned image, whose pixels lie unturned in the file"
-        remedy = "turn the pixels themselves (exiftran -a, jhead -autorot, or Pillow's ImageOps.exif_transpose) and build again"
-        return Unfit(f"{text}: its EXIF orientation {orientation} turns it by 90°; {turn}: {remedy}", "images turned by EXIF alone")
+        return Unfit(f"{text}: its {turned(orientation)}", BY_EXIF)
     return Unfit(f"{text}; get the image again", "images of another size than their annotations'")
+
+
+def turned(orientation: int) -> str:
+    """What to do about an image whose annotations are of it as EXIF turns it."""
+    turn = f"EXIF orientation {orientation} turns it by 90°, and the annotations are of the turned image, while the pixels lie unturned in the file"
+    return f"{turn}: turn the pixels themselves (exiftran -a, jhead -autorot, or Pillow's ImageOps.exif_transpose) and build again"
 
 
 def orientation(image: Image.Image) -> int:

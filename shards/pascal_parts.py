@@ -112,9 +112,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
     objects, parts = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
     for thing in read(path):
         for name, mask in ((thing.name, thing.mask), *thing.parts):
-            if mask.shape != (height, width):
-                got = f"{mask.shape[1]}×{mask.shape[0]}" if mask.ndim == 2 else f"{list(mask.shape)}"
-                raise RequestError(f"{path}: expected the image's size {width}×{height} of {name!r}, got {got}; {REMEDY}")
+            label_maps.check_size(path, mask.shape, image, REMEDY, of=f" of {name!r}")
         objects[thing.mask] = chosen.object_label(thing.name)
         for name, mask in thing.parts:
             if label := chosen.part_label(thing.name, name):

@@ -46,6 +46,8 @@ FORMAT = 1
 """Counts changes of the writer that change bytes; part of every shard's content key."""
 NAMED = 10
 """So many unfit samples of a split are told one by one; all are counted."""
+LONGEST = 1200
+"""Characters of an error's line."""
 LOOKED_AT = 20_000
 """So many entries of a source are looked at for a message."""
 _IMAGES = (*(f".{extension}" for extension in EXTENSIONS), ".jpeg", ".bmp", ".tif", ".tiff")
@@ -158,7 +160,7 @@ def main(
             data_set, given.out, workers=given.workers, overwrite=given.overwrite, leave_out=lenient, console=console, source=given.source
         )
     except (HarnessError, OSError) as error:
-        _print(" ".join(f"{type(error).__name__}: {error}".split()), sys.stderr)
+        _print(_line(f"{type(error).__name__}: {error}"), sys.stderr)
         return 2
     except KeyboardInterrupt:
         _print("interrupted; the same command goes on from here", sys.stderr)
@@ -179,6 +181,12 @@ def _described(describe: Callable[..., DataSet[T]], source: Path, own: Mapping[s
         at = f" (shards/{Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         message = f"{source}: expected the data set as its makers publish it, got {type(error).__name__}: {error!s:.200}{at}; unpack it again"
         raise RequestError(message) from error
+
+
+def _line(text: str) -> str:
+    """Text as one line that a terminal can show: of what is too long, its beginning and its end, where the remedy stands."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
 
 
 def _print(text: str, stream: TextIO) -> None:
@@ -268,7 +276,7 @@ def _counted(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_
     if console is not None:
         for split, messages in unfit.items():
             for message in messages[:NAMED]:
-                console.print(f"left out of {split}: {message}", markup=False, highlight=False, soft_wrap=True)
+                console.print(_line(f"left out of {split}: {message}"), markup=False, highlight=False, soft_wrap=True)
             if len(messages) > NAMED:
                 console.print(f"left out of {split}: {len(messages) - NAMED} more, which {counts.FILE_NAME} counts", highlight=False, soft_wrap=True)
         for line in total.lines():

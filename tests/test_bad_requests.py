@@ -39,6 +39,16 @@ def search(**more: Any) -> Callable[[Path], str]:
     return changed(search={"trials": 1, "stack": 2, "lr": [0.01, 1.0], **more})
 
 
+def instead(key: str, other: str) -> Callable[[Path], str]:
+    """A sweep whose key is called otherwise."""
+
+    def text(root: Path) -> str:
+        plain = json.loads(tiny.sweep_text(root / "shards"))
+        return json.dumps({other if name == key else name: value for name, value in plain.items()})
+
+    return text
+
+
 def encoder(**more: Any) -> Callable[[Path], str]:
     return lambda root: tiny.sweep_text(
         root / "shards", encoders=[{key: str(root / value) if key == "checkpoint" else value for key, value in more.items()}]
@@ -60,8 +70,35 @@ def manifest(**more: Any) -> Callable[[Path], str]:
 
 
 FILES: dict[str, tuple[Callable[[Path], str | bytes], str]] = {
-    "unknown key": (changed(tsaks=[]), "did you mean 'tasks'"),
-    "unknown key in a section": (search(trails=3), "did you mean 'trials'"),
+    "unknown key": (changed(tsaks=[]), "unknown key 'tsaks'; did you mean 'tasks'?; known keys are name, shards, encoders, tasks"),
+    "unknown key in capitals": (changed(TASKS=[]), "unknown key 'TASKS'; did you mean 'tasks'?"),
+    "unknown key in a section": (search(trails=3), "search: unknown key 'trails'; did you mean 'trials'?; known keys are trials, stack, lr, seed"),
+    "unknown key of the resources": (changed(resources={"actor": 2}), "resources: unknown key 'actor'; did you mean 'actors'?"),
+    "unknown key instead of a needed one": (instead("encoders", "encodrs"), "unknown key 'encodrs'; did you mean 'encoders'?"),
+    "unknown key that is like no other": (changed(xyz=1), "unknown key 'xyz'; known keys are name, "),
+    "unknown key beside a missing one": (lambda root: '{"nam": "x"}', "unknown key 'nam'; did you mean 'name'?"),
+    "unknown key beside NaN": (search(lr=[float("nan"), 1.0], trails=3), "unknown key 'trails'; did you mean 'trials'?"),
+    "unknown key beside wrong values": (
+        changed(name="../evil", tasks=[], search={"trials": 0, "stak": 2}),
+        "unknown key 'stak'; did you mean 'stack'?",
+    ),
+    "unknown key beside a section that is none": (
+        changed(search=3, resources={"batchsize": 1}),
+        "unknown key 'batchsize'; did you mean 'batch_size'?",
+    ),
+    "unknown key of an encoder beside no task": (
+        changed(tasks=[], encoders=["nothing", {"nam": "x", "architecture": "test_vit"}]),
+        "encoder test_vit: unknown key 'nam'",
+    ),
+    "unknown key of an encoder without a name": (changed(encoders=[{"encodr": "x"}]), "encoder without a name: unknown key 'encodr'"),
+    "unknown key of a preprocessing beside no weights": (
+        changed(encoders=[{"name": "x", "architecture": "test_vit", "preprocessing": {"sise": 3}}]),
+        "encoder x: preprocessing: unknown key 'sise'; known keys: size, resize, interpolation, mean, std; did you mean 'size'?",
+    ),
+    "unknown option of an encoder beside no weights": (
+        changed(encoders=[{"name": "x", "architecture": "test_vit", "options": {"num_head": 3}}]),
+        "encoder x: unknown option 'num_head'",
+    ),
     "missing key": (lambda root: '{"name": "x"}', "expected this key, got none"),
     "not a mapping": (lambda root: "- a\n- b\n", "expected a mapping"),
     "empty file": (lambda root: "", "expected a mapping"),
@@ -157,6 +194,8 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "unknown option": (["{good}", "--otu", "x"], "--otu"),
     "--set without a value": (["{good}", "--set", "search.trials"], "KEY=VALUE"),
     "--set of an unknown key": (["{good}", "--set", "search.trails=1"], "did you mean 'trials'"),
+    "--set of an unknown section": (["{good}", "--set", "serch.trials=1"], "unknown key 'serch'; did you mean 'search'?"),
+    "--set of an unknown key beside a wrong value": (["{good}", "--set", "resources.actors=0", "--set", "tsks=[]"], "unknown key 'tsks'"),
     "--set below a value": (["{good}", "--set", "name.x=1"], "no section"),
     "--set of a wrong value": (["{good}", "--set", "resources.actors=0"], "resources.actors"),
     "--set of broken YAML": (["{good}", "--set", "tasks=[a"], "plain YAML"),

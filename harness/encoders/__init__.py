@@ -16,10 +16,10 @@ from typing import Protocol, cast
 from harness.core import Encoder, EncoderInfo
 from harness.encoders._digest import file_sha256
 from harness.encoders._preprocessing import beside
-from harness.encoders._spec import EncoderSpec
+from harness.encoders._spec import EncoderSpec, refuse_unknown_keys
 from harness.errors import EncoderError, nearest
 
-__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load"]
+__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load", "refuse_unknown_keys"]
 
 
 class Family(Protocol):

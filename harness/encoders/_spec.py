@@ -76,6 +76,28 @@ class PreprocessingOverride:
         return merged
 
 
+_PREPROCESSING_KEYS = tuple(field.name for field in dataclasses.fields(PreprocessingOverride))
+
+
+def refuse_unknown_keys(value: object) -> None:
+    """Raises EncoderError, with the nearest match, for a key that an encoder's entry, its preprocessing or its options cannot have.
+
+    Looks at nothing else, so that a misspelt key is told before what follows from it.
+    """
+    if not isinstance(value, Mapping):
+        return
+    titles = (value.get(key) for key in ("name", "encoder", "architecture"))
+    title = f"encoder {next((text[:60] for text in titles if isinstance(text, str) and text.strip()), 'without a name')}"
+    for mapping, keys, where, noun in (
+        (value, KEYS, title, "key"),
+        (value.get("preprocessing"), _PREPROCESSING_KEYS, f"{title}: preprocessing", "key"),
+        (value.get("options"), OPTIONS, title, "option"),
+    ):
+        for key in mapping if isinstance(mapping, Mapping) else ():
+            if key not in keys:
+                raise EncoderError(f"{where}: unknown {noun} {key!r}; known {noun}s: {', '.join(keys)}{nearest(str(key), keys)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """One encoder of a sweep: hashable, picklable, with absolute paths."""
@@ -135,9 +157,7 @@ def _from_name(value: str) -> EncoderSpec:
 def _from_mapping(value: object, base: Path) -> EncoderSpec:
     if not isinstance(value, Mapping):
         raise EncoderError(f"an encoder is a name or a mapping, got {type(value).__name__} {value!r}; write e.g. timm:vit_small_patch16_224.dino")
-    for key in value:
-        if key not in KEYS:
-            raise EncoderError(f"encoder {_label(value)}: unknown key {key!r}; known keys: {', '.join(KEYS)}{nearest(str(key), KEYS)}")
+    refuse_unknown_keys(value)
     label = _label(value)
     reader = _Reader(value, f"encoder {label}")
     encoder, architecture, checkpoint = reader.text("encoder"), reader.text("architecture"), reader.text("checkpoint")
@@ -198,12 +218,8 @@ def _check_combination(label: str, encoder: str | None, architecture: str | None
 def _parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
     if value is None:
         return PreprocessingOverride()
-    fields = tuple(field.name for field in dataclasses.fields(PreprocessingOverride))
     if not isinstance(value, Mapping):
-        raise EncoderError(f"{what}: expected a mapping of {', '.join(fields)}, got {value!r}")
-    for key in value:
-        if key not in fields:
-            raise EncoderError(f"{what}: unknown key {key!r}; known keys: {', '.join(fields)}{nearest(str(key), fields)}")
+        raise EncoderError(f"{what}: expected a mapping of {', '.join(_PREPROCESSING_KEYS)}, got {value!r}")
     reader = _Reader(value, what)
     return PreprocessingOverride(
         size=reader.size(),
@@ -296,8 +312,6 @@ class _Reader:
             raise self._fail("options", f"a mapping of {', '.join(OPTIONS)}")
         options = dict(value)
         for key, scalar in value.items():
-            if key not in OPTIONS:
-                raise EncoderError(f"{self._what}: unknown option {key!r}; known options: {', '.join(OPTIONS)}{nearest(str(key), OPTIONS)}")
             if key == "img_size":
                 size = _Reader(value, f"{self._what}: option").size("img_size")
                 options[key] = scalar if isinstance(scalar, int) else size
