@@ -128,7 +128,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
             "status": "undefined" if undefined else status,
-            "error": (value.reason if value else "not computed") if undefined else _told(error, value, untrained),
+            "error": (value.reason if value else "not computed") if undefined else _error_text(error, value, untrained),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
@@ -140,7 +140,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
         }
 
 
-def _told(error: str | None, value: Value | None, untrained: str | None) -> str | None:
+def _error_text(error: str | None, value: Value | None, untrained: str | None) -> str | None:
     """Why a record is not ok, and what has to be known beside its value whether it is or not."""
     words = [error, untrained if value else None, *(value.notes if value else ())]
     return "; ".join(word for word in words if word) or None
