@@ -134,7 +134,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
             "status": "undefined" if reason and status == "ok" else status,
-            "error": _told(reason, error, value if has_value else None, untrained),
+            "error": _error_text(reason, error, value if has_value else None, untrained),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
@@ -146,7 +146,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
         }
 
 
-def _told(reason: str | None, error: str | None, value: Value | None, untrained: str | None) -> str | None:
+def _error_text(reason: str | None, error: str | None, value: Value | None, untrained: str | None) -> str | None:
     """Why a record has no value, why it is not ok, and what has to be known beside its value, if it has one, whether it is ok or not."""
     words = [reason, error, untrained if value else None, *(value.notes if value else ())]
     return "; ".join(word for word in words if word) or None

@@ -164,7 +164,7 @@ class Score:
     head: HeadScore | None
     values: tuple[Value, ...]
     n: int
-    """Items that the first of the values is of."""
+    """Items that its values are of: the most that one of them is."""
     seconds: float
     created_at: str = ""
     """ISO 8601, UTC."""
@@ -344,7 +344,7 @@ def scored(study: Study, chosen: HeadScore, predictions: Predictions | None, tra
     return Score(
         head=chosen,
         values=values,
-        n=values[0].n,
+        n=max(value.n for value in values),
         seconds=0.0,
         created_at=now(),
         untrained=() if trained is None else untrained_labels(predictions.targets, trained, study.counterparts),

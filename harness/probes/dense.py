@@ -63,6 +63,8 @@ class DenseFields(Fields):
     def _several(cls, given: Any) -> Any:
         if given is None:
             return ()
+        if isinstance(given, int) and given < 0:
+            raise ValueError("expected a mask value, which is at least 0")
         return (given,) if isinstance(given, int) else as_tuple(given)
 
 

@@ -79,13 +79,14 @@ class Board:
 
     def notes(self) -> list[tuple[Column, str, str]]:
         """Column, encoders and text of what has to be known beside values that are ok; what is true of several encoders comes once."""
-        told: dict[tuple[Column, str], list[str]] = {}
+        encoders_of_note: dict[tuple[Column, str], list[str]] = {}
         for column in self.columns:
             for encoder in self.encoders:
                 if text := note(self.cells.get((encoder, column))):
-                    told.setdefault((column, text), []).append(encoder)
+                    encoders_of_note.setdefault((column, text), []).append(encoder)
+        everyone = list(self.encoders) if len(self.encoders) > 1 else None
         return [
-            (column, "all encoders" if len(named) == len(self.encoders) > 1 else ", ".join(named), text) for (column, text), named in told.items()
+            (column, "all encoders" if encoders == everyone else ", ".join(encoders), text) for (column, text), encoders in encoders_of_note.items()
         ]
 
 
