@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
+import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from harness.core import Rows
 from harness.errors import BankError, RunError
+from harness.exclusive import Publisher, create
 from harness.parts import joined
 from harness.splits import take
 from harness.stream import ShardAudit, sample_of
@@ -102,6 +103,9 @@ class BankStore:
         self.root = root.rstrip("/")
         self._system, self._path = fsspec.core.url_to_fs(self.root)
         self._local = isinstance(self._system, fsspec.implementations.local.LocalFileSystem)
+        self._publisher = Publisher()
+        self.read_only: str | None = None
+        """Why nothing can be written, if so."""
 
     def _file(self, *names: str) -> str:
         return "/".join((self._path, *names))
@@ -115,13 +119,36 @@ class BankStore:
         target = self._file(*names)
         try:
             if not self._local:
-                if not replace and self._system.exists(target):
-                    return False
+                if not replace:
+                    return create(self._system, target, data)
                 self._system.pipe_file(target, data)  # object stores publish an object when its upload ends
                 return True
-            return _publish_local(Path(target), data, replace=replace)
+            return self._publisher.publish(Path(target), data, replace=replace)
         except OSError as error:
             raise RunError(f"cannot write {target}: {error.strerror or error}; free some space or choose another --cache, then run again") from error
+
+    def try_out(self) -> None:
+        """Publish a file twice, and remove it. Raises RunError where that fails, or where the first one does not stay."""
+        name = (f".tried-{uuid.uuid4().hex[:8]}",)
+        try:
+            if not self.publish(name, b"1") or self.publish(name, b"2") or self.read_bytes(*name) != b"1":
+                raise RunError("a file that is published keeps its name from a later one on every file system but this")
+        finally:
+            self.discard(*name)
+
+    def exists(self) -> bool:
+        """Whether there is such a folder; raises what its file system raises."""
+        return bool(self._system.exists(self._path))
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Room that is left for this user, where the store is a local folder."""
+        if not self._local:
+            return None
+        place = Path(self._path)
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
 
     def read_bytes(self, *names: str) -> bytes | None:
         """Contents of a file of the store, or None where it is not there."""
@@ -231,22 +258,6 @@ def _without(rows: Rows, samples: Collection[str]) -> Rows:
     if not samples:
         return rows
     return take(rows, np.array([index for index, key in enumerate(rows.keys) if sample_of(key) not in samples], np.int64))
-
-
-def _publish_local(target: Path, data: bytes, *, replace: bool) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(data)
-        if replace:
-            os.replace(temporary, target)
-            return True
-        os.link(temporary, target)  # unlike a rename, it refuses to take the place of a file that came first
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _serialise(rows: PartRows, receipt: Receipt) -> bytes:
