@@ -34,7 +34,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from harness.bank import BankStore
+from harness.bank import BankStore, ReadParts
 from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
 from harness.command import Parser, complain
@@ -96,7 +96,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             machine = cluster.machine()
             plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
             store = _open_store(out, cache, keep=not options.dry_run)
-            missing = plan.shard_work if options.fresh else plan.missing(store)
+            parts = ReadParts(store)
+            missing = plan.shard_work if options.fresh else plan.missing(parts)
             _refuse_what_cannot_be_written(plan, missing, store, fresh=options.fresh)
             losses = lost_splits(plan, _unread(plan, missing, store, fresh=options.fresh))
         for loss in losses:
@@ -109,8 +110,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         with only_driver(out):
             if options.fresh:
                 _discard(plan, out, store)
+                parts = ReadParts(store)
             _write_sweep(out, sweep, plan)
-            results = run_plan(plan, out, store, cluster, machine, progress, missing)
+            results = run_plan(plan, out, parts, cluster, machine, progress, missing)
             with progress.phase("drawing the report"):
                 page = write_report(out, shards=sweep.shards)
     terminal(results, Console())
@@ -119,12 +121,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def run_plan(
-    plan: Plan, out: Path, store: BankStore, cluster: Cluster, machine: Machine, progress: Progress, missing: Sequence[ShardWork]
+    plan: Plan, out: Path, parts: ReadParts, cluster: Cluster, machine: Machine, progress: Progress, missing: Sequence[ShardWork]
 ) -> list[dict[str, Any]]:
     """Encode what is missing, search what is unfinished, and write the tables; the rows of results.parquet."""
-    lost = _encode(plan, out, missing, store.root, cluster, machine, progress)
+    store = parts.store
+    lost = _encode(plan, out, missing, store, cluster, machine, progress)
     with progress.phase("reading the accounts of the banks"):
-        accounts = Accounts(plan, store, lost)
+        accounts = Accounts(plan, parts, lost)
         outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
     _search(outcomes, out, store, cluster, machine, progress)
     with progress.phase("working out intervals, writing the tables"):
@@ -152,11 +155,15 @@ def _unread(plan: Plan, missing: Sequence[ShardWork], store: BankStore, *, fresh
 
 
 def _encode(
-    plan: Plan, out: Path, missing: Sequence[ShardWork], cache: str, cluster: Cluster, machine: Machine, progress: Progress
+    plan: Plan, out: Path, missing: Sequence[ShardWork], store: BankStore, cluster: Cluster, machine: Machine, progress: Progress
 ) -> dict[str, Lost]:
     if not missing:
         return {}
-    crew = cluster.crew(machine, cache, plan.encoders, limit=len(missing))
+    leased = {job.bank.key for work in missing for one in work.passes for job in one.banks}
+    for bank in plan.banks():
+        if bank.key in leased:
+            store.describe(bank)
+    crew = cluster.crew(machine, store.root, plan.encoders, limit=len(missing))
     try:
         items = sum(work.items for work in missing)
         with EventLog(out / "events.jsonl") as log, progress.task("encoding", total=items, unit="items") as bar:
@@ -362,9 +369,8 @@ def _check_folder(option: str, folder: Path, *, keep: bool) -> None:
 
 
 def _discard(plan: Plan, out: Path, store: BankStore) -> None:
-    for study in plan.studies:
-        for bank in study.specs:
-            store.discard(bank.key)
+    for bank in plan.banks():
+        store.discard(bank.key)
     for name in ("tune", "predictions", "neighbours", "heads", "figures"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("results.parquet", "trials.parquet", "ledger.parquet", "encoders.json", "report.html", "events.jsonl"):
