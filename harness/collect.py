@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from harness.bank import BankSpec, BankStore, Receipt
+from harness.bank import BankSpec, BankStore, ReadParts, Receipt
 from harness.core import Task
 from harness.errors import BankError
 from harness.ledger import Lost, account, without_repeated
@@ -36,24 +36,21 @@ OF_A_SHARD = ("shard lost", "absent", "truncated", "sha256", "unexpected", "dupl
 class Accounts:
     """The receipt of every (bank, shard) of a plan, read once."""
 
-    def __init__(self, plan: Plan, store: BankStore, lost: Mapping[str, Lost]) -> None:
-        self._store = store
+    def __init__(self, plan: Plan, store: BankStore | ReadParts, lost: Mapping[str, Lost]) -> None:
+        self._parts = store if isinstance(store, ReadParts) else ReadParts(store)
         self._lost = lost
         self._known: dict[str, list[Receipt]] = {}
-        self._banks: dict[str, BankSpec] = {}
-        for study in plan.studies:
-            for bank in study.specs:
-                self._banks[bank.key] = bank
+        self._banks = list(plan.banks())
 
     def of(self, bank: BankSpec) -> list[Receipt]:
         """Receipts of a bank's shards, in the manifest's order; a sample that several shards have counts in the first alone."""
         if bank.key not in self._known:
-            repeated = self._store.repeated(bank)
+            repeated = self._parts.repeated(bank)
             self._known[bank.key] = [self._receipt(bank, shard, samples, repeated.get(shard, {})) for shard, _, samples in bank.shards]
         return self._known[bank.key]
 
     def _receipt(self, bank: BankSpec, shard: str, samples: int, repeated: Mapping[str, str]) -> Receipt:
-        receipt = account(self._store, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))
+        receipt = account(self._parts, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))
         return without_repeated(receipt, repeated) if repeated else receipt
 
     def without(self, bank: BankSpec) -> tuple[str, ...]:
@@ -61,7 +58,7 @@ class Accounts:
         return tuple(receipt.shard for receipt in self.of(bank) if "shard lost" in receipt.reasons)
 
     def banks(self) -> Iterator[BankSpec]:
-        yield from self._banks.values()
+        yield from self._banks
 
 
 @dataclass(kw_only=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from harness.bank import BankSpec, PartRows, Receipt
+from harness.bank import BankSpec, LeasedBank, PartRows, Receipt
 from harness.core import Encoder, Item, Preprocessing, Sample, View
 from harness.device import Compute, Precision
 from harness.errors import ShardError
@@ -30,7 +30,7 @@ class BankJob:
     """One readout of a pass and the bank it goes to."""
 
     readout: str
-    bank: BankSpec
+    bank: BankSpec | LeasedBank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Extractor:
         self._batch_size = batch_size
         self._decode_threads = decode_threads
 
-    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec, PartRows, Receipt]]:
+    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec | LeasedBank, PartRows, Receipt]]:
         """One part for every bank of `work`. Raises ShardError where the shard cannot be read at all."""
         audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples)
         running = [self._start(one) for one in work.passes]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from harness.bank import BankSpec, BankStore, Receipt
+from harness.bank import BankSpec, BankStore, ReadParts, Receipt
 from harness.errors import RunError, ShardError
 from harness.extract import ShardWork
 from harness.stream import NAMED
@@ -141,7 +141,7 @@ class Ledger:
         self.on_done(work)
 
 
-def account(store: BankStore, bank: BankSpec, shard: str, samples: int, lost: Lost | None) -> Receipt:
+def account(store: BankStore | ReadParts, bank: BankSpec, shard: str, samples: int, lost: Lost | None) -> Receipt:
     """The receipt of one (bank, shard); of a shard that was lost, one that says so."""
     receipt = store.receipt(bank, shard)
     if receipt is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.bank import EXTRACTION_VERSION, BankSpec, BankStore, Receipt
+from harness.bank import EXTRACTION_VERSION, BankSpec, BankStore, ReadParts, Receipt, ShardList
 from harness.config import Sweep
 from harness.core import EncoderInfo, Task, View
 from harness.device import Precision
@@ -79,21 +80,33 @@ class Plan:
     precision: Precision
     shard_work: list[ShardWork] = field(default_factory=list)
     """Every shard with every pass over it, whether or not its banks are there already."""
+    _shard_lists: dict[tuple[str, str], ShardList] = field(default_factory=dict, init=False)
 
     def precision_of(self, info: EncoderInfo) -> Precision:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
 
+    def banks(self) -> Iterator[BankSpec]:
+        """Every bank that a study reads, once."""
+        yield from {bank.key: bank for study in self.studies for bank in study.specs}.values()
+
     def source(self, dataset: str, split: str) -> Source:
         """The shards of a split."""
         return _source(self, self.manifests[dataset], split)
+
+    def shard_list(self, manifest: Manifest, split: str) -> ShardList:
+        """The shards of a split as the keys of its banks hash them: one list for all of these."""
+        name = (manifest.dataset, split)
+        if name not in self._shard_lists:
+            self._shard_lists[name] = ShardList((shard.file, shard.sha256, shard.samples) for shard in manifest.split(split).shards)
+        return self._shard_lists[name]
 
     def splits_read(self, dataset: str) -> set[str]:
         """The splits of a data set that the studies read and that are not empty."""
         read = {bank.split for study in self.studies if study.undefined is None for bank in study.specs if bank.dataset == dataset}
         return {split for split in read if self.manifests[dataset].split(split).samples}
 
-    def missing(self, store: BankStore) -> list[ShardWork]:
+    def missing(self, store: BankStore | ReadParts) -> list[ShardWork]:
         """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
         todo = []
         for work in self.shard_work:
@@ -239,6 +252,11 @@ def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
     return Source(shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), rules=manifest.rules)
 
 
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    return {package: version(package) for package in _HASHED_PACKAGES}
+
+
 def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, role: str) -> BankSpec:
     resources, view, split = plan.sweep.resources, view_of(task, role), split_of(role, task)
     identity: dict[str, Any] = {
@@ -254,7 +272,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         "device_type": plan.device_type,
         "extraction_version": EXTRACTION_VERSION,
         **manifest.decoding,
-        **{package: version(package) for package in _HASHED_PACKAGES},
+        **_versions(),
     }
     if task.feed == "streamed":
         fields = json.dumps(task.protocol.fields, sort_keys=True)
@@ -263,7 +281,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
     return BankSpec(
         dataset=manifest.dataset,
         split=split,
-        shards=tuple((shard.file, shard.sha256, shard.samples) for shard in manifest.split(split).shards),
+        shards=plan.shard_list(manifest, split),
         readout=readout,
         view=view.identity,
         identity=tuple(sorted(identity.items())),
@@ -286,7 +304,7 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
             Pass(
                 encoder=encoder,
                 view=view,
-                banks=tuple(BankJob(readout=readout, bank=bank) for readout, bank in jobs.items()),
+                banks=tuple(BankJob(readout=readout, bank=bank.leased) for readout, bank in jobs.items()),
                 precision=plan.precision_of(plan.infos[encoder]),
             )
             for (encoder, _), (view, jobs) in passes.items()

@@ -18,7 +18,7 @@ from harness.extract import Extractor, ShardWork
 from harness.ledger import Lost
 from harness.plan import Plan, make_plan
 from harness.propose import HeadScore
-from harness.search import StudyState
+from harness.search import Journal, StudyState
 from harness.streamed import StreamedRunner
 from harness.study import StudyRunner
 from harness.sweep import _outcome, run_id
@@ -62,7 +62,7 @@ def searched(state: StudyState, cache: str) -> str | None:
 
 
 def run(folder: Path, text: str) -> list[dict[str, Any]]:
-    """The rows of results.parquet of a sweep, whose cache and results lie in `folder`."""
+    """The rows of results.parquet of a sweep, whose cache and results lie in `folder`; journalled, so that the command finds nothing left to do."""
     plan, cache = planned(folder, text), str(folder / "cache")
     store = BankStore(cache)
     accounts = Accounts(plan, store, encode(plan, store, plan.missing(store)))
@@ -70,4 +70,5 @@ def run(folder: Path, text: str) -> list[dict[str, Any]]:
     for outcome in outcomes:
         if outcome.state is not None:
             outcome.error = searched(outcome.state, cache)
+            Journal(folder / "out").save(outcome.state)
     return collect(folder / "out", plan, outcomes, accounts, cache, run_id(plan))

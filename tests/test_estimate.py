@@ -222,6 +222,8 @@ def receipt(key: str, file: str, samples: int, *, images: int, seconds: float, s
 
 def account(store: BankStore, plan: Plan, *, seconds: float, only: str | None = None) -> None:
     """Parts of every bank of a plan's shards, each with this time for its images."""
+    for bank in plan.banks():
+        store.describe(bank)
     for work in plan.shard_work:
         for job in (job for one in work.passes for job in one.banks if only in (None, work.shard.file)):
             rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])

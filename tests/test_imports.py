@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"core", "errors"},
-    {"augment", "command", "images", "members", "parts", "tables"},
+    {"augment", "command", "exclusive", "images", "members", "parts", "tables"},
     {"splits"},
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
