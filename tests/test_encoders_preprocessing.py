@@ -65,9 +65,7 @@ def test_an_architecture_alone_has_imagenets(architecture: str, options: dict[st
     own = info(architecture=architecture, random=True, options=options)
     assert own.preprocessing == Preprocessing(size=(size, size), resize=resize, interpolation="bicubic", mean=IMAGENET[0], std=IMAGENET[1])
     assert own.preprocessing_source.startswith("by default, ImageNet's")
-    assert ("timm publishes" in own.preprocessing_source) == (
-        architecture not in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3")
-    )
+    assert ("timm publishes" in own.preprocessing_source) == (architecture not in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3"))
 
 
 def test_a_file_in_an_architecture_has_imagenets_and_says_so(file: Path) -> None:
