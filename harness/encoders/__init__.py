@@ -11,12 +11,13 @@ import functools
 import hashlib
 import importlib
 import pkgutil
+import re
 from typing import Protocol, cast
 
 from harness.core import Encoder, EncoderInfo
 from harness.encoders._digest import file_sha256
 from harness.encoders._preprocessing import beside
-from harness.encoders._spec import EncoderSpec, refuse_unknown_keys
+from harness.encoders._spec import EncoderSpec, read_by_file, refuse_unknown_keys
 from harness.errors import EncoderError, nearest
 
 __all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load", "refuse_unknown_keys"]
@@ -60,6 +61,10 @@ def family_of(spec: EncoderSpec) -> Family:
     asked = spec.encoder or spec.architecture or ""
     if timm.is_model(asked.partition(".")[0]):
         raise EncoderError(f"unknown encoder {asked!r}: it is timm's; write timm:{asked} for its published weights")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", asked):
+        if asked.startswith("timm/"):
+            raise EncoderError(f"unknown encoder {asked!r}: it is an id of Hugging Face's Hub; write hf-hub:{asked}")
+        raise EncoderError(f"unknown encoder {asked!r}: it looks like a transformers id, none of timm's; {read_by_file(asked)}")
     raise EncoderError(
         f"unknown encoder {asked!r}: expected a registered name, timm:<model> or hf-hub:<id>{nearest(asked, known_names())}; "
         "python -m harness.encoders lists them"

@@ -35,6 +35,11 @@ def check_architecture(name: str) -> None:
         raise EncoderError(f"unknown tag {tag!r} of timm architecture {architecture}: expected one of {known}{nearest(tag, tags)}")
 
 
+def tag_of(name: str) -> str:
+    """The tag of timm's weights that a model's name means, its default one where it names none; empty where timm publishes none."""
+    return name.partition(".")[2] or getattr(timm.get_pretrained_cfg(name), "tag", None) or ""
+
+
 def create(
     architecture: str,
     options: Options = (),

@@ -136,6 +136,14 @@ class EncoderSpec:
         return spec
 
 
+def read_by_file(repository: str) -> str:
+    """What to do about a repository of transformers."""
+    return (
+        f"fetch its weights (hf download {repository} model.safetensors config.json preprocessor_config.json) "
+        "and give {architecture: <timm model>, checkpoint: model.safetensors}"
+    )
+
+
 def _check_name(name: str) -> None:
     """Names are printed, and name folders and files."""
     if not name.isprintable() or len(file_name(name)) > MAX_NAME:

@@ -160,7 +160,7 @@ def read_args(checkpoint: Checkpoint, given: frozenset[str]) -> Iterator[Stateme
 
 def read_processor(file: Path, given: frozenset[str]) -> Iterator[Statement]:
     """What a `preprocessor_config.json` says."""
-    values = _read_json(file)
+    values = read_json(file)
     if values is None:
         raise EncoderError(
             f"{file}: expected a JSON object of Hugging Face's image processor, got something else; "
@@ -171,12 +171,12 @@ def read_processor(file: Path, given: frozenset[str]) -> Iterator[Statement]:
 
 def read_config(file: Path, given: frozenset[str]) -> Iterator[Statement]:
     """What a `config.json` says, where it says anything of preprocessing: it may be any program's."""
-    values = _read_json(file)
+    values = read_json(file)
     if values is not None:
         yield from _timm_form(str(file), f"{file.name} beside the file", values, given)
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
     """The object in a file, None where it is not one."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

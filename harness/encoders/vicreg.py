@@ -37,7 +37,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors),
     droppable=(),
-    make_head=lambda tensors: mlp(tensors, nn.ReLU),
+    make_head=lambda tensors, args: mlp(tensors, nn.ReLU),
     preprocessing=replace_interpolation(IMAGENET, "bilinear"),  # as its evaluate.py
 )
 
