@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"core", "errors"},
-    {"augment", "command", "parts", "tables"},
-    {"splits"},
+    {"augment", "cores", "local_ray", "parts", "tables", "tracebacks"},
+    {"command", "splits"},
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
     {"extract", "study", "feed", "trainers", "halving"},
