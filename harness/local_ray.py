@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -27,6 +28,8 @@ ENOUGH_SHARED = 1 << 30
 """Bytes of shared memory from which on Ray shares it out as it likes."""
 _STORE = 256 << 20
 """Bytes of Ray's object store where it has to lie in a folder: receipts and requests pass through it, features never do."""
+_TOKEN = secrets.token_hex(32)
+"""One for all Rays of this process: Ray reads it once."""
 
 
 def make_folder(candidates: Sequence[str] | None = None) -> Path:
@@ -81,15 +84,22 @@ def _free(folder: Path) -> int:
 
 @contextlib.contextmanager
 def writable_token(folder: Path) -> Iterator[None]:
-    """Ray writes its token into the home folder; where that cannot be written, into `folder`, while the block lasts."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _can_keep_token():
+    """Ray keeps its token in the home folder; where that cannot be written, and no other is named, one is kept in `folder` while the block lasts."""
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_TOKEN") or (os.path.isfile(given) if given else _can_keep_token()):
         yield
         return
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "auth_token")
+    file = folder / "auth_token"  # Ray makes one of its own in the home folder alone
+    file.touch(mode=0o600)
+    file.write_text(_TOKEN)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
     try:
         yield
     finally:
-        os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+        if given is None:
+            del os.environ["RAY_AUTH_TOKEN_PATH"]
+        else:
+            os.environ["RAY_AUTH_TOKEN_PATH"] = given
 
 
 def _can_keep_token() -> bool:

@@ -1,7 +1,7 @@
 """Gates in the processes of a run, so that a test makes happen what it needs to happen: who comes to one that is closed waits until it is opened.
 
 The gates are `encode` (before a lease is worked on), `round` and `score` (before a step of a study), `training` (before a step of training), `report`
-(before the report is drawn) and `ray` (while a local Ray is started). tests/gated/sitecustomize.py puts them there.
+(before the report is drawn) and `ray` (while a local Ray is started, some of whose processes are there); tests/gated/sitecustomize.py has them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ def test_it_runs_so_often_as_it_is_told(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_it_stops_at_the_first_failure_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = f"def test_it():\n    with open({str(tmp_path / 'runs')!r}, 'a+') as f:\n        f.write('x')\n        assert f.tell() < 2, 'at the second'\n"
+    text = (
+        f"def test_it():\n    with open({str(tmp_path / 'runs')!r}, 'a+') as f:\n        f.write('x')\n        assert f.tell() < 2, 'at the second'\n"
+    )
     assert repeat.main(["--times", "4", "--busy", script(tmp_path, text)]) == 1
     assert (tmp_path / "runs").read_text() == "xx"
     told = capsys.readouterr().out

@@ -26,7 +26,7 @@ GATES: dict[str, list[tuple[str, str, Callable[..., Any]]]] = {
     ],
     "harness.training": [("Training", "_step", lambda training, batch, position: ("training", training.progress.step))],
     "harness.report": [("", "write_report", lambda *_, **__: ("report", ""))],
-    "harness.local_ray": [("", "store_options", lambda *_, **__: ("ray", ""))],
+    "ray._private.services": [("", "start_raylet", lambda *_, **__: ("ray", ""))],
 }
 
 
