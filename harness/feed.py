@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from harness.core import Sample
-from harness.errors import ShardError
+from harness.errors import ShardError, is_of_the_place
 from harness.stream import ShardAudit, Source, attempt, in_order, read_samples, reason_of
 
 OPEN_SHARDS = 8
@@ -128,6 +128,8 @@ class Epoch:
             for key, decode in read_samples(url, shard, self.source.rules, audit):
                 yield audit, key, decode
         except ShardError as error:
+            if is_of_the_place(error):
+                raise  # a network that is down, say: what was trained without the rest of the shard would be another outcome
             audit.note("shard lost" if not audit.seen and not audit.failed else "truncated", str(error))
 
 

@@ -6,7 +6,6 @@ treat a stream as they treat a bank. `run_round` is given no test split, and `sc
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import socket
@@ -25,7 +24,7 @@ from harness.bank import BankStore, PartRows, Receipt
 from harness.core import Predictions, Rows
 from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
-from harness.errors import HarnessError, ProbeError, RunError, ShardError
+from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch, merged
 from harness.finetune import KIND as FINETUNE
 from harness.halving import Climb, Climbed, Halving
@@ -66,9 +65,9 @@ class StreamedRunner:
             values = self._select(study, proposals, fitted, train)
             for number, state in enumerate(fitted):
                 states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in state.items() if values[number][0] is not None}
-        except RunError:
-            raise
         except HarnessError as error:
+            if is_of_the_place(error):
+                raise  # no answer: to be tried again
             values = [(None, str(error)) for _ in proposals]
         self._publish(study, index, states)
         self._store.discard(*_checkpoint(study, index))
@@ -179,9 +178,9 @@ class StreamedRunner:
         start = time.perf_counter()
         try:
             found = self._climbed(study, index, proposals[climb.head], climb)
-        except RunError:
-            raise
         except HarnessError as error:
+            if is_of_the_place(error):
+                raise
             found = Climbed(value=None, error=str(error), epochs=0)
         found = replace(found, seconds=time.perf_counter() - start)
         self._store.publish(place, json.dumps({"key": key, "climbed": found.to_json()}).encode(), replace=True)
@@ -409,10 +408,13 @@ def _labels(source: Source) -> Iterable[tuple[str, int | None, str]]:
     """(key, label, group) of every record, without decoding an image; of a shard that cannot be read, of those before."""
     for url, shard in source.shards:
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
-        with contextlib.suppress(ShardError):
+        try:
             for key, members in read_records(url, shard, source.rules, audit):
                 label, group = label_and_group(members)
                 yield key, label, group or key
+        except ShardError as error:
+            if is_of_the_place(error):
+                raise  # another part of train would be held out
 
 
 def _of_head(tensors: State, number: int) -> dict[str, torch.Tensor]:

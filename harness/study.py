@@ -23,7 +23,7 @@ from harness.bank import BankSpec, BankStore
 from harness.core import FittedStack, Metric, Predictions, Rows
 from harness.device import Precision
 from harness.encoders import EncoderSpec
-from harness.errors import BankError, HarnessError
+from harness.errors import BankError, HarnessError, is_of_the_place
 from harness.metrics import metric, sense
 from harness.metrics.bootstrap import interval
 from harness.probes import probe
@@ -213,6 +213,8 @@ class StudyRunner:
                     stack = probe(study.probe).fit(train, rates, **self._how(study))
                     found = [_look(study, stack, position, selection) for position in range(len(rates))]
             except HarnessError as error:
+                if is_of_the_place(error):
+                    raise  # no answer: to be tried again
                 heads += [
                     HeadScore(round=index, head=n, lr=rate, readout=readout, value=None, error=str(error))
                     for n, rate in zip(numbers, rates, strict=True)
@@ -327,6 +329,8 @@ def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> 
             return None, "the selection split has no such items"
         return study.merit(study.searched.counts(stack.predict(selection, position), study.classes).sum(axis=0))
     except HarnessError as error:
+        if is_of_the_place(error):
+            raise
         return None, str(error)
 
 

@@ -19,12 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
-
 
 def _leave(*_: object) -> None:
     print("interrupted: the same command goes on from here", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)  # an exception would be raised in whichever module is being imported, which may turn it into another
+    os._exit(130)  # an exception would be raised in whichever module is being imported, which may turn it into another
 
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -37,10 +35,10 @@ from rich.console import Console
 from harness.bank import BankStore, ReadParts
 from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
-from harness.command import Parser, complain
+from harness.command import OK, PARTIAL, Parser, run_command
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
-from harness.errors import HarnessError, RequestError
+from harness.errors import RequestError
 from harness.estimate import estimate, is_scored, least_bytes, size, told
 from harness.exclusive import only_driver
 from harness.extract import ShardWork
@@ -59,17 +57,15 @@ from harness.usable import lost_splits
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sweep; the exit status."""
     console = Console(stderr=True)
-    try:
-        return _run(_parser().parse_args(arguments), console)
-    except RequestError as error:
-        complain(error)
-        return WRONG
-    except HarnessError as error:
-        complain(error)
-        return PARTIAL
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    return run_command(
+        _parser(), arguments, lambda options: _run(options, console), out=_out_of, interrupted="interrupted: the same command goes on from here"
+    )
+
+
+def _out_of(options: argparse.Namespace) -> Path | None:
+    """Where results go, as far as that is known before the sweep file is read; `_run` notes what its file says."""
+    given = vars(options).get("out")
+    return Path(given) if given else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +87,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if "://" in (options.out or ""):
         raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)
+    options.out = str(out)
     cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
         with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
@@ -172,6 +169,7 @@ def _encode(
                 crew=crew,
                 log=log,
                 lease_timeout=plan.sweep.resources.lease_timeout,
+                out=out,
                 on_done=lambda work: bar.advance(work.items),
             )
             ledger.run(missing)
@@ -292,7 +290,16 @@ def _forget_outdated(state: StudyState, journal: Journal, store: BankStore) -> N
 
 
 def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "partwise"
+    """`partwise` in the user's cache folder. Raises RequestError where there is none.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification says; it would be another folder for every process.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = given if given.is_absolute() else Path.home().absolute() / ".cache"
+    except RuntimeError:
+        raise RequestError("--cache: expected a home folder, for banks to lie in its .cache, got a user without one; name a folder") from None
+    return folder / "partwise"
 
 
 def _open_store(out: Path, cache: str, *, keep: bool) -> BankStore:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from gates import Gates
 from harness.tables import read_table
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +36,12 @@ class Run:
     sweep: Path
     out: Path
     cache: Path
+    gates: Gates | None = None
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "harness.sweep", str(self.sweep), "--out", str(self.out), "--cache", str(self.cache), *arguments]
         log = (self.out.parent / f"{self.out.name}.log").open("a")
-        environment = {**os.environ, "COLUMNS": "200"}
+        environment = {**os.environ, "COLUMNS": "200", **(self.gates.environment() if self.gates else {})}
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment, preexec_fn=_interruptible)
 
     def finish(self, process: subprocess.Popen[str]) -> int:
@@ -87,16 +89,12 @@ def wait_for(condition: Callable[[], T], process: subprocess.Popen[str], what: s
     raise AssertionError(f"{what} never came")
 
 
-def encoding_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray workers below `process` that are within a call of EncoderActor.encode, as Ray titles them."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline()[:1] == ["ray::EncoderActor.encode"]:
-                found.append(child)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes below a run: Ray's own, and its workers."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def same_values(first: Run, second: Run, names: Sequence[str] = ("results", "trials")) -> None:

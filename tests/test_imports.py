@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"core", "errors"},
-    {"augment", "command", "exclusive", "images", "members", "parts", "tables"},
-    {"splits"},
+    {"augment", "cores", "exclusive", "images", "local_ray", "members", "parts", "tables", "tracebacks"},
+    {"command", "splits"},
     {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"stream", "bank", "tasks", "propose"},
     {"extract", "study", "feed", "trainers", "halving"},
