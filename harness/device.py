@@ -88,13 +88,18 @@ class Compute:
     def __init__(self, precision: Precision, gpu: bool, threads: int) -> None:
         _check_device(precision, gpu)
         torch.set_num_threads(threads)  # Ray's own setting comes too late where torch was imported before it
-        AcceleratorState._reset_state(True)  # a singleton: a reused process would keep its first precision
-        self.precision = precision
-        with without_launchers():
-            self._accelerator = Accelerator(mixed_precision=_MIXED[precision], cpu=not gpu)
+        self.precision, self._gpu = precision, gpu
+        self._accelerator = self._new_accelerator()
         self.device: torch.device = self._accelerator.device
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for every call within, whichever method of a module it is (prepare_model would cover `forward` alone)."""
+        if AcceleratorState().mixed_precision != _MIXED[self.precision]:  # of another Compute of this process, made since
+            self._accelerator = self._new_accelerator()
         context: AbstractContextManager[Any] = self._accelerator.autocast()
         return context
+
+    def _new_accelerator(self) -> Accelerator:
+        AcceleratorState._reset_state(True)  # a singleton: a reused process would keep its first precision
+        with without_launchers():
+            return Accelerator(mixed_precision=_MIXED[self.precision], cpu=not self._gpu)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from harness.bank import BankStore, PartRows
@@ -146,3 +147,15 @@ def weights_of(trial: StudyTrial, states: list[StudyState], number: int, cache: 
     data = BankStore(str(cache)).read_bytes("studies", states[number].study.id, "round-0.safetensors")
     assert data
     return data
+
+
+def test_a_second_device_of_a_process_does_not_change_the_precision_of_the_first() -> None:
+    first, second = Compute("bf16", False, 1), Compute("float32", False, 1)
+    values, default = torch.ones(2, 2), torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)  # as a GPU's is: what autocast takes that is given no precision
+    try:
+        for compute, dtype in ((first, torch.bfloat16), (second, torch.float32), (first, torch.bfloat16)):
+            with compute.autocast():
+                assert (values @ values).dtype == dtype
+    finally:
+        torch.set_autocast_dtype("cpu", default)
