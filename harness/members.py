@@ -13,7 +13,7 @@ from typing import IO
 from harness.errors import ShardError
 
 TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
-_START = 8  # bytes that tell what a file is
+_START = 10  # bytes that tell what a file is
 _HEADER_BYTES = 2**20
 """Of one extended header: names of a megabyte are no names."""
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -24,14 +24,14 @@ _META = re.compile(r"__[^/]*__($|/)")
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _COMPRESSED = {
     b"\x1f\x8b": "gzip; decompress it (gunzip)",
-    b"BZh": "bzip2; decompress it (bunzip2)",
+    **{b"BZh%d1AY&SY" % level: "bzip2; decompress it (bunzip2)" for level in range(1, 10)},
     b"\xfd7zXZ\x00": "xz; decompress it (unxz)",
     b"\x28\xb5\x2f\xfd": "zstd; decompress it (unzstd)",
     b"\x04\x22\x4d\x18": "lz4; decompress it (unlz4)",
     b"PK\x03\x04": "zip; unzip it and pack its files with tar",
     b"7z\xbc\xaf\x27\x1c": "7-Zip; unpack it and pack its files with tar",
 }
-"""First bytes of what is no plain tar, what made it, and what to do about it."""
+"""First bytes of what is no plain tar (which begins with a name, BZhang.jpg it may be), what made it, and what to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)

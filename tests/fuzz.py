@@ -19,7 +19,6 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -466,9 +465,9 @@ def run(name: str, target: Target, seed: int, indices: range, here: int) -> tupl
     return outcomes, faults
 
 
-def child(options: argparse.Namespace) -> int:
+def child(options: argparse.Namespace, work: Path) -> int:
     global WORK
-    WORK = Path(options.work)
+    WORK = work
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     limit = psutil.Process().memory_info().data + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -499,19 +498,32 @@ def main() -> int:
     parser.add_argument("--target", help="one of image, labels, json, tar, manifest, coco")
     parser.add_argument("--first", type=int, default=0, help="index of the first mutation of each target")
     parser.add_argument("--shown", type=int, default=5, help="outcomes to tell of each target")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        return child(options)
-    work = tempfile.mkdtemp(prefix="fuzz-")
+    work = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        status = subprocess.run([sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--work", work], check=False).returncode
+        status = in_a_process(options, work)
         if status not in (0, 1):
-            last = Path(work, "here").read_text().split() if Path(work, "here").exists() else ["nothing"]
-            print(f"the process died (status {status}) of {' '.join(last)}")
+            here = work / "here"
+            print(f"the process died (status {status}) of {here.read_text().strip() if here.exists() else 'its own preparations'}")
         return status and 1
     finally:
         shutil.rmtree(work)
+
+
+def in_a_process(options: argparse.Namespace, work: Path) -> int:
+    """Exit status of `child`, in a process forked off this one; that of a signal is negative."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    status = 2
+    try:
+        status = child(options, work)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}")
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

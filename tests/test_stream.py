@@ -148,6 +148,15 @@ def key_with_a_suffix(made: Records) -> None:
     made[2] = [(name.replace("-", "#"), data) for name, data in made[2]]
 
 
+def key_in_latin_1(made: Records) -> None:
+    made[2] = [(f"caf\udce9.{name.partition('.')[2]}", data) for name, data in made[2]]
+
+
+def twelve_bits(made: Records) -> None:
+    grey = np.arange(tiny.SIZE**2, dtype=np.uint16).reshape(tiny.SIZE, tiny.SIZE)
+    made[2][0] = (made[2][0][0].replace("jpg", "png"), tiny.encode(grey, "PNG"))
+
+
 def duplicate_member(made: Records) -> None:
     made[2].append(made[2][1])
 
@@ -168,6 +177,13 @@ def not_adjacent(made: Records) -> None:
         (missing_image, 5, 0, {"missing member: image": ["test-00002"]}),
         (duplicate_key, 6, 1, {"duplicate key": ["test-00000"]}),
         (key_with_a_suffix, 5, 0, {"key with #": ["test#00002"]}),
+        (key_in_latin_1, 5, 0, {"key that is not UTF-8": ["caf\\xe9"]}),
+        (
+            twelve_bits,
+            5,
+            0,
+            {"16-bit grey of 0 to 2303: state `range: [0, 4095]` in the manifest": ["test-00002"]},
+        ),
         (duplicate_member, 6, 1, {"duplicate member": ["test-00002.json"]}),
         (not_adjacent, 5, 1, {"missing member: object.png": ["test-00002"], "members not adjacent": ["test-00002"]}),
     ],
@@ -554,6 +570,11 @@ def test_other_archives_say_what_they_are(tmp_path: Path, start: bytes, name: st
     (tmp_path / "a.tar").write_bytes(start + bytes(2000))
     with pytest.raises(ShardError, match=f"expected a plain tar, got one compressed with {name}"):
         account(tmp_path / "a.tar", 1)
+
+
+@pytest.mark.parametrize("key", ["BZhang", "BZh91", "PK"])
+def test_a_tar_whose_first_name_looks_like_an_archives_start_is_read(tmp_path: Path, key: str) -> None:
+    assert account(written(tmp_path / "a.tar", [record(key)]), 1).complete
 
 
 def with_header(tmp_path: Path, edit: Callable[[tarfile.TarInfo], None], *, samples: int = 3) -> Path:
