@@ -226,7 +226,11 @@ def build(
         _no_key_twice(receipts)
         data_set = _counted(data_set, jobs, receipts, console)
         made = {split: sum(receipt.samples for job, receipt in zip(jobs, receipts, strict=True) if job.split == split) for split in data_set.splits}
-        _refuse_empty(data_set, made, source, next((message for receipt in receipts for _, message in receipt.unfit), None))
+        try:
+            _refuse_empty(data_set, made, source, next((message for receipt in receipts for _, message in receipt.unfit), None))
+        except RequestError:
+            shutil.rmtree(work / "receipts")  # another try over this source would end in the same way
+            raise
         manifest = _manifest(data_set, jobs, receipts)
         files = {FILE_NAME: manifest.to_json(), **data_set.files}
         if data_set.counts.kept or data_set.counts.left_out:
@@ -462,7 +466,7 @@ def _write_records(job: _Job[T], tar: Path, checked: bool) -> _Receipt:
                     _check(job, record)
             except Unfit as error:
                 if not (error.lawful or job.leave_out):
-                    raise
+                    raise RequestError(str(error)) from error
                 if error.lawful:
                     lawful.append(error.reason)
                 else:
@@ -534,7 +538,7 @@ def _building(out: Path) -> Iterator[Path]:
         try:
             yield work
         except BaseException:
-            if not any((work / "receipts").iterdir()) and not (work / "replaced").is_dir():
+            if not any((work / "receipts").glob("*")) and not (work / "replaced").is_dir():
                 shutil.rmtree(work)  # there is nothing to go on from
             raise
         shutil.rmtree(work)
