@@ -306,9 +306,11 @@ def _instance(annotation: Entry, photograph: Photograph, skeleton: Skeleton, tal
 def make_crop(source: Path, crop: Crop) -> tars.Record:
     """An object cut out by its box, as a PNG, with its mask."""
     photograph = crop.photograph
-    pixels, orientation = _pixels(source / photograph.file)
+    path = source / photograph.file
+    pixels = _pixels(path)
     if pixels.shape[:2] != (photograph.height, photograph.width):
-        raise official.other_size(photograph.file, (photograph.width, photograph.height), (pixels.shape[1], pixels.shape[0]), orientation)
+        expected, got = (photograph.width, photograph.height), (pixels.shape[1], pixels.shape[0])
+        raise official.other_size(photograph.file, expected, got, official.orientation_of(path.read_bytes()))
     left, top, right, bottom = region(crop.box, photograph.width, photograph.height)
     figure = mask_of(json.loads(crop.outline), photograph.height, photograph.width)[top:bottom, left:right]
     if not figure.any():
@@ -355,9 +357,9 @@ def region(box: Sequence[float], width: int, height: int) -> tuple[int, int, int
 
 
 @lru_cache(maxsize=1)
-def _pixels(path: Path) -> tuple[np.ndarray, int]:
-    """uint8 [H, W, 3], and the EXIF orientation. The crops of one image follow each other, so it is decoded once."""
-    return official.rgb(path), official.orientation_of(path.read_bytes())
+def _pixels(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3]. The crops of one image follow each other, so it is decoded once."""
+    return official.rgb(path)
 
 
 def options() -> argparse.ArgumentParser:

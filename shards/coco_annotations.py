@@ -30,6 +30,8 @@ MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
 """Pixels of an image, at most: more, Pillow does not decode."""
 MOST_STEPS = 2**23
 """Fifths of a pixel that an annotation's outlines may go, at most: pycocotools follows them in such steps, with some 24 bytes for each."""
+_NUMBERS = {int, float}
+"""Types that are numbers; true and false are none."""
 _DIGITS = 7
 """Base-32 digits of a compressed run length, at most: differences of 32-bit numbers have no more."""
 
@@ -112,7 +114,7 @@ def numbers(value: object, count: int | None = None) -> tuple[float, ...] | None
     """Finite numbers of a list, as many as asked for; None where it is anything else."""
     if not isinstance(value, list) or (count is not None and len(value) != count):
         return None
-    if not all(type(number) in (int, float) for number in value):
+    if not set(map(type, value)) <= _NUMBERS:
         return None
     try:
         return tuple(value) if all(map(math.isfinite, value)) else None
@@ -253,22 +255,27 @@ def checked(outline: Any, height: int, width: int) -> list[list[float]] | dict[s
     polygons = [polygon for polygon in _polygons(outline) if len(polygon) >= 6]  # two corners have no area; pycocotools takes them for a box
     if not polygons:
         raise Unfit("expected a polygon of three corners or more, got fewer", NO_AREA, lawful=True)
-    steps = 0.0
-    for polygon in polygons:
-        try:
-            corners = np.asarray(polygon, np.float64).reshape(-1, 2)
-        except OverflowError:  # a whole number beyond all floats
-            raise Unfit(f"expected coordinates in the image, got {shown(max(polygon, key=abs))}", FAR_OUTLINE) from None
+    corners = [_in_reach(polygon, height, width) for polygon in polygons]
+    if sum(map(len, corners)) * (15 * max(height, width) + 2) > MOST_STEPS:  # else no outline within reach is too long
+        steps = sum(float((5 * np.abs(of - np.roll(of, -1, axis=0)).max(axis=1) + 2).sum()) for of in corners)
+        if steps > MOST_STEPS:
+            raise Unfit(f"expected an outline of at most {MOST_STEPS // 5} pixels' length, got {steps / 5:.0f}", LONG_OUTLINE)
+    return polygons
+
+
+def _in_reach(polygon: list[float], height: int, width: int) -> np.ndarray:
+    """float64 [corners, 2] of flat coordinates. Raises Unfit where one is not finite, or farther outside of the image than that is wide or high."""
+    try:
+        corners = np.array(polygon, np.float64).reshape(-1, 2)
+    except OverflowError:  # a whole number beyond all floats
+        raise Unfit(f"expected coordinates in the image, got {shown(max(polygon, key=abs))}", FAR_OUTLINE) from None
+    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    if not -width <= left <= right <= 2 * width or not -height <= top <= bottom <= 2 * height:  # NaN, which both keep, is neither
         if not np.isfinite(corners).all():
             raise Unfit("expected finite coordinates, got others", BAD_OUTLINE)
-        extent = np.array([width, height])
-        if (corners < -extent).any() or (corners > 2 * extent).any():
-            got = f"{corners.min():g} to {corners.max():g}"
-            raise Unfit(f"expected coordinates at most {width}×{height} outside of the image of that size, got {got}", FAR_OUTLINE)
-        steps += float((5 * np.abs(corners - np.roll(corners, -1, axis=0)).max(axis=1) + 2).sum())
-    if steps > MOST_STEPS:
-        raise Unfit(f"expected an outline of at most {MOST_STEPS // 5} pixels' length, got {steps / 5:.0f}", LONG_OUTLINE)
-    return polygons
+        got = f"{min(left, top):g} to {max(right, bottom):g}"
+        raise Unfit(f"expected coordinates at most {width}×{height} outside of the image of that size, got {got}", FAR_OUTLINE)
+    return corners
 
 
 def _polygons(outline: Any) -> Iterator[list[float]]:
@@ -286,7 +293,7 @@ def _polygons(outline: Any) -> Iterator[list[float]]:
 
 
 def _is_flat(value: list[Any]) -> bool:
-    return bool(value) and all(type(number) in (int, float) for number in value)
+    return bool(value) and set(map(type, value)) <= _NUMBERS
 
 
 def _is_points(value: list[Any]) -> bool:

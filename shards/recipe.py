@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Generic, NoReturn, TextIO, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -154,44 +154,36 @@ def main(
         console = Console(stderr=True)
         own = {name: value for name, value in vars(given).items() if name not in ("source", "out", "workers", "overwrite")}
         with console.status("reading the source"):
-            data_set = _described(describe, given.source, own)
+            data_set = describe(given.source, **own)
         lenient = bool(own.get("partial"))
         manifest = build(
             data_set, given.out, workers=given.workers, overwrite=given.overwrite, leave_out=lenient, console=console, source=given.source
         )
     except (HarnessError, OSError) as error:
-        _print(_line(f"{type(error).__name__}: {error}"), sys.stderr)
+        print(_line(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(_line(_unforeseen(error, given.source)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        _print("interrupted; the same command goes on from here", sys.stderr)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     samples = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
-    _print(f"{given.out}: {manifest.dataset} {manifest.version}, {samples}", sys.stdout)
+    print(_line(f"{given.out}: {manifest.dataset} {manifest.version}, {samples}"))
     return 0
 
 
-def _described(describe: Callable[..., DataSet[T]], source: Path, own: Mapping[str, object]) -> DataSet[T]:
-    """The data set. Whatever a damaged source does to a recipe's readers becomes a RequestError that says where in the recipe it did it."""
-    try:
-        return describe(source, **own)
-    except (HarnessError, OSError):
-        raise
-    except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == Path(__file__).parent]
-        at = f" (shards/{Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-        message = f"{source}: expected the data set as its makers publish it, got {type(error).__name__}: {error!s:.200}{at}; unpack it again"
-        raise RequestError(message) from error
+def _unforeseen(error: Exception, source: Path) -> str:
+    """In words, what a damaged source did to its readers, and where in the recipe it did it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == Path(__file__).parent]
+    at = f" (shards/{Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"RequestError: {source}: expected the data set as its makers publish it, got {type(error).__name__}: {error!s:.200}{at}; unpack it again"
 
 
 def _line(text: str) -> str:
     """Text as one line that a terminal can show: of what is too long, its beginning and its end, where the remedy stands."""
-    line = " ".join(text.split())
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())  # a file's name may have bytes that are no text
     return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
-
-
-def _print(text: str, stream: TextIO) -> None:
-    """A line, whatever bytes the names in it have."""
-    print(text.encode("utf-8", "backslashreplace").decode(), file=stream)
 
 
 def build(
@@ -225,13 +217,14 @@ def build(
         receipts = _make_all(jobs, work, workers, console)
         _no_key_twice(receipts)
         data_set = _counted(data_set, jobs, receipts, console)
-        made = {split: sum(receipt.samples for job, receipt in zip(jobs, receipts, strict=True) if job.split == split) for split in data_set.splits}
-        _refuse_empty(data_set, made, source, next((message for receipt in receipts for _, message in receipt.unfit), None))
         manifest = _manifest(data_set, jobs, receipts)
-        files = {FILE_NAME: manifest.to_json(), **data_set.files}
-        if data_set.counts.kept or data_set.counts.left_out:
-            files[counts.FILE_NAME] = data_set.counts.to_json()
-        _lay_beside(work / "data", [shard.file for split in manifest.splits.values() for shard in split.shards], files)
+        try:
+            example = next((message for receipt in receipts for _, message in receipt.unfit), None)
+            _refuse_empty(data_set, {name: split.samples for name, split in manifest.splits.items()}, source, example)
+        except RequestError:
+            shutil.rmtree(work / "receipts")  # another try over this source would end in the same way
+            raise
+        _lay_beside(work / "data", [shard.file for split in manifest.splits.values() for shard in split.shards], _texts(data_set, manifest))
         _publish(work, out, overwrite)
     return manifest
 
@@ -444,7 +437,7 @@ def _write_shard(job: _Job[T], tar: Path) -> _Receipt:
     """A shard, written and read back. Where it does not read back and samples may be left out, it is written again without those that do not."""
     try:
         return _write_records(job, tar, checked=False)
-    except ShardError:
+    except HarnessError:
         if not job.leave_out:
             raise
         return _write_records(job, tar, checked=True)
@@ -462,7 +455,7 @@ def _write_records(job: _Job[T], tar: Path, checked: bool) -> _Receipt:
                     _check(job, record)
             except Unfit as error:
                 if not (error.lawful or job.leave_out):
-                    raise
+                    raise RequestError(str(error)) from error
                 if error.lawful:
                     lawful.append(error.reason)
                 else:
@@ -534,7 +527,7 @@ def _building(out: Path) -> Iterator[Path]:
         try:
             yield work
         except BaseException:
-            if not any((work / "receipts").iterdir()) and not (work / "replaced").is_dir():
+            if not any((work / "receipts").glob("*")) and not (work / "replaced").is_dir():
                 shutil.rmtree(work)  # there is nothing to go on from
             raise
         shutil.rmtree(work)
@@ -551,6 +544,12 @@ def _refuse_what_is_no_data_set(out: Path, name: str, overwrite: bool) -> None:
             raise RequestError(f"{out}: expected an empty folder or a data set, got other files; choose another --out") from None
         if there != name and not overwrite:
             raise RequestError(f"{out}: expected data set {name!r}, got {there!r}; choose another --out, or say --overwrite")
+
+
+def _texts(data_set: DataSet[T], manifest: Manifest) -> dict[str, str]:
+    """The text files of a data set, by name: its manifest, its counts where there are any, and what else the recipe gives."""
+    counted = data_set.counts.kept or data_set.counts.left_out
+    return {FILE_NAME: manifest.to_json(), **({counts.FILE_NAME: data_set.counts.to_json()} if counted else {}), **data_set.files}
 
 
 def _lay_beside(data: Path, tars: Sequence[str], files: Mapping[str, str]) -> None:

@@ -86,7 +86,11 @@ def members(record: Record) -> Iterator[tuple[str, bytes]]:
     if record.label is not None:
         about["label"] = record.label
     yield f"{record.key}.{record.extension}", record.image
-    yield f"{record.key}.json", json.dumps(about, sort_keys=True, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        text = json.dumps(about, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise RequestError(f"{record.key}: expected finite numbers in boxes and keypoints, got NaN or infinity") from None
+    yield f"{record.key}.json", text.encode("utf-8", "replace")
     for kind, mask in (("object", record.object_mask), ("part", record.part_mask)):
         if mask is not None:
             yield f"{record.key}.{kind}.png", encode_mask(mask)

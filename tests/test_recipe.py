@@ -161,7 +161,7 @@ def test_a_split_of_which_everything_is_left_out_is_refused_with_the_reasons(tmp
     toy = data_set(unfit, splits={"train": (5, 7), "test": (100,)}, counts=counts)
     with pytest.raises(RequestError, match=r"got none in train; left out of train: 3 boxes without area, 2 unfit samples \(map 5: "):
         recipe.build(toy, tmp_path / "toy", leave_out=True)
-    assert not (tmp_path / "toy").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_fails_before_a_shard_is_whole_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -213,6 +213,7 @@ WRONG: dict[str, tuple[Callable[[int], Record], str]] = {
     "mask of another size": (partial(changed, at=5, part_mask=np.zeros((4, 4), np.uint8)), "expected the image's size 16×16, got 4×4"),
     "mask value out of range": (partial(changed, at=5, object_mask=np.full((16, 16), 2, np.uint8)), "expected values below 2, got 2"),
     "mask of floats": (partial(changed, at=5, object_mask=np.zeros((16, 16))), "got float64"),
+    "a box of NaN": (partial(changed, at=5, boxes=(Box(x=float("nan"), y=4, width=8, height=8, label=1),)), "s005: expected finite numbers"),
     "unreadable source": (failing, "expected a record of 5, got OSError: no such picture"),
 }
 
@@ -272,8 +273,9 @@ def crossed(number: int) -> Record:
 
 def test_what_every_copy_of_a_data_set_lacks_is_left_out_without_being_asked(tmp_path: Path) -> None:
     for workers in (1, 2):
-        with pytest.raises(RequestError, match=r"^5 is crossed$"):
+        with pytest.raises(RequestError, match=r"^5 is crossed$") as caught:
             recipe.build(data_set(crossed), tmp_path / "toy", workers=workers)
+        assert type(caught.value) is RequestError
     manifest = recipe.build(data_set(crossed, splits={"train": (6, 7), "test": (100,)}), tmp_path / "toy")
     assert (manifest.version, manifest.split("train").samples) == ("1", 1)
     assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"train": {"crossed numbers left out": 1}}
@@ -282,9 +284,19 @@ def test_what_every_copy_of_a_data_set_lacks_is_left_out_without_being_asked(tmp
     assert json.loads((tmp_path / "all" / "toy" / "counts.json").read_text()) == {"train": {"crossed numbers left out": 2}}
 
 
-def test_a_sample_that_does_not_read_back_is_left_out_alone_where_it_may_be(tmp_path: Path) -> None:
-    broken = partial(changed, at=5, image=picture(5)[:200])
-    manifest = recipe.build(data_set(broken), tmp_path / "toy", leave_out=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": picture(5)[:200]},
+        {"key": "no.key"},
+        {"key": "k" * 200},
+        {"label": 7},
+        {"boxes": (Box(x=float("inf"), y=4, width=8, height=8, label=1),)},
+        {"object_mask": np.zeros((3, 3), np.uint8)},
+    ],
+)
+def test_a_sample_that_does_not_read_back_is_left_out_alone_where_it_may_be(tmp_path: Path, changes: dict[str, Any]) -> None:
+    manifest = recipe.build(data_set(partial(changed, at=5, **changes)), tmp_path / "toy", leave_out=True)
     assert (manifest.version, manifest.split("train").samples) == ("1, without 1 unfit train", 9)
     assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"train": {"samples that do not read back left out": 1}}
 
@@ -602,6 +614,13 @@ def test_whatever_a_source_does_to_a_recipe_is_one_line_that_says_where(tmp_path
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
         assert lines[0].startswith(f"RequestError: {source}: expected the data set as its makers publish it, got {type(error).__name__}")
+
+
+def test_names_that_are_no_text_anywhere_are_one_line(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = data_set(classes=("even", "odd\ud800"))
+    assert recipe.main(lambda _: toy, "Builds a toy.", ["--source", str(source), "--out", str(tmp_path / "toy"), "--workers", "1"]) == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.strip() and "building" not in line]) == 1
+    assert not (tmp_path / "toy").exists()
 
 
 def test_the_command_says_what_was_left_out(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
