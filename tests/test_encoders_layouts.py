@@ -238,6 +238,25 @@ def test_a_tensor_among_the_encoders_that_has_no_place_is_refused(tmp_path: Path
         own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL)
 
 
+@pytest.mark.parametrize("key", ["beit.embeddings.patch_embeddings.projection.weight", "vision_model.embeddings.patch_embedding.weight"])
+def test_hugging_faces_names_of_other_networks_are_refused_with_what_to_give(tmp_path: Path, key: str) -> None:
+    file = saved(tmp_path, {key: torch.zeros(8, 3, 16, 16), "beit.encoder.layer.0.lambda_1": torch.zeros(8)})
+    for entry in ({"architecture": "vit_base_patch16_siglip_224"}, {"encoder": "beit"}):
+        with pytest.raises(
+            EncoderError, match=r"Hugging Face's names of a network that is not read.*; give timm's file of it, encoder: timm:<model>$"
+        ):
+            load(EncoderSpec.parse({**entry, "checkpoint": file}))
+
+
+def test_mae_in_hugging_faces_names_is_read_and_its_decoder_left_outside(tmp_path: Path) -> None:
+    network = shaken("vit_tiny_patch16_224", **SMALL, img_size=64)
+    state = {**hf_vit(dict(network.state_dict())), "decoder.decoder_pos_embed": torch.zeros(1, 17, 8), "vit.embeddings.mask_token": torch.zeros(1)}
+    info = own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL, preprocessing={"size": 96}).info
+    assert "positions resized from 4x4 to 6x6: bicubic without antialiasing (as DeiT, MAE, BEiT)" in info.notes
+    assert info.load_report is not None
+    assert any(name.startswith("decoder.") for name in info.load_report.dropped)
+
+
 def test_clips_images_are_prepared_as_clips(tmp_path: Path) -> None:
     state = hf_clip(dict(shaken("vit_base_patch16_clip_224", **SMALL).state_dict()))
     file = saved(tmp_path, state)

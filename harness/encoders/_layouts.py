@@ -169,6 +169,7 @@ _LAYOUTS = (
     ),
 )
 _SIZES = {384: "small", 512: "medium", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
+_OTHER_HF = r"(^|\.)embeddings\.patch_embeddings?\.(projection\.)?weight$"
 _CAPI = r"encoder\.blocks\.\d+\.residual1\.fn\.rope\.freqs$"
 
 
@@ -191,6 +192,11 @@ def translate(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[Select
             )
         if places:
             return _translated(checkpoint, places[0], layout), layout
+    if any(re.search(_OTHER_HF, name) for name in checkpoint.tensors):
+        raise EncoderError(
+            f"checkpoint {checkpoint.path}: has Hugging Face's names of a network that is not read under them (ViT, DINOv2 and CLIP are); "
+            "give timm's file of it, encoder: timm:<model>"
+        )
     return None
 
 
