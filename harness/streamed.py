@@ -32,7 +32,7 @@ from harness.probes import finetune
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
-from harness.study import TRAINED, BankRef, Round, Score, Study, StudyRunner, scored
+from harness.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
 from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
 from harness.training import Position, Training, stream_of, worst_of
 
@@ -61,7 +61,7 @@ class StreamedRunner:
         states: dict[str, torch.Tensor] = {}
         try:
             fitted, train = self._train(study, index, proposals)
-            states[TRAINED] = torch.tensor(train.labels, dtype=torch.int64)
+            self._note_labels(study, index, train.labels)
             values = self._select(study, proposals, fitted, train)
             for number, state in enumerate(fitted):
                 states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in state.items() if values[number][0] is not None}
@@ -147,6 +147,10 @@ class StreamedRunner:
     def _publish(self, study: Study, index: int, states: State) -> None:
         """The states of a round's heads, each under its number: what a head is scored from."""
         self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(dict(states)), replace=True)
+
+    def _note_labels(self, study: Study, index: int, labels: Sequence[int]) -> None:
+        """Keep the labels that a round was trained on, for its score to tell which tested ones are not among them."""
+        self._store.publish(labels_place(study, index), json.dumps(list(labels)).encode(), replace=True)
 
     def _held_out(self, study: Study) -> frozenset[str]:
         """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
@@ -239,7 +243,7 @@ class StreamedRunner:
         for head in finished:
             training, _, _ = self._trained(study, index, head.head, halving.proposals[head.head], halving.ends[-1])
             states |= {f"{head.head}/{name}": tensor.contiguous() for name, tensor in training.trainer.fitted()[0].items()}
-            states[TRAINED] = torch.tensor(training.progress.labels, dtype=torch.int64)  # the same for all: they saw the same images
+            self._note_labels(study, index, training.progress.labels)  # the same for all: they saw the same images
         return states
 
     def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], Climbed]) -> None:

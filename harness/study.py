@@ -33,8 +33,6 @@ from harness.stream import Source
 
 SCORING_VERSION = 2
 """Raised whenever a change to probes, metrics or selection could change a value."""
-TRAINED = "trained"
-"""Where a round of a streamed study notes the labels that it was trained on, beside its heads' weights."""
 GALLERY_QUERIES = 64
 GALLERY_DEPTH = 10
 
@@ -256,9 +254,8 @@ class StudyRunner:
 
     def trained(self, study: Study, chosen: HeadScore) -> frozenset[int] | None:
         """The labels that a streamed head was trained on, None where its round did not note them."""
-        data = self._store.read_bytes("studies", study.id, f"round-{chosen.round}.safetensors")
-        labels = None if data is None else load_tensors(data).get(TRAINED)
-        return None if labels is None else frozenset(labels.tolist())
+        data = self._store.read_bytes(*labels_place(study, chosen.round))
+        return None if data is None else frozenset(json.loads(data))
 
     def _how(self, study: Study) -> dict[str, Any]:
         return {"classes": study.classes, "protocol": study.protocol, "seed": study.seed, "device": self._device}
@@ -281,6 +278,11 @@ class StudyRunner:
                 self._rows.clear()
             self._rows[key] = self._store.rows(ref.bank, mask=key[1], without=key[2])
         return self._rows[key]
+
+
+def labels_place(study: Study, index: int) -> tuple[str, str, str]:
+    """Where a round of a streamed study notes the labels that it was trained on, beside its heads' weights."""
+    return "studies", study.id, f"round-{index}-labels.json"
 
 
 def now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from harness.bank import BankStore
@@ -25,6 +27,7 @@ from harness.study import Score, Study, estimate, scored, trained_labels, untrai
 from harness.sweep import _outcome, main
 from harness.tables import read_table
 
+SEGMENTATION = {"crop": 32, "stride": 16, "train_scale": [96, 48], "test_scale": [96, 48], "blocks": [1], "warmup_steps": 1, "iterations": 4}
 HEAD = HeadScore(round=0, head=0, lr=None, readout="cls", value=0.5)
 
 
@@ -63,6 +66,12 @@ def test_queries_without_a_relevant_row_are_not_scored_and_are_told() -> None:
         found = estimate(metric(name), queries, study(name))
         assert found.n == 2
         assert found.notes == ("2 of 4 items are not scored: nothing in their gallery is relevant to them",)
+
+
+def test_retrieval_of_nothing_relevant_is_undefined_and_says_so() -> None:
+    found = estimate(metric("AP"), table(("a", 0, 1, np.nan), ("b", 1, 0, np.nan)), study("AP"))
+    assert (found.value, found.n, found.notes) == (None, 0, ())
+    assert found.reason == "no query has anything relevant in its gallery"
 
 
 def test_items_without_a_label_are_not_scored() -> None:
@@ -138,19 +147,26 @@ def test_tested_labels_without_a_training_row(tested: list[int], trained: set[in
     assert untrained_labels(np.array(tested), frozenset(trained), counterparts) == expected
 
 
+def with_map(record: list[tuple[str, bytes]], value: int) -> list[tuple[str, bytes]]:
+    """The record with another value for its figure."""
+    *others, (name, data) = record
+    return [*others, (name, tiny.encode(np.asarray(Image.open(io.BytesIO(data))) * np.uint8(value), "PNG"))]
+
+
 @pytest.fixture(scope="module")
 def lopsided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set whose third class is in one test image and nowhere else."""
+    """A data set whose third class is in one test image and nowhere else, and so is the third value of its label maps."""
     root = tmp_path_factory.mktemp("lopsided")
     folder = tiny.build(root, splits={"train": 12, "val": 6, "test": 13})
     manifest = json.loads((folder / "manifest.json").read_text())
     rng = np.random.default_rng(0)
     for split, about in manifest["splits"].items():
         labels = [2 if (split, i) == ("test", 12) else i % 2 for i in range(about["samples"])]
-        records = [tiny.members(rng, f"{split}-{i:05d}", label) for i, label in enumerate(labels)]
+        records = [with_map(tiny.members(rng, f"{split}-{i:05d}", label), 1 + (label == 2)) for i, label in enumerate(labels)]
         about["shards"] = [tiny.write_tar(folder / f"{split}-000.tar", records)]
     for path in folder.glob("*-001.tar"):
         path.unlink()
+    manifest["mask_classes"] = {"object": ["other objects", "figure", "shadow"]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return root
 
@@ -161,11 +177,13 @@ def lopsided(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("object-linear-streamed", "cls", {}),
         ("object-attentive-streamed", "all", {"attention_heads": 4}),
         ("finetune", "mean", {"rungs": 1}),
+        ("object-segmentation-streamed", "tokens", SEGMENTATION),
     ],
 )
 def test_a_stream_notes_what_it_was_trained_on(lopsided: Path, tmp_path: Path, task: str, readout: str, protocol: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    text = tiny.sweep_text(lopsided, tasks=[f"tiny/{task}"], protocol={"epochs": 1, "batch_size": 8, **protocol})
+    fields = {"batch_size": 8, **protocol} if "segmentation" in task else {"epochs": 1, "batch_size": 8, **protocol}
+    text = tiny.sweep_text(lopsided, tasks=[f"tiny/{task}"], protocol=fields)
     (tmp_path / "sweep.yaml").write_text(text.replace('"size": 64', '"size": 32'))
     plan = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, device_type(False), "float32")
     state = _outcome(plan, plan.studies[0], Accounts(plan, BankStore(str(tmp_path / "cache")), {})).state
@@ -197,7 +215,7 @@ def test_a_run_says_what_is_left_out_and_what_nothing_was_trained_on(
     lopsided: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(lopsided, tasks=["tiny/object-knn", "tiny/object-retrieval"]))
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(lopsided, tasks=["tiny/object-knn", "tiny/object-retrieval", "tiny/object-segmentation"]))
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
     found = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
     assert {row["status"] for row in found.values()} == {"ok"}
@@ -206,6 +224,8 @@ def test_a_run_says_what_is_left_out_and_what_nothing_was_trained_on(
     for name in ("accuracy", "mean_class_accuracy"):
         assert found["tiny/object-knn", name]["n"] == 13
         assert str(found["tiny/object-knn", name]["error"]).startswith(unseen)
+    assert str(found["tiny/object-segmentation", "mIoU"]["error"]).startswith("1 of the tested classes has no training row: shadow")
+    assert found["tiny/object-segmentation", "mIoU"]["n"] == 13
     for name in ("AP", "mAP"):
         assert found["tiny/object-retrieval", name]["n"] == 12
         assert str(found["tiny/object-retrieval", name]["error"]).endswith(left_out)

@@ -37,6 +37,7 @@ class AP(Metric):
     """Mean over queries of their average precision, a fraction. Queries whose own is undefined (NaN) are left out."""
 
     name: str = "AP"
+    undefined: ClassVar[str] = "no query has anything relevant in its gallery"
     uncounted: ClassVar[str] = NO_RELEVANT
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
@@ -61,6 +62,7 @@ class MAP(Metric):
     """Mean over the classes that have a counted query of the mean average precision of each class's queries, a fraction."""
 
     name: str = "mAP"
+    undefined: ClassVar[str] = "no query has anything relevant in its gallery"
     uncounted: ClassVar[str] = NO_RELEVANT
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
