@@ -278,7 +278,8 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
         rows = [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)] if isinstance(found, dict) else found
         if rows:
             path = f"{file_name(outcome.plan.encoder.name)}/{task.name}.parquet"
-            tables.setdefault(path, []).extend({**row, "protocol": task.protocol.name} for row in rows)
+            names = {"encoder": outcome.plan.encoder.name, "task": task.name, "protocol": task.protocol.name}
+            tables.setdefault(path, []).extend({**row, **names} for row in rows)
     return tables
 
 
