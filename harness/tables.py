@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from harness.errors import RunError
 
 SCHEMA_VERSION = 1
-"""Raised where a column changes its type or its meaning, not where one is added: readers take what is missing as null, and leave out what is unknown."""
+"""Raised where a column changes its type or meaning, not where one is added: readers take what is missing as null, and leave out what is unknown."""
 _META = {b"schema_version": str(SCHEMA_VERSION).encode()}
 
 
