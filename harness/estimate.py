@@ -281,8 +281,10 @@ def _cost(study: StudyPlan, rounds: int, of_round: tuple[float, float], of_test:
 
 
 def least_bytes(plan: Plan, work: Sequence[ShardWork]) -> int:
-    """What the banks of `work` will take on disk if no sample fails. Views whose images tell how many items there are, and alterations, which may drop
-    tokens, count for nothing."""
+    """What the banks of `work` will take on disk if no sample fails.
+
+    Views whose images tell how many items there are, and alterations, which may drop tokens, count for nothing.
+    """
 
     def items(_: ShardWork, view: View) -> float:
         is_told = isinstance(view, Whole) or view.items > 1
