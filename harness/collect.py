@@ -23,7 +23,7 @@ from harness.probes.finetune import NAME as FINETUNE
 from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.search import StudyState
-from harness.stream import NAMED
+from harness.stream import NAMED as NAMED_PER_REASON
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 
@@ -213,7 +213,7 @@ def failed_for(reason: str, receipt: Receipt) -> int:
     if reason not in receipt.reasons:
         return 0
     names = receipt.reasons[reason]
-    if reason not in OF_A_SHARD and len(names) <= NAMED:
+    if reason not in OF_A_SHARD and len(names) <= NAMED_PER_REASON:
         return min(len(names), receipt.failed)
     others = sum(len(names) for other, names in receipt.reasons.items() if other != reason and other not in OF_A_SHARD)
     return max(0, receipt.failed - others)
@@ -298,7 +298,8 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
         rows = [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)] if isinstance(found, dict) else found
         if rows:
             path = f"{file_name(outcome.plan.encoder.name)}/{task.name}.parquet"
-            tables.setdefault(path, []).extend({**row, "protocol": task.protocol.name} for row in rows)
+            names = {"encoder": outcome.plan.encoder.name, "task": task.name, "protocol": task.protocol.name}
+            tables.setdefault(path, []).extend({**row, **names} for row in rows)
     return tables
 
 

@@ -284,8 +284,16 @@ def _cost(study: StudyPlan, rounds: int, of_round: tuple[float, float], of_test:
 
 
 def least_bytes(plan: Plan, work: Sequence[ShardWork]) -> int:
-    """What the banks of `work` will take on disk if no sample fails, without the views whose images tell how many items there are."""
-    return bytes_of_banks(plan, work, lambda _, view: float(view.items) if isinstance(view, Whole) or view.items > 1 else 0.0)
+    """What the banks of `work` will take on disk if no sample fails.
+
+    Views whose images tell how many items there are, and alterations, which may drop tokens, count for nothing.
+    """
+
+    def items(_: ShardWork, view: View) -> float:
+        is_told = isinstance(view, Whole) or view.items > 1
+        return float(view.items) if is_told and view.alteration is None else 0.0
+
+    return bytes_of_banks(plan, work, items)
 
 
 def bytes_of_banks(plan: Plan, work: Sequence[ShardWork], items: Callable[[ShardWork, View], float]) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -281,6 +282,10 @@ def test_a_dry_run_shows_what_is_free(data: Path, tmp_path: Path, capsys: pytest
 def test_views_whose_images_tell_how_many_items_count_for_nothing_certain(data: Path, tmp_path: Path) -> None:
     plan = here.planned(tmp_path, text(data, "tiny/part-knn"))
     assert least_bytes(plan, plan.shard_work) == 0
+    dropped = here.planned(tmp_path, text(data, "tiny/dropped-tokens"))
+    altered = [replace(work, passes=tuple(one for one in work.passes if one.view.alteration is not None)) for work in dropped.shard_work]
+    assert any(work.passes for work in altered)
+    assert least_bytes(dropped, altered) == 0
     assert bytes_of_banks(plan, plan.shard_work, lambda *_: 4.0) > 0
 
 

@@ -106,6 +106,9 @@ def test_what_a_study_does_not_read_is_no_reason(tmp_path: Path) -> None:
     spoil(folder, "train", "cls")
     rows = here.run(tmp_path, sweep_text(tmp_path / "shards", "tiny/object-retrieval"))
     assert {row["status"] for row in rows} == {"ok"}
+    for folder in ("predictions", "neighbours"):
+        found = read_table(tmp_path / "out" / folder / "tiny_vit" / "tiny" / "object-retrieval.parquet")
+        assert {(row["encoder"], row["task"]) for row in found} == {("tiny_vit", "tiny/object-retrieval")}, "a table that says whose it is"
 
 
 def test_a_split_without_such_items_is_undefined_and_nothing_is_lost(tmp_path: Path) -> None:
