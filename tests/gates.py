@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIMIT = 180.0
+LIMIT = 600.0
+"""Seconds: far more than anything here takes, on a busy machine as well."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from harness.local_ray import LONGEST_SOCKET, interrupt_later, make_folder, stor
 from runs import ROOT, Run, workers
 from test_cluster import new
 
+pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy with much else
+
 LONG = "/tmp/" + "a-very-long-folder/" * 6
 
 

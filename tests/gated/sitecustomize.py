@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 FOLDER = Path(os.environ["PARTWISE_TEST_GATES"]) if "PARTWISE_TEST_GATES" in os.environ else None
-LIMIT = 240.0
+LIMIT = 600.0
 
 GATES: dict[str, list[tuple[str, str, Callable[..., Any]]]] = {
     # module: (class or "", function, what tells one call from another) of each gate before it
