@@ -166,7 +166,10 @@ class Cluster:
         gpu = self._wants_gpu(any(resources.get("GPU", 0) > 0 for resources in found))
         nodes = [Node(cores=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)) if gpu else 0) for resources in found]
         places, share = self._places(nodes, gpu), self._gpu_share(gpu)
-        device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+        try:
+            device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+        except RayTaskError as error:
+            raise error.cause from None  # what a worker says, and not where Ray was when it said so
         return self._machine(places, device, precision, share)
 
     def _gpu_share(self, gpu: bool) -> float:

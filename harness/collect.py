@@ -26,6 +26,7 @@ from harness.search import StudyState
 from harness.stream import NAMED as NAMED_PER_REASON
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
+from harness.tracebacks import TOLD_IN
 
 NAMED_CLASSES = 5
 """Most classes that a record names."""
@@ -232,8 +233,15 @@ def _verdict(outcome: Outcome, banks: Iterable[BankSpec], accounts: Accounts) ->
     troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
     if troubled:
         told = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
-        return "incomplete", "; ".join(told)[:500], values
+        return "incomplete", "; ".join(told)[:500] + _tracebacks(troubled), values
     return "ok", None, values
+
+
+def _tracebacks(receipts: Sequence[Receipt]) -> str:
+    """Where the tracebacks of shards are that a fault of the program lost, for the end of a record's error."""
+    reasons = [reason for receipt in receipts for reason in receipt.reasons.get("shard lost", ())]
+    files = sorted({reason.partition(TOLD_IN)[2] for reason in reasons if TOLD_IN in reason})
+    return "".join([TOLD_IN, ", ".join(files[:3])]) if files else ""
 
 
 def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:

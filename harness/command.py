@@ -57,7 +57,7 @@ def run_command(
     except Exception as error:
         name = parser.prog.rsplit(".", 1)[-1]
         file = tracebacks.keep(out(options), name, "".join(traceback.format_exception(error)))
-        complain(Unexpected(f"{in_one_line(error)}; this is a fault of the program, or of the place it runs in; the traceback is in {file}", ""))
+        complain(Unexpected(f"{in_one_line(error)}; this is a fault of the program, or of the place it runs in{tracebacks.TOLD_IN}{file}", ""))
         return PARTIAL
 
 

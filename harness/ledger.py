@@ -221,7 +221,7 @@ class Ledger:
         if isinstance(cause, HarnessError) and not isinstance(cause, Unexpected):
             return in_one_line(cause)
         text = cause.traceback if isinstance(cause, Unexpected) else error.traceback_str
-        return f"{in_one_line(cause)}; the traceback is in {tracebacks.keep(self.out, name, text)}"
+        return f"{in_one_line(cause)}{tracebacks.TOLD_IN}{tracebacks.keep(self.out, name, text)}"
 
     # --- actors -------------------------------------------------------------------------------------------------------
 

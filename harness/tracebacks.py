@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 FOLDER = "errors"
+TOLD_IN = "; the traceback is in "
+"""Between what an error says and its file."""
 _LONGEST = 150
 
 

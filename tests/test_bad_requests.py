@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import tiny
+from gates import Gates
 from harness.sweep import main
-from runs import ROOT, Run, wait_for
+from runs import ROOT, Run
 
 
 @pytest.fixture(scope="module")
@@ -245,10 +246,13 @@ def test_the_other_commands_tell_a_wrong_option_in_one_line(capfd: pytest.Captur
     assert "--help lists what there is" in one_line(capfd.readouterr().err)
 
 
-def test_an_interruption_while_torch_is_imported_is_told_in_one_line(folder: Path) -> None:
-    run = Run(sweep=folder / "good.yaml", out=folder / "interrupted", cache=folder / "cache")
+def test_an_interruption_while_modules_are_imported_is_told_in_one_line(folder: Path) -> None:
+    gates = Gates(folder / "gates")
+    run = Run(sweep=folder / "good.yaml", out=folder / "interrupted", cache=folder / "cache", gates=gates)
+    gates.close("import harness.tables")
     process = run.start()
-    wait_for(lambda: any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps()), process, "torch is imported")
+    gates.wait("import harness.tables", 1, process)
+    assert any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps())
     process.send_signal(signal.SIGINT)
     assert run.finish(process) == 130, run.log
     assert one_line(run.log) == "interrupted: the same command goes on from here"

@@ -13,7 +13,7 @@ import tiny
 from gates import Gates
 from runs import Run, same_values
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROTOCOL = {"epochs": 9, "batch_size": 6, "rungs": 3, "eta": 2, "init_std": 0.02, "layer_decay": 0.9, "lr_bounds": [1e-5, 1e-2]}
 SECOND_RUNG = 3 * 6

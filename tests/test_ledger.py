@@ -14,6 +14,8 @@ from ray import exceptions
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from harness import ledger as ledger_module
+from harness.bank import BankSpec, BankStore
+from harness.collect import _tracebacks
 from harness.errors import (
     BankError,
     RequestError,
@@ -22,7 +24,7 @@ from harness.errors import (
     Unexpected,
     portable,
 )
-from harness.ledger import MAX_ATTEMPTS, MAX_STARTS, EventLog, Ledger
+from harness.ledger import MAX_ATTEMPTS, MAX_STARTS, EventLog, Ledger, Lost, account
 
 NEVER = object()
 """An outcome that does not come."""
@@ -334,3 +336,12 @@ def test_one_that_cannot_be_started_is_done_without(clock: Clock, log: EventLog,
 def test_nothing_to_do_starts_nobody(clock: Clock, log: EventLog, tmp_path: Path) -> None:
     crew = FakeCrew(1, start=lambda _: pytest.fail("started"))
     assert run(crew, clock, log, tmp_path, shards=0).lost == {}
+
+
+def test_a_record_names_the_tracebacks_of_the_shards_that_it_lacks(tmp_path: Path) -> None:
+    spec = BankSpec(dataset="d", split="test", shards=(("0.tar", "", 3), ("1.tar", "", 3)), readout="cls", view="v", identity=())
+    store = BankStore(str(tmp_path))
+    reasons = {"0.tar": "TypeError: x; the traceback is in errors/d__test__0.tar.txt", "1.tar": "gave up after 4 attempts: OSError: y"}
+    receipts = [account(store, spec, shard, 3, Lost(reason=reason, attempts=1)) for shard, reason in reasons.items()]
+    assert _tracebacks(receipts) == "; the traceback is in errors/d__test__0.tar.txt"
+    assert _tracebacks(receipts[1:]) == ""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.exceptions import RaySystemError
 
 import tiny
 from gates import Gates
@@ -21,6 +22,8 @@ from harness.errors import RequestError, RunError
 from harness.local_ray import LONGEST_SOCKET, interrupt_later, make_folder, store_options, writable_token
 from runs import ROOT, Run, workers
 from test_cluster import new
+
+pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy with much else
 
 LONG = "/tmp/" + "a-very-long-folder/" * 6
 
@@ -142,6 +145,27 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cluster.ray, "init", fail)
     with new() as started, pytest.raises(RunError, match="Ray: expected to start one here, got: no answer from the GCS"):
         started.start()
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_an_interruption_while_ray_stops_waits_until_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def stop(**_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("stopped")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.ray, "shutdown", stop)
+    with pytest.raises(KeyboardInterrupt), new():
+        pass
+    assert done == ["stopped"]
+
+
+def test_a_ray_that_is_lost_ends_the_run_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    with pytest.raises(RunError, match="Ray was lost: System error: the GCS is gone; the same command goes on from here"), new():
+        raise RaySystemError("the GCS is gone\nand more")
 
 
 STARTS = """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from harness.config import load_sweep
 from harness.core import Rows, Sample
 from harness.device import Compute, device_type
 from harness.encoders import EncoderSpec, load
-from harness.errors import RequestError, RunError, ShardError
+from harness.errors import RequestError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch
 from harness.manifest import load_manifest, shard_url
 from harness.plan import Plan, make_plan
@@ -29,6 +31,7 @@ from harness.probes import linear
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
 from harness.stream import Source
 from harness.streamed import StreamedRunner
+from harness.streamed import _labels as labels_of
 from harness.study import BankRef, Study
 from harness.sweep import _outcome
 from harness.tasks import select, templates
@@ -236,6 +239,28 @@ def test_a_shard_that_is_gone_is_lost_and_the_others_are_read(data: Path) -> Non
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TimeoutError("slow"), ConnectionResetError("peer")])
+def test_a_read_error_is_no_loss_of_a_shard_but_ends_the_pass(data: Path, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained on the rest would be another outcome; the same pass again, once the place is well, is as if nothing had been."""
+    source = source_of(data, "tiny", "train")
+    whole = keys_of(source, 0)
+    opened = fsspec.open
+
+    def ill(url: str, *arguments: Any) -> Any:
+        if url == source.shards[1][0]:
+            raise error
+        return opened(url, *arguments)
+
+    monkeypatch.setattr(fsspec, "open", ill)
+    with pytest.raises(ShardError, match="cannot be read") as caught:
+        keys_of(source, 0)
+    assert is_of_the_place(caught.value)
+    with pytest.raises(ShardError, match="cannot be read"):
+        list(labels_of(source))
+    monkeypatch.undo()
+    assert keys_of(source, 0) == whole
 
 
 def test_the_schedule_of_segmentation_value_by_value() -> None:

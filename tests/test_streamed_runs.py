@@ -15,7 +15,7 @@ import tiny
 from gates import Gates
 from runs import ROOT, Run, same_values
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "object-linear-streamed": {"epochs": 20, "batch_size": 16},

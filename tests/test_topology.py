@@ -20,6 +20,8 @@ import tiny
 from gates import Gates
 from runs import Run, same_values
 
+pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy with much else
+
 TASKS = ["tiny/object-linear", "tiny/object-knn", "tiny/part-linear", "tiny/part-retrieval"]
 
 
