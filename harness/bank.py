@@ -31,7 +31,7 @@ from harness.parts import joined
 from harness.splits import take
 from harness.stream import ShardAudit, sample_of
 
-EXTRACTION_VERSION = 1
+EXTRACTION_VERSION = 2
 """Raised whenever a change to the code that reads, views, prepares, encodes or pools could change a byte of a bank."""
 _UNREADABLE = (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
 _DIGEST_BYTES = 16

@@ -31,7 +31,7 @@ from harness.propose import HeadScore
 from harness.splits import hold_out, joined
 from harness.stream import Source
 
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 """Raised whenever a change to probes, metrics or selection could change a value."""
 GALLERY_QUERIES = 64
 GALLERY_DEPTH = 10
