@@ -30,7 +30,7 @@ from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
+from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 from shards.counts import Counts, Unfit
 
@@ -188,6 +188,7 @@ def _index(source: Path) -> dict[int, str]:
     """Number → name, from the index of the release of 2016."""
     path = source / "index_ade20k.mat"
     official.read(path, REMEDY)
+    mat.survive([path], "index", REMEDY)
     try:
         cells = loadmat(path, variable_names=["index"])["index"]["objectnames"][0, 0].ravel()
         names = {number: str(cell.item()) if cell.size else "" for number, cell in enumerate(cells, 1)}

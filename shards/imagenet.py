@@ -25,7 +25,7 @@ from pathlib import Path
 import scipy.io
 
 from harness.errors import RequestError
-from shards import official, recipe, tars
+from shards import mat, official, recipe, tars
 from shards.counts import Counts
 
 COUNTS = {"train images": 1_281_167, "val images": 50_000, "classes": 1000}
@@ -201,6 +201,7 @@ def _devkit(path: Path) -> dict[str, str]:
     """One ILSVRC2012_ID a line, in the order of the images' numbers; meta.mat tells which WordNet id it is."""
     meta = path.with_name("meta.mat")
     official.read(meta, "keep it beside the ground truth, as the development kit does")
+    mat.survive([meta], "synsets", "get the file again")
     try:
         synsets = scipy.io.loadmat(meta, squeeze_me=True, struct_as_record=True, variable_names=["synsets"])["synsets"]
         wnid_of = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if int(one["num_children"]) == 0}

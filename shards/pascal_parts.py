@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
@@ -28,7 +29,7 @@ from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
+from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 from shards.counts import Counts
 
@@ -168,10 +169,15 @@ def _missing(picture: Picture) -> str | None:
 def _couples(paths: Sequence[Path]) -> set[tuple[str, str]]:
     """Every (object, part) that occurs, and (object, "") of every object: what a list can name."""
     if len(paths) <= FEW:
+        mat.survive(paths, "anno", REMEDY)
         return {couple for path in paths for couple in _of_file(path)}
     # a server forks the workers, as this process has threads already
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("forkserver")) as pool:
-        return {couple for found in pool.map(_of_file, paths, chunksize=64) for couple in found}
+    try:
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("forkserver")) as pool:
+            return {couple for found in pool.map(_of_file, paths, chunksize=64) for couple in found}
+    except BrokenProcessPool:
+        mat.survive(paths, "anno", REMEDY)  # which names the file, if a file it was
+        raise RequestError("a process that reads annotations died (out of memory?); run the same command again") from None
 
 
 def _of_file(path: Path) -> set[tuple[str, str]]:
