@@ -18,14 +18,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
@@ -130,6 +128,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
 
 def read(path: Path) -> tuple[Thing, ...]:
     """The objects of an annotation, in the order of the file. Raises RequestError where it is damaged or has another form."""
+    anno = mat.load(path, "anno", "objects with class, mask and parts", REMEDY)
     try:
         return tuple(
             Thing(
@@ -137,7 +136,7 @@ def read(path: Path) -> tuple[Thing, ...]:
                 mask=thing["mask"] > 0,
                 parts=tuple((str(part["part_name"].item()), part["mask"] > 0) for part in thing["parts"].ravel()),
             )
-            for thing in loadmat(path, variable_names=["anno"])["anno"]["objects"][0, 0].ravel()
+            for thing in anno["objects"][0, 0].ravel()
         )
     except Exception as error:  # whatever a damaged file can do to its reader
         told = " ".join(str(error).split())[:200]
@@ -169,15 +168,10 @@ def _missing(picture: Picture) -> str | None:
 def _couples(paths: Sequence[Path]) -> set[tuple[str, str]]:
     """Every (object, part) that occurs, and (object, "") of every object: what a list can name."""
     if len(paths) <= FEW:
-        mat.survive(paths, "anno", REMEDY)
         return {couple for path in paths for couple in _of_file(path)}
     # a server forks the workers, as this process has threads already
-    try:
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("forkserver")) as pool:
-            return {couple for found in pool.map(_of_file, paths, chunksize=64) for couple in found}
-    except BrokenProcessPool:
-        mat.survive(paths, "anno", REMEDY)  # which names the file, if a file it was
-        raise RequestError("a process that reads annotations died (out of memory?); run the same command again") from None
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("forkserver")) as pool:
+        return {couple for found in pool.map(_of_file, paths, chunksize=64) for couple in found}
 
 
 def _of_file(path: Path) -> set[tuple[str, str]]:
