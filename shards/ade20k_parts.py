@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
+from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 from shards.counts import Counts, Unfit
 
@@ -188,9 +187,9 @@ def _index(source: Path) -> dict[int, str]:
     """Number → name, from the index of the release of 2016."""
     path = source / "index_ade20k.mat"
     official.read(path, REMEDY)
+    cells = mat.load(path, "index", "the data set's index", REMEDY, field="objectnames")
     try:
-        cells = loadmat(path, variable_names=["index"])["index"]["objectnames"][0, 0].ravel()
-        names = {number: str(cell.item()) if cell.size else "" for number, cell in enumerate(cells, 1)}
+        names = {number: str(cell.item()) if cell.size else "" for number, cell in enumerate(cells.ravel(), 1)}
     except Exception as error:  # whatever a damaged file can do to its reader
         raise RequestError(f"{path}: expected the data set's index, got {type(error).__name__}: {error}; {REMEDY}") from error
     for number, name in KNOWN.items():

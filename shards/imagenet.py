@@ -22,10 +22,8 @@ from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
 
-import scipy.io
-
 from harness.errors import RequestError
-from shards import official, recipe, tars
+from shards import mat, official, recipe, tars
 from shards.counts import Counts
 
 COUNTS = {"train images": 1_281_167, "val images": 50_000, "classes": 1000}
@@ -201,10 +199,10 @@ def _devkit(path: Path) -> dict[str, str]:
     """One ILSVRC2012_ID a line, in the order of the images' numbers; meta.mat tells which WordNet id it is."""
     meta = path.with_name("meta.mat")
     official.read(meta, "keep it beside the ground truth, as the development kit does")
+    synsets = mat.load(meta, "synsets", "synsets of ILSVRC2012", "get the file again", squeeze=True)
     try:
-        synsets = scipy.io.loadmat(meta, squeeze_me=True, struct_as_record=True, variable_names=["synsets"])["synsets"]
         wnid_of = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if int(one["num_children"]) == 0}
-    except Exception as error:  # SciPy's reader raises whatever it meets
+    except Exception as error:  # whatever a file of another form can do to what reads it
         raise RequestError(f"{meta}: expected synsets of ILSVRC2012, got {type(error).__name__}: {error!s:.100}; get the file again") from None
     numbers = [row[0] for row in official.rows(path, 1, "name the file with --val-labels")]
     for number in numbers:

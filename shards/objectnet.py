@@ -143,7 +143,7 @@ def _imagenet(mappings: Path) -> dict[str, tuple[int, ...]]:
     numbers = mappings / "pytorch_to_imagenet_2012_id.json"
     try:
         index_of = {int(number): int(index) for index, number in _json(numbers).items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"{numbers}: expected a number for every index, got {error}; {REMEDY}") from None
     found = {}
     for name, told in _texts(mappings / "objectnet_to_imagenet_1k.json").items():

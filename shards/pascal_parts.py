@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
+from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 from shards.counts import Counts
 
@@ -129,6 +128,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
 
 def read(path: Path) -> tuple[Thing, ...]:
     """The objects of an annotation, in the order of the file. Raises RequestError where it is damaged or has another form."""
+    anno = mat.load(path, "anno", "objects with class, mask and parts", REMEDY)
     try:
         return tuple(
             Thing(
@@ -136,7 +136,7 @@ def read(path: Path) -> tuple[Thing, ...]:
                 mask=thing["mask"] > 0,
                 parts=tuple((str(part["part_name"].item()), part["mask"] > 0) for part in thing["parts"].ravel()),
             )
-            for thing in loadmat(path, variable_names=["anno"])["anno"]["objects"][0, 0].ravel()
+            for thing in anno["objects"][0, 0].ravel()
         )
     except Exception as error:  # whatever a damaged file can do to its reader
         told = " ".join(str(error).split())[:200]
