@@ -120,10 +120,12 @@ def _metadata(path: str) -> dict[str, str]:
 
 
 def _args(content: object) -> dict[str, object]:
-    """The settings under `args`, as a namespace or a mapping."""
+    """The plain settings under `args`, a namespace or a mapping."""
     args = content.get("args") if isinstance(content, Mapping) else None
     settings = vars(args) if isinstance(args, argparse.Namespace) else args
-    return {str(name): value for name, value in settings.items()} if isinstance(settings, Mapping) else {}
+    if not isinstance(settings, Mapping):
+        return {}
+    return {str(name): value for name, value in settings.items() if isinstance(value, str | int | float | list | tuple | dict)}
 
 
 def _read_torch(path: str, kind: str) -> object:
@@ -164,8 +166,8 @@ def _unsafe(path: str, error: Exception) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # only its names are wanted, and it fails on what it cannot parse
         names = []
-    listed = sorted(set(names) - set(_HARMLESS))
-    if listed:
+    if set(names) - set(_HARMLESS):
+        listed = sorted(set(names) - {"argparse.Namespace"})  # paths too: it may be their methods that would be called
         return (
             f"checkpoint {path}: holds objects that need code to load ({', '.join(listed[:5])}), expected plain tensors; "
             "load it where you trust it and save its state_dict()"
