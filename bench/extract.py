@@ -53,8 +53,8 @@ def main() -> None:
             split="any",
             url=shard_url(ROOT, "stamps", shard),
             shard=shard,
-            annotations=manifest.annotations,
-            passes=(Pass(encoder="it", view=Whole(), banks=(BankJob(readout="mean", bank=bank(shard.file)),)),),
+            rules=manifest.rules,
+            passes=(Pass(encoder="it", view=Whole(), banks=(BankJob(readout="mean", bank=bank(shard.file)),), precision=compute.precision),),
         )
         for shard in shards
     ]

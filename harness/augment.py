@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from harness.core import Preprocessing
 
 IGNORED = -1
 """The label of a pixel that is not counted: unlabelled, of an ignored class, or outside the image."""
+UNLABELLED = 255
+"""The value of an 8-bit label map that every data set leaves to pixels without a label."""
 _TRIES = 10
 _INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
@@ -95,11 +98,31 @@ class Scene:
     """int32 [H, W], IGNORED where a pixel does not count."""
 
 
-def labelled(mask: np.ndarray, classes: int, ignored: tuple[int, ...]) -> torch.Tensor:
-    """int32 [H, W] labels of a label map: classes, and IGNORED for the values in `ignored`. Raises ValueError for a value that is neither."""
-    labels = torch.from_numpy(mask.astype(np.int32))
+def uncounted_labels(classes: int) -> tuple[int, ...]:
+    """Values of a label map of so many classes that do not count, in training as in scoring.
+
+    0 beside two or more classes, where it is whatever has no label; beside one class it is the ground of a figure, and a class. 255 where it is no
+    class.
+    """
+    return (*((0,) if classes > 2 else ()), *((UNLABELLED,) if classes <= UNLABELLED else ()))
+
+
+def left_out_classes(ignored: Sequence[int], classes: int) -> tuple[int, ...]:
+    """Ignored values that are classes: these are neither trained nor ever predicted."""
+    return tuple(value for value in ignored if value < classes)
+
+
+def counted(mask: np.ndarray, ignored: Sequence[int]) -> np.ndarray:
+    """bool, as `mask`: the pixels of a label map whose value is not in `ignored`."""
+    kept = np.ones(mask.shape, dtype=bool)
     for value in ignored:
-        labels[labels == value] = IGNORED
+        kept &= mask != value
+    return kept
+
+
+def labelled(mask: np.ndarray, classes: int, ignored: Sequence[int]) -> torch.Tensor:
+    """int32 [H, W] labels of a label map: classes, and IGNORED for the values in `ignored`. Raises ValueError for a value that is neither."""
+    labels = torch.from_numpy(np.where(counted(mask, ignored), mask.astype(np.int32), np.int32(IGNORED)))
     top = int(labels.max()) if labels.numel() else IGNORED
     if top >= classes:
         raise ValueError(f"label map with a value {top} of {classes} classes")

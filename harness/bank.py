@@ -8,10 +8,12 @@ metadata carries the shard's account. Parts appear under their names whole or no
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import io
 import json
-import os
+import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,12 +26,38 @@ import pyarrow as pa
 
 from harness.core import Rows
 from harness.errors import BankError, RunError
+from harness.exclusive import Publisher, create
 from harness.parts import joined
 from harness.splits import take
 from harness.stream import ShardAudit, sample_of
 
-EXTRACTION_VERSION = 1
+EXTRACTION_VERSION = 2
 """Raised whenever a change to the code that reads, views, prepares, encodes or pools could change a byte of a bank."""
+_UNREADABLE = (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
+_DIGEST_BYTES = 16
+
+
+class ShardList(tuple[tuple[str, str, int], ...]):
+    """(file, sha256, samples) of every shard of a split, in the manifest's order. One list serves all banks of the split."""
+
+    @functools.cached_property
+    def text(self) -> str:
+        """As a bank's key hashes it: JSON, worked out once."""
+        return json.dumps(self)
+
+    def __reduce__(self) -> tuple[type[ShardList], tuple[tuple[tuple[str, str, int], ...]]]:
+        return ShardList, (tuple(self),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeasedBank:
+    """A bank as one shard of it needs to know it: what is sent to actors, whatever number of shards it has."""
+
+    key: str
+    dataset: str
+    split: str
+    readout: str
+    view: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +67,24 @@ class BankSpec:
     dataset: str
     split: str
     shards: tuple[tuple[str, str, int], ...]
-    """(file, sha256, samples) of every shard, in the manifest's order."""
+    """(file, sha256, samples) of every shard, in the manifest's order; a `ShardList` where several specs share it."""
     readout: str
     view: str
     identity: tuple[tuple[str, Any], ...]
     """Everything else that could change a byte: weights, architecture, preprocessing, precision, batch size, device type, versions."""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """Digest of the JSON of all fields, which are sorted by name."""
+        plain = asdict(dataclasses.replace(self, shards=()))
+        before = json.dumps({name: plain[name] for name in ("dataset", "identity", "readout")}, sort_keys=True)
+        after = json.dumps({name: plain[name] for name in ("split", "view")}, sort_keys=True)
+        shards = self.shards.text if isinstance(self.shards, ShardList) else json.dumps(self.shards)
+        return hashlib.sha256(f'{before[:-1]}, "shards": {shards}, {after[1:]}'.encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def leased(self) -> LeasedBank:
+        return LeasedBank(key=self.key, dataset=self.dataset, split=self.split, readout=self.readout, view=self.view)
 
     def describe(self) -> dict[str, Any]:
         return {**asdict(self), "identity": dict(self.identity), "key": self.key, "extraction_version": EXTRACTION_VERSION}
@@ -102,6 +138,9 @@ class BankStore:
         self.root = root.rstrip("/")
         self._system, self._path = fsspec.core.url_to_fs(self.root)
         self._local = isinstance(self._system, fsspec.implementations.local.LocalFileSystem)
+        self._publisher = Publisher()
+        self.read_only: str | None = None
+        """Why nothing can be written, if so."""
 
     def _file(self, *names: str) -> str:
         return "/".join((self._path, *names))
@@ -115,13 +154,36 @@ class BankStore:
         target = self._file(*names)
         try:
             if not self._local:
-                if not replace and self._system.exists(target):
-                    return False
+                if not replace:
+                    return create(self._system, target, data)
                 self._system.pipe_file(target, data)  # object stores publish an object when its upload ends
                 return True
-            return _publish_local(Path(target), data, replace=replace)
+            return self._publisher.publish(Path(target), data, replace=replace)
         except OSError as error:
             raise RunError(f"cannot write {target}: {error.strerror or error}; free some space or choose another --cache, then run again") from error
+
+    def try_out(self) -> None:
+        """Publish a file twice, and remove it. Raises RunError where that fails, or where the first one does not stay."""
+        name = (f".tried-{uuid.uuid4().hex[:8]}",)
+        try:
+            if not self.publish(name, b"1") or self.publish(name, b"2") or self.read_bytes(*name) != b"1":
+                raise RunError("a file that is published keeps its name from a later one on every file system but this")
+        finally:
+            self.discard(*name)
+
+    def exists(self) -> bool:
+        """Whether there is such a folder; raises what its file system raises."""
+        return bool(self._system.exists(self._path))
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Room that is left for this user, where the store is a local folder."""
+        if not self._local:
+            return None
+        place = Path(self._path)
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
 
     def read_bytes(self, *names: str) -> bytes | None:
         """Contents of a file of the store, or None where it is not there."""
@@ -136,22 +198,38 @@ class BankStore:
         with contextlib.suppress(FileNotFoundError):
             self._system.rm(self._file(*names), recursive=True)
 
-    def write_part(self, spec: BankSpec, rows: PartRows, receipt: Receipt) -> None:
-        """Publish one shard's part. A complete part that is there already stays; an incomplete or unreadable one is replaced."""
+    def describe(self, spec: BankSpec) -> None:
+        """Publish `bank.json`, which says in words what the bank's key hashes."""
+        self.publish((spec.key, "bank.json"), json.dumps(spec.describe(), indent=2).encode())
+
+    def write_part(self, spec: BankSpec | LeasedBank, rows: PartRows, receipt: Receipt) -> None:
+        """Publish one shard's part. A complete part that is there already stays; an incomplete or unreadable one is replaced.
+
+        A leased bank has been described by whoever leased it.
+        """
         known = self.receipt(spec, receipt.shard)
         if known is not None and known.status == "ok":
             return
-        self.publish((spec.key, "bank.json"), json.dumps(spec.describe(), indent=2).encode())
+        if isinstance(spec, BankSpec):
+            self.describe(spec)
         part, data = self._part(spec.key, receipt.shard), _serialise(rows, receipt)
         if not self.publish(part, data, replace=known is not None) and self.receipt(spec, receipt.shard) is None:
             self.publish(part, data, replace=True)  # what stands there cannot be read
 
-    def receipt(self, spec: BankSpec, shard: str) -> Receipt | None:
+    def receipt(self, spec: BankSpec | LeasedBank, shard: str) -> Receipt | None:
         """The account that a part carries, or None where there is no (readable) part."""
         try:
             with self._reader(spec.key, shard, whole=False) as reader:
-                return Receipt(**json.loads(reader.schema.metadata[b"receipt"]))
-        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+                return _receipt(reader)
+        except _UNREADABLE:
+            return None
+
+    def receipt_and_keys(self, spec: BankSpec | LeasedBank, shard: str) -> tuple[Receipt, bytes] | None:
+        """The account of a part and a digest of the keys of its items, in one opening; None where there is no (readable) part."""
+        try:
+            with self._reader(spec.key, shard, whole=False, columns=[0]) as reader:
+                return _receipt(reader), _digest(reader.read_all()["key"])
+        except _UNREADABLE:
             return None
 
     def repeated(self, spec: BankSpec, *, without: Sequence[str] = ()) -> dict[str, dict[str, str]]:
@@ -215,6 +293,53 @@ class BankStore:
         )
 
 
+class ReadParts:
+    """What a driver has read of a store's parts, so that each complete one is opened once in a run; any other is read anew whenever it is asked for.
+
+    A store is read through one of these while nobody discards its banks.
+    """
+
+    def __init__(self, store: BankStore) -> None:
+        self.store = store
+        self._complete: dict[tuple[str, str], tuple[Receipt, bytes]] = {}
+        self._repeated: dict[tuple[str, str, bytes], dict[str, dict[str, str]]] = {}
+
+    def receipt(self, spec: BankSpec | LeasedBank, shard: str) -> Receipt | None:
+        """As `BankStore.receipt`."""
+        return (self._part(spec, shard) or (None,))[0]
+
+    def repeated(self, spec: BankSpec) -> dict[str, dict[str, str]]:
+        """As `BankStore.repeated`. Banks of one split whose parts have the same keys, which is the rule, have one answer."""
+        digest = hashlib.blake2b()
+        for file, _, _ in spec.shards:
+            part = self._part(spec, file)
+            digest.update(part[1] if part else bytes(_DIGEST_BYTES))
+        signature = (spec.dataset, spec.split, digest.digest())
+        if signature not in self._repeated:
+            self._repeated[signature] = self.store.repeated(spec)
+        return self._repeated[signature]
+
+    def _part(self, spec: BankSpec | LeasedBank, shard: str) -> tuple[Receipt, bytes] | None:
+        place = (spec.key, shard)
+        part = self._complete.get(place) or self.store.receipt_and_keys(spec, shard)
+        if part is not None and part[0].status == "ok":
+            self._complete[place] = part
+        return part
+
+
+def _receipt(reader: pa.ipc.RecordBatchFileReader) -> Receipt:
+    return Receipt(**json.loads(reader.schema.metadata[b"receipt"]))
+
+
+def _digest(column: pa.ChunkedArray) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for chunk in column.chunks:
+        for buffer in chunk.buffers():
+            if buffer is not None:
+                digest.update(buffer)
+    return digest.digest()
+
+
 def _repeated(shards: Iterable[tuple[str, Iterable[str]]]) -> dict[str, dict[str, str]]:
     """Of shards and the keys of their items, shard to the keys of samples that a shard before it has as well, and that shard."""
     first: dict[str, str] = {}
@@ -231,22 +356,6 @@ def _without(rows: Rows, samples: Collection[str]) -> Rows:
     if not samples:
         return rows
     return take(rows, np.array([index for index, key in enumerate(rows.keys) if sample_of(key) not in samples], np.int64))
-
-
-def _publish_local(target: Path, data: bytes, *, replace: bool) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(data)
-        if replace:
-            os.replace(temporary, target)
-            return True
-        os.link(temporary, target)  # unlike a rename, it refuses to take the place of a file that came first
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _serialise(rows: PartRows, receipt: Receipt) -> bytes:

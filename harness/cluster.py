@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError, RayTaskError
 
+from harness import cores, local_ray
 from harness.config import Resources
 from harness.device import Precision, device_type, has_gpu, resolve_precision
 from harness.encode import ActorSettings, EncoderCrew
 from harness.encoders import EncoderSpec
-from harness.errors import RequestError
+from harness.errors import RequestError, RunError
 from harness.progress import Progress
 
 
@@ -58,23 +60,32 @@ class Node:
 
 
 class Cluster:
-    """A context manager; leaves no process of a local Ray behind."""
+    """A context manager; leaves no process of a local Ray behind. Raises RequestError where a dashboard is asked for that there cannot be."""
 
     def __init__(self, address: str | None, resources: Resources, *, dashboard: bool, progress: Progress) -> None:
+        if dashboard:
+            _check_dashboard(address)
         self._address = address
         self._resources = resources
         self._dashboard = dashboard
         self._progress = progress
+        self._started = False
+        self._resting = contextlib.ExitStack()
+        """What a local Ray leaves on the machine, to be tidied up once it has ended."""
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if ray.is_initialized():
-            ray.shutdown()
+        with self._resting, local_ray.interrupt_later():
+            if self._started or ray.is_initialized():
+                ray.shutdown(wait_for_processes=self._address is None)
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            told = str(error).strip().splitlines() or [type(error).__name__]
+            raise RunError(f"Ray was lost: {told[0]}; the same command goes on from here") from error
 
     def start(self) -> None:
-        """Start the local Ray, or join the cluster; once. Raises RequestError where no cluster answers."""
+        """Start the local Ray, or join the cluster; once. Raises RequestError where no cluster answers, RunError where no Ray starts."""
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # an actor without GPUs must not see them all
@@ -82,15 +93,31 @@ class Cluster:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             _refuse_silence(self._address)
-            with self._progress.phase(f"joining the Ray cluster at {self._address}", may_refuse=True):
+            with self._progress.phase(f"joining the Ray cluster at {self._address}", may_refuse=True), local_ray.interrupt_later():
+                self._started = True
                 self._join(self._address, quiet)
             return
         self._progress.say("starting Ray")
-        _make_token_writable()
+        with local_ray.interrupt_later():
+            self._started = True
+            self._start_local(quiet)
+
+    def _start_local(self, options: dict[str, Any]) -> None:
+        """A Ray of our own, whatever RAY_ADDRESS or another Ray's files in the temporary folder name."""
         resources = self._resources
-        cores = _local_cores()
-        wanted = cores if resources.actors == "auto" else max(cores, resources.actors * resources.threads)
-        ray.init(num_cpus=wanted, include_dashboard=self._dashboard, **quiet)
+        count = _local_cores()
+        cpus = count if resources.actors == "auto" else max(count, resources.actors * resources.threads)
+        folder = local_ray.make_folder()
+        self._resting.callback(local_ray.remove, folder)
+        self._resting.enter_context(local_ray.writable_token(folder))
+        store = local_ray.store_options(folder)
+        try:
+            context = ray.init(address="local", num_cpus=cpus, include_dashboard=self._dashboard, _temp_dir=str(folder), **store, **options)
+        except Exception as error:  # Ray raises whatever it comes upon: RuntimeError, OSError, ValueError, TimeoutError
+            told = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RunError(f"Ray: expected to start one here, got: {told}; look at the disk and memory that are free, then run again") from error
+        if self._dashboard:
+            self._progress.say(f"dashboard: http://{context.dashboard_url}")
 
     @staticmethod
     def _join(address: str, options: dict[str, Any]) -> None:
@@ -139,7 +166,10 @@ class Cluster:
         gpu = self._wants_gpu(any(resources.get("GPU", 0) > 0 for resources in found))
         nodes = [Node(cores=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)) if gpu else 0) for resources in found]
         places, share = self._places(nodes, gpu), self._gpu_share(gpu)
-        device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+        try:
+            device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+        except RayTaskError as error:
+            raise error.cause from None  # what a worker says, and not where Ray was when it said so
         return self._machine(places, device, precision, share)
 
     def _gpu_share(self, gpu: bool) -> float:
@@ -152,9 +182,9 @@ class Cluster:
     def _places(self, nodes: Sequence[Node], gpu: bool) -> int:
         """How many actors Ray finds a place for. Raises RequestError where there is none, or fewer than are asked for."""
         resources, share, cpus = self._resources, self._gpu_share(gpu), self._cpus(gpu)
-        most, cores = sum(node.places(cpus, share) for node in nodes), max(node.cores for node in nodes)
-        if resources.threads > cores:
-            raise RequestError(f"resources.threads: expected at most the {cores} cores that there are, got {resources.threads}")
+        most, widest = sum(node.places(cpus, share) for node in nodes), max(node.cores for node in nodes)
+        if resources.threads > widest:
+            raise RequestError(f"resources.threads: expected at most the {widest} cores that there are, got {resources.threads}")
         if not most:
             raise RequestError(f"resources.gpus_per_actor: expected no more GPUs than a node has, and a core beside them, got {share:g}")
         if resources.actors != "auto" and resources.actors > most:
@@ -177,14 +207,23 @@ class Cluster:
         )
 
 
+def _check_dashboard(address: str | None) -> None:
+    """Raises RequestError where `--dashboard` cannot have its effect."""
+    if address is not None:
+        raise RequestError(f"--dashboard: expected no --address beside it, got {address}; a cluster has its own dashboard, or none")
+    try:
+        importlib.import_module("ray.dashboard.optional_deps")
+    except ImportError as error:
+        raise RequestError(f"--dashboard: expected the packages of Ray's dashboard, got: {error}; pip install 'ray[default]'") from None
+
+
 def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
     """Device type and precision, as a worker finds them."""
     return device_type(gpu), resolve_precision(precision, gpu)
 
 
 def _local_cores() -> int:
-    """Those that this process may use: a batch system's share of a machine, not all of it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores.available()
 
 
 def _local_gpus() -> int:
@@ -200,16 +239,3 @@ def _refuse_silence(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise RequestError(f"--address {address}: expected a running Ray cluster, got: {error}; start one with ray up cluster.yaml") from None
-
-
-def _make_token_writable() -> None:
-    """Ray writes its token into the home folder; where that cannot be written, into a folder of the run's own."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return
-    try:
-        home = Path.home() / ".ray"
-        home.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            pass
-    except (OSError, RuntimeError):
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(tempfile.mkdtemp(prefix="partwise-")) / "auth_token")

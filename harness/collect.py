@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,45 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from harness.bank import BankSpec, BankStore, Receipt
+from harness.bank import BankSpec, BankStore, ReadParts, Receipt
 from harness.core import Task
 from harness.errors import BankError
 from harness.ledger import Lost, account, without_repeated
+from harness.manifest import Manifest
 from harness.metrics import sense
 from harness.plan import Plan, StudyPlan, view_of
 from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.search import StudyState
+from harness.stream import NAMED as NAMED_PER_REASON
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
+from harness.tracebacks import TOLD_IN
+
+NAMED_CLASSES = 5
+"""Most classes that a record names."""
+OF_A_SHARD = ("shard lost", "absent", "truncated", "sha256", "unexpected", "duplicate member", "members not adjacent")
+"""Reasons of a shard's account that are told of the shard, and name no sample that failed for them."""
 
 
 class Accounts:
     """The receipt of every (bank, shard) of a plan, read once."""
 
-    def __init__(self, plan: Plan, store: BankStore, lost: Mapping[str, Lost]) -> None:
-        self._store = store
+    def __init__(self, plan: Plan, store: BankStore | ReadParts, lost: Mapping[str, Lost]) -> None:
+        self._parts = store if isinstance(store, ReadParts) else ReadParts(store)
         self._lost = lost
         self._known: dict[str, list[Receipt]] = {}
-        self._banks: dict[str, BankSpec] = {}
-        for study in plan.studies:
-            for bank in study.specs:
-                self._banks[bank.key] = bank
+        self._banks = list(plan.banks())
 
     def of(self, bank: BankSpec) -> list[Receipt]:
         """Receipts of a bank's shards, in the manifest's order; a sample that several shards have counts in the first alone."""
         if bank.key not in self._known:
-            repeated = self._store.repeated(bank)
+            repeated = self._parts.repeated(bank)
             self._known[bank.key] = [self._receipt(bank, shard, samples, repeated.get(shard, {})) for shard, _, samples in bank.shards]
         return self._known[bank.key]
 
     def _receipt(self, bank: BankSpec, shard: str, samples: int, repeated: Mapping[str, str]) -> Receipt:
-        receipt = account(self._store, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))
+        receipt = account(self._parts, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))
         return without_repeated(receipt, repeated) if repeated else receipt
 
     def without(self, bank: BankSpec) -> tuple[str, ...]:
@@ -53,7 +58,7 @@ class Accounts:
         return tuple(receipt.shard for receipt in self.of(bank) if "shard lost" in receipt.reasons)
 
     def banks(self) -> Iterator[BankSpec]:
-        yield from self._banks.values()
+        yield from self._banks
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,16 +91,20 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
     study, state = outcome.plan, outcome.state
     info, task = study.encoder, study.task
     head = state.score.head if state is not None and state.score is not None else None
-    receipts = _receipts(study, accounts, head.readout if head else None)
+    banks = {bank.key: bank for bank in _banks(study, head.readout if head else None)}.values()
+    receipts = [receipt for bank in banks for receipt in accounts.of(bank)]
     manifest = plan.manifests[task.dataset]
-    status, error, values = _verdict(outcome, receipts)
+    status, error, values = _verdict(outcome, banks, accounts)
+    n_failed = failed_samples(banks, accounts)
     timed = _receipts(study, accounts, head.readout if head else None, own_view=True)
     seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
     made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
+    untrained = _untrained(manifest, study, state)
     for metric in task.metrics:
         value = values.get(metric.name)
-        undefined = status in ("ok", "incomplete") and (value is None or value.value is None)
+        has_value = value is not None and value.value is not None
+        reason = None if has_value or status not in ("ok", "incomplete") else value.reason if value else "not computed"
         yield {
             "run_id": run_id,
             "encoder": info.name,
@@ -115,14 +124,14 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "value": value.value if value else None,
             "ci_low": value.low if value else None,
             "ci_high": value.high if value else None,
-            "n": state.score.n if state is not None and state.score is not None else 0,
-            "n_failed": sum(receipt.failed for receipt in receipts),
+            "n": value.n if value else 0,
+            "n_failed": n_failed,
             "hyperparameters": json.dumps({"lr": head.lr, "readout": head.readout, "round": head.round, "head": head.head} if head else {}),
             "selected_on": study.selected_on,
             "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
-            "status": "undefined" if undefined else status,
-            "error": (value.reason if value else "not computed") if undefined else error,
+            "status": "undefined" if reason and status == "ok" else status,
+            "error": _error_text(reason, error, value if has_value else None, untrained),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
@@ -134,32 +143,104 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
         }
 
 
+def _error_text(reason: str | None, error: str | None, value: Value | None, untrained: str | None) -> str | None:
+    """Why a record has no value, why it is not ok, and what has to be known beside its value, if it has one, whether it is ok or not."""
+    words = [reason, error, untrained if value else None, *(value.notes if value else ())]
+    return "; ".join(word for word in words if word) or None
+
+
+def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -> str | None:
+    """Which of the tested classes no training row had; None where every one had some."""
+    labels = state.score.untrained if state is not None and state.score is not None else ()
+    if not labels:
+        return None
+    classes = manifest.classes if study.task.counterparts else study.task.classes
+    names = [classes[label] for label in labels[:NAMED_CLASSES]] + (["…"] if len(labels) > NAMED_CLASSES else [])
+    return f"{len(labels)} of the tested classes {'has' if len(labels) == 1 else 'have'} no training row: {', '.join(names)}"
+
+
 def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:
     """Receipts of the banks that a record rests on: those of the chosen readout, or of all where none was chosen.
 
     With `own_view`, those of the task's own view alone: what is seen another way, such as intact images beside altered ones, takes another time.
     """
+    return [receipt for bank in _banks(study, readout, own_view=own_view) for receipt in accounts.of(bank)]
+
+
+def _banks(study: StudyPlan, readout: str | None, *, own_view: bool = False) -> list[BankSpec]:
     own = study.task.view.identity
     roles = [role for role in study.banks if not own_view or view_of(study.task, role).identity == own]
-    banks = [bank for role in roles for name, bank in study.banks[role].items() if readout is None or name == readout]
-    return [receipt for bank in banks for receipt in accounts.of(bank)]
+    return [bank for role in roles for name, bank in study.banks[role].items() if readout is None or name == readout]
 
 
-def _verdict(outcome: Outcome, receipts: Sequence[Receipt]) -> tuple[str, str | None, dict[str, Value]]:
+def failed_samples(banks: Iterable[BankSpec], accounts: Accounts) -> int:
+    """Samples of the splits of `banks` that could not be seen, once each whatever number of banks are of a split.
+
+    Of each shard the bank counts that lost most. A stream that was not read, as its study failed before, has lost nothing.
+    """
+    failed: dict[tuple[str, str, str], int] = {}
+    for bank in banks:
+        for receipt in accounts.of(bank):
+            shard = (bank.dataset, bank.split, receipt.shard)
+            failed[shard] = max(failed.get(shard, 0), receipt.failed if receipt.attempts else 0)
+    return sum(failed.values())
+
+
+def unseen_splits(banks: Iterable[BankSpec], accounts: Accounts) -> str | None:
+    """The splits of which nothing was seen, each with the first reason of its account and a count; None where there is none.
+
+    A stream that nobody has read has no account yet, and a split that is empty has lost nothing.
+    """
+    reasons: dict[str, None] = {}
+    for bank in banks:
+        receipts = [receipt for receipt in accounts.of(bank) if receipt.expected]
+        if receipts and all(receipt.attempts and not receipt.seen for receipt in receipts):
+            reasons[f"{bank.dataset}/{bank.split}: {first_reason(receipts)}"] = None
+    return "; ".join(reasons) or None
+
+
+def first_reason(receipts: Sequence[Receipt]) -> str:
+    """The first reason for which samples failed, and how many: `missing member: json, 2,500 of 2,500 samples`."""
+    reason = next((reason for receipt in receipts for reason in receipt.reasons), "no reason")
+    named = next((receipt.reasons[reason] for receipt in receipts if reason in receipt.reasons), [])
+    count = sum(failed_for(reason, receipt) for receipt in receipts)
+    words = f"{reason} ({named[0]})" if reason == "shard lost" and named else reason
+    return f"{words}, {count:,} of {sum(receipt.expected for receipt in receipts):,} samples"
+
+
+def failed_for(reason: str, receipt: Receipt) -> int:
+    """Failed samples that a reason accounts for: those that it names, or where it names none of them or not all, what the other reasons leave."""
+    if reason not in receipt.reasons:
+        return 0
+    names = receipt.reasons[reason]
+    if reason not in OF_A_SHARD and len(names) <= NAMED_PER_REASON:
+        return min(len(names), receipt.failed)
+    others = sum(len(names) for other, names in receipt.reasons.items() if other != reason and other not in OF_A_SHARD)
+    return max(0, receipt.failed - others)
+
+
+def _verdict(outcome: Outcome, banks: Iterable[BankSpec], accounts: Accounts) -> tuple[str, str | None, dict[str, Value]]:
     """Status, its reason, and the values by metric."""
     if outcome.plan.undefined is not None:
         return "undefined", outcome.plan.undefined, {}
-    score = outcome.state.score if outcome.state is not None else None
+    score, unseen = outcome.state.score if outcome.state is not None else None, unseen_splits(banks, accounts)
     if outcome.error is not None or score is None:
-        return "failed", outcome.error or "the search did not come to its end", {}
-    if score.error is not None:
-        return "failed", score.error, {}
+        return "failed", unseen or outcome.error or "the search did not come to its end", {}
     values = {value.metric: value for value in score.values}
-    troubled = [receipt for receipt in receipts if receipt.status != "ok"]
+    if score.error is not None or (unseen and all(value.value is None for value in score.values)):
+        return "failed", unseen or score.error, values
+    troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
     if troubled:
         told = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
-        return "incomplete", "; ".join(told)[:500], values
+        return "incomplete", "; ".join(told)[:500] + _tracebacks(troubled), values
     return "ok", None, values
+
+
+def _tracebacks(receipts: Sequence[Receipt]) -> str:
+    """Where the tracebacks of shards are that a fault of the program lost, for the end of a record's error."""
+    reasons = [reason for receipt in receipts for reason in receipt.reasons.get("shard lost", ())]
+    files = sorted({reason.partition(TOLD_IN)[2] for reason in reasons if TOLD_IN in reason})
+    return "".join([TOLD_IN, ", ".join(files[:3])]) if files else ""
 
 
 def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
@@ -224,7 +305,8 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
         rows = [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)] if isinstance(found, dict) else found
         if rows:
             path = f"{file_name(outcome.plan.encoder.name)}/{task.name}.parquet"
-            tables.setdefault(path, []).extend({**row, "protocol": task.protocol.name} for row in rows)
+            names = {"encoder": outcome.plan.encoder.name, "task": task.name, "protocol": task.protocol.name}
+            tables.setdefault(path, []).extend({**row, **names} for row in rows)
     return tables
 
 

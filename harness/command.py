@@ -1,12 +1,22 @@
-"""What the commands have in common: whatever is wrong is told in one line on stderr."""
+"""What the commands have in common: whatever goes wrong is told in one line on stderr, and ends in an exit status.
+
+Exit status: 0 it went well; 1 something is incomplete or failed; 2 the request was wrong, and nothing was done; 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from harness.errors import HarnessError, RequestError
+from harness import tracebacks
+from harness.errors import HarnessError, RequestError, Unexpected, in_one_line
+
+OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,5 +26,45 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; --help lists what there is")
 
 
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    body: Callable[[argparse.Namespace], int],
+    *,
+    out: Callable[[argparse.Namespace], Path | None] = lambda _: None,
+    interrupted: str = "interrupted",
+) -> int:
+    """Parse `arguments` and run `body`; the exit status, whatever happens.
+
+    An exception that nobody raised on purpose leaves its traceback under `out`, or, where there is no such folder yet, among the temporary files.
+    """
+    options = argparse.Namespace()
+    try:
+        parser.parse_args(arguments, options)
+        return body(options)
+    except RequestError as error:
+        complain(error)
+        return WRONG
+    except HarnessError as error:
+        complain(error)
+        return PARTIAL
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_output()
+        return PARTIAL
+    except Exception as error:
+        name = parser.prog.rsplit(".", 1)[-1]
+        file = tracebacks.keep(out(options), name, "".join(traceback.format_exception(error)))
+        complain(Unexpected(f"{in_one_line(error)}; this is a fault of the program, or of the place it runs in{tracebacks.TOLD_IN}{file}", ""))
+        return PARTIAL
+
+
 def complain(error: HarnessError) -> None:
     print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _close_output() -> None:
+    """The reader of our output has left (`| head`): write the rest nowhere, and say nothing of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,8 +133,12 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RequestError(f"{where}: expected plain YAML, got an error: {_one_line(error)}") from None
 
 
-def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep that `path` describes, with `--set` overrides `a.b=value` (YAML values). Raises RequestError in one line."""
+def load_sweep(path: str | Path, overrides: Sequence[str] = (), *, check_encoder: Callable[[object], None] | None = None) -> Sweep:
+    """The sweep that `path` describes, with `--set` overrides `a.b=value` (YAML values). Raises RequestError in one line.
+
+    Unknown keys are told first, as whatever else is wrong may follow from one. `check_encoder` raises for those of an encoder's entry, which only the
+    encoders know.
+    """
     file = Path(path)
     try:
         raw = file.read_bytes()
@@ -151,6 +155,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         raise RequestError(f"{path}: expected a mapping of keys to values, got {type(plain).__name__}")
     for override in overrides:
         _override(plain, override)
+    _refuse_unknown_keys(plain, str(path))
+    if check_encoder is not None and isinstance(plain.get("encoders"), list):
+        for entry in plain["encoders"]:
+            check_encoder(entry)
     _refuse_nan(plain, str(path))
     sweep = _validate(plain, str(path))
     return sweep.model_copy(update={"shards": resolve_path(sweep.shards, file.parent)})
@@ -174,6 +182,20 @@ def _override(plain: dict[str, Any], text: str) -> None:
     place[steps[-1]] = parse_yaml(value, f"--set {dotted}")
 
 
+def _refuse_unknown_keys(plain: Mapping[str, Any], where: str) -> None:
+    """Raises RequestError, with the nearest match, for the first key of the file or of a section that there is no such key."""
+    for mapping, section, place in (
+        (plain, Sweep, where),
+        (plain.get("search"), Search, f"{where}: search"),
+        (plain.get("resources"), Resources, f"{where}: resources"),
+    ):
+        keys = list(section.model_fields)
+        for key in mapping if isinstance(mapping, dict) else ():
+            if key not in keys:
+                hint = nearest(key, keys) or nearest(key.lower(), keys)
+                raise RequestError(f"{place}: unknown key {key[:80]!r}{hint}; known keys are {', '.join(keys)}")
+
+
 def _refuse_nan(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -195,10 +217,6 @@ def _validate(plain: Mapping[str, Any], where: str) -> Sweep:
 def _first(error: ValidationError) -> str:
     first = min(error.errors(include_url=False), key=_clumsiness)
     location = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("literal[", "constrained-", "function-")))
-    if first["type"] == "extra_forbidden":
-        section = {"search": Search, "resources": Resources}.get(str(first["loc"][0]) if len(first["loc"]) > 1 else "", Sweep)
-        known = list(section.model_fields)  # type: ignore[attr-defined]
-        return f"{location}: unknown key{nearest(str(first['loc'][-1]), known)}; known keys are {', '.join(known)}"
     if first["type"] == "missing":
         return f"{location}: expected this key, got none"
     if first["type"] == "too_short":
@@ -209,7 +227,7 @@ def _first(error: ValidationError) -> str:
 
 def _clumsiness(error: Any) -> int:
     """Of several complaints about one value (a union has one for each of its members), the one that helps most comes first."""
-    return {"extra_forbidden": 0, "missing": 0, "literal_error": 2}.get(error["type"], 1)
+    return {"missing": 0, "literal_error": 2}.get(error["type"], 1)
 
 
 def _one_line(value: object) -> str:

@@ -116,7 +116,7 @@ class Alteration(Protocol):
 
 
 class View(Protocol):
-    """A sample to the inputs that a task family needs."""
+    """A sample to the inputs that a task family needs. A view inherits from this, and with it `items`."""
 
     @property
     def identity(self) -> str:
@@ -129,6 +129,11 @@ class View(Protocol):
     @property
     def alteration(self) -> Alteration | None:
         """What is done to every item once it has its input size."""
+
+    @property
+    def items(self) -> int:
+        """Items per sample where the view alone tells; a view that says nothing counts as one, as does one whose images tell."""
+        return 1
 
     def __call__(self, sample: Sample) -> list[Item]:
         """The items of one sample, in a fixed order; empty where the sample has none."""
@@ -186,6 +191,10 @@ class EncoderInfo:
     projection_dim: int | None
     positions: PositionKind
     preprocessing: Preprocessing
+    preprocessing_source: str = "its family's"
+    """Where the preprocessing comes from, in words. It is in no key: equal values give equal features, wherever they come from."""
+    preprocessing_replaced: tuple[str, ...] = ()
+    """Fields of the preprocessing that the sweep, or what is written in or beside the weights, gives another value than is known of the weights."""
     random: bool = False
     chooses_tokens: bool = False
     """Whether `Encoder.encode` takes `keep` and `positions`."""
@@ -315,14 +324,47 @@ class Predictions:
         return len(self.keys)
 
 
+FRACTION = "fraction"
+"""The unit of accuracies, AP, IoU and the like."""
+
+
 class Metric(Protocol):
     """A metric as additive counts per group and a function of their sum, so that a bootstrap is one matrix product.
 
-    Higher is better, unless it has an attribute `lower_is_better` that is true.
+    A metric is a subclass: it gives `name`, `counts` and `value`, and whatever else differs from what stands here.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """What its values are in."""
+        return FRACTION
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether of two values the lower one is the better."""
+        return False
+
+    @property
+    def is_mean_of_outcomes(self) -> bool:
+        """Whether its value is a mean of outcomes that are each 0 or 1, such as wrong and right, every one counting alike."""
+        return False
+
+    @property
+    def undefined(self) -> str | None:
+        """Why it has no value where rows were counted and yet it has none; None where there is no more to say than that nothing was counted."""
+        return None
+
+    @property
+    def uncounted(self) -> str:
+        """What is the matter with items that it does not count."""
+        return "they have no label"
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the rows that the value is of."""
+        return predictions.targets >= 0
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, M], groups in order of first appearance in `predictions`."""
@@ -347,7 +389,7 @@ class FittedStack(Protocol):
 F = TypeVar("F", bound=pydantic.BaseModel)
 """The protocol fields of a probe."""
 E = TypeVar("E")
-"""What becomes of a sample on a stream."""
+"""What becomes of a sample on a stream; of one in training, `shown` are the labels that are trained on with it."""
 State = Mapping[str, torch.Tensor]
 """Tensors of one head, by name."""
 Proposal = tuple[str, float | None]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,12 @@ from harness.errors import RequestError, RunError
 
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
-_LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHER_VARIABLE = re.compile(
+    r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|DEEPSPEED|DS|OMPI|PMI|PMI2|PMIX|MPI|I_MPI|MV2|HYDRA|HYDI|TORCHELASTIC|TORCH_NCCL|SLURM|JSM|FLUX|PALS)_.*"
+    r"|((LOCAL|NODE|GROUP|ROLE|CROSS)_)?(RANK|WORLD_SIZE|SIZE)|MPI_LOCALN?RANK(ID|S)|ROLE_NAME|MASTER_(ADDR|PORT)|NPROC|FORK_LAUNCHED"
+)
+"""What MPI, PMI, MVAPICH, Slurm, torchrun, accelerate and DeepSpeed tell the processes that they start, by the names that accelerate 1.15 reads
+(accelerate.state, accelerate.utils.environment, accelerate.utils.dataclasses) and their kin."""
 
 
 def has_gpu() -> bool:
@@ -59,20 +66,40 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@contextmanager
+def without_launchers() -> Iterator[None]:
+    """The environment without what launchers put there, while the block lasts.
+
+    Where mpirun, torchrun or `accelerate launch` started the run, accelerate would take each actor for one of theirs: it would wait for peers that
+    never come, or look for plugins that nobody asked for.
+    """
+    hidden = {name: value for name, value in os.environ.items() if _LAUNCHER_VARIABLE.fullmatch(name)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 class Compute:
     """One process's device, its precision and a fixed number of threads, through accelerate. Raises RequestError for fp16 on a CPU."""
 
     def __init__(self, precision: Precision, gpu: bool, threads: int) -> None:
         _check_device(precision, gpu)
-        for name in _LAUNCHER_VARIABLES:  # a leaked launcher environment makes accelerate wait for peers that never come
-            os.environ.pop(name, None)
         torch.set_num_threads(threads)  # Ray's own setting comes too late where torch was imported before it
-        AcceleratorState._reset_state(True)  # a singleton: a reused process would keep its first precision
-        self.precision = precision
-        self._accelerator = Accelerator(mixed_precision=_MIXED[precision], cpu=not gpu)
+        self.precision, self._gpu = precision, gpu
+        self._accelerator = self._new_accelerator()
         self.device: torch.device = self._accelerator.device
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for every call within, whichever method of a module it is (prepare_model would cover `forward` alone)."""
+        if AcceleratorState().mixed_precision != _MIXED[self.precision]:  # of another Compute of this process, made since
+            self._accelerator = self._new_accelerator()
         context: AbstractContextManager[Any] = self._accelerator.autocast()
         return context
+
+    def _new_accelerator(self) -> Accelerator:
+        AcceleratorState._reset_state(True)  # a singleton: a reused process would keep its first precision
+        with without_launchers():
+            return Accelerator(mixed_precision=_MIXED[self.precision], cpu=not self._gpu)

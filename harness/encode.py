@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from harness.bank import BankStore
 from harness.core import Encoder
 from harness.device import Compute, Precision, check_device
 from harness.encoders import EncoderSpec, load
+from harness.errors import portable
 from harness.extract import Extractor, ShardWork
 
 
@@ -30,25 +33,44 @@ class ActorSettings:
 
 
 class EncoderActor:
-    """Encodes shards that it is leased, one at a time, and publishes their bank parts."""
+    """Encodes shards that it is leased, one at a time, and publishes their bank parts.
+
+    Its constructor does nothing that can fail: what an actor needs comes with `start`, a call of its own, whose failure says why.
+    """
 
     def __init__(self, settings: ActorSettings, encoders: dict[str, EncoderSpec]) -> None:
-        compute = Compute(settings.precision, settings.gpus > 0, settings.threads)
-        self._compute = compute
         self._settings = settings
         self._specs = encoders
         self._loaded: dict[str, Encoder] = {}
-        self._store = BankStore(settings.cache)
-        self._extractor = Extractor(compute, self._encoder, batch_size=settings.batch_size, decode_threads=settings.decode_threads)
 
     def pid(self) -> int:
         return os.getpid()
 
+    def start(self) -> str:
+        """Take the device and open the cache; the node's address. Raises what `portable` makes of whatever went wrong."""
+        settings = self._settings
+        try:
+            compute = Compute(settings.precision, settings.gpus > 0, settings.threads)
+            self._compute = compute
+            self._store = BankStore(settings.cache)
+            self._extractor = Extractor(compute, self._encoder, batch_size=settings.batch_size, decode_threads=settings.decode_threads)
+        except Exception as error:
+            raise portable(error) from error
+        address: str = ray.util.get_node_ip_address()
+        return address
+
     def encode(self, work: ShardWork, attempt: int) -> int:
         """Publish every part of `work`; the number of rows.
 
-        Raises ShardError where the shard cannot be read, RunError where a part cannot be written or this is not the device that its bank names.
+        Raises ShardError where the shard cannot be used, RunError where a part cannot be written or this is not the device that its bank names,
+        OSError where another try may do better, and Unexpected for whatever nobody raises on purpose.
         """
+        try:
+            return self._encode(work, attempt)
+        except Exception as error:
+            raise portable(error) from error
+
+    def _encode(self, work: ShardWork, attempt: int) -> int:
         node = ray.util.get_node_ip_address()
         check_device(self._settings.device_type, gpu=self._settings.gpus > 0, node=node)
         parts = self._extractor.run(work, node=node, attempts=attempt)
@@ -77,17 +99,30 @@ class EncoderCrew:
         remote = ray.remote(num_cpus=self._settings.cpus, num_gpus=self._settings.gpus, max_restarts=0, max_task_retries=0)(EncoderActor)
         return remote.remote(self._settings, self._encoders)
 
+    def start(self, actor: Any) -> Any:
+        return actor.start.remote()
+
     def lease(self, actor: Any, work: ShardWork, attempt: int) -> Any:
         return actor.encode.remote(work, attempt)
 
     def replace(self, actor: Any) -> Any:
-        self.actors.remove(actor)
+        self.dismiss(actor)
         fresh = self._start()
         self.actors.append(fresh)
         return fresh
 
+    def dismiss(self, actor: Any) -> None:
+        self.actors.remove(actor)
+        _kill(actor)
+
     def release(self) -> None:
         """Give every actor's resources back: a search that waits for them would wait for ever."""
         for actor in self.actors:
-            ray.kill(actor)
+            _kill(actor)
         self.actors = []
+
+
+def _kill(actor: Any) -> None:
+    """One that is thought lost may only be out of reach, and would hold its cores or its GPU for ever."""
+    with contextlib.suppress(RayError, ValueError):  # gone already
+        ray.kill(actor, no_restart=True)

@@ -14,8 +14,9 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from harness.plan import Plan, StudyPlan
 from harness.probes import fields_of, is_decided, stream_probe
 from harness.propose import is_searched, rates_at_once
 from harness.readouts import parse_readout
-from harness.stream import ShardAudit, read_samples
+from harness.stream import ShardAudit, attempt, read_samples
 from harness.views.whole import Whole
 
 HELD_OUT = 0.1
@@ -65,7 +66,9 @@ class Glance:
 
     def items(self, view: View) -> float:
         """Items that `view` makes of an image, on average; 1 where there was no image to look at."""
-        return sum(len(view(sample)) for sample in self.samples) / len(self.samples) if self.samples else 1.0
+        items = [attempt(partial(view, sample)) for sample in self.samples]
+        usable = [len(made) for made in items if not isinstance(made, ShardError)]
+        return sum(usable) / len(usable) if usable else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,8 @@ class Estimate:
     """Encoder to items that it encodes for banks."""
     streams: Sequence[StreamCost]
     bank_bytes: int
+    free_bytes: int | None
+    """Room in the cache, where that is a folder on this machine."""
     speeds: Mapping[str, Speed]
     """Of every encoder that has something to do."""
     decoding: float
@@ -131,7 +136,8 @@ def estimate(plan: Plan, store: BankStore, *, actors: int) -> Estimate:
         bases={(shard.dataset, shard.split): glances.of(shard.dataset, shard.split).basis for shard in work},
         passes=passes,
         streams=streams,
-        bank_bytes=bytes_of_banks(plan, work, items),
+        bank_bytes=bytes_of_banks(plan, work, items.of),
+        free_bytes=store.free_bytes,
         speeds=speeds,
         decoding=sum(decoding for decoding, _ in parts),
         encoding=sum(encoding for _, encoding in known) if is_known else None,
@@ -248,14 +254,30 @@ def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
     return StreamCost(study=study, decoded=rounds * cost.decoded + test, passes=rounds * cost.encoded + cost.encoded_per_test_image * test)
 
 
-def bytes_of_banks(plan: Plan, work: Sequence[ShardWork], items: _Items) -> int:
-    """About what the banks of `work` will take on disk: features, and the label maps that lie beside token grids; keys and targets are left out."""
+def least_bytes(plan: Plan, work: Sequence[ShardWork]) -> int:
+    """What the banks of `work` will take on disk if no sample fails.
+
+    Views whose images tell how many items there are, and alterations, which may drop tokens, count for nothing.
+    """
+
+    def items(_: ShardWork, view: View) -> float:
+        is_told = isinstance(view, Whole) or view.items > 1
+        return float(view.items) if is_told and view.alteration is None else 0.0
+
+    return bytes_of_banks(plan, work, items)
+
+
+def bytes_of_banks(plan: Plan, work: Sequence[ShardWork], items: Callable[[ShardWork, View], float]) -> int:
+    """About what the banks of `work` will take on disk: features, and the label maps that lie beside token grids; keys and targets are left out.
+
+    `items` per image.
+    """
     total = 0.0
     for shard in work:
         masks = _mask_bytes(plan.manifests[shard.dataset])
         for one in shard.passes:
             info = plan.infos[one.encoder]
-            rows = shard.shard.samples * items.of(shard, one.view)
+            rows = shard.shard.samples * items(shard, one.view)
             total += sum(rows * _row_bytes(plan, info, job.readout, masks) for job in one.banks)
     return round(total)
 
@@ -389,7 +411,10 @@ def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
     yield f"{len(plan.shard_work)} shards, {len(found.work)} of them to encode: {samples:,} images to decode, {passes:,.0f} forward passes of items"
     for (dataset, split, view), count in found.items.items():
         yield f"  {dataset}/{split}: {count:.1f} items an image, {found.bases[dataset, split]}; {view}"
-    yield f"feature banks to write: about {size(found.bank_bytes)}"
+    free = "" if found.free_bytes is None else f", {size(found.free_bytes)} free in the cache"
+    yield f"feature banks to write: about {size(found.bank_bytes)}{free}"
+    if found.free_bytes is not None and found.bank_bytes > found.free_bytes:
+        yield "  that is more than there is room for: free some, choose another --cache, or ask for fewer readouts"
     yield from _told_streams(found)
     yield f"device {plan.device_type}, precision {plan.precision}, {actors} actor{'s' if actors > 1 else ''}"
     yield from _told_time(found, actors)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from harness.bank import BankSpec, PartRows, Receipt
+from harness.bank import BankSpec, LeasedBank, PartRows, Receipt
 from harness.core import Encoder, Item, Preprocessing, Sample, View
-from harness.device import Compute
+from harness.device import Compute, Precision
 from harness.errors import ShardError
 from harness.manifest import Rules, Shard
 from harness.preprocess import prepare, prepare_mask
@@ -29,7 +30,7 @@ class BankJob:
     """One readout of a pass and the bank it goes to."""
 
     readout: str
-    bank: BankSpec
+    bank: BankSpec | LeasedBank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Pass:
     """The encoder's name in the sweep."""
     view: View
     banks: tuple[BankJob, ...]
+    precision: Precision = "float32"
+    """What the encoder computes in, as the banks' keys say: the run's precision, or float32, in which nothing is cast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,8 @@ class ShardWork:
 
     @property
     def items(self) -> int:
-        """Items that pass encoders, counting one a sample for views of which only the image tells how many."""
-        return self.shard.samples * sum(getattr(one.view, "items", 1) for one in self.passes)
+        """Items that pass encoders, counting one per sample for views of which only the image tells how many."""
+        return self.shard.samples * sum(one.view.items for one in self.passes)
 
 
 class _Recipe(NamedTuple):
@@ -88,6 +91,7 @@ class _Running:
 
     recipe: _Recipe
     encoder: Encoder
+    precision: Precision
     readouts: list[Readout]
     rows: list[PartRows]
     waiting: list[_Prepared] = field(default_factory=list)
@@ -103,7 +107,7 @@ class Extractor:
         self._batch_size = batch_size
         self._decode_threads = decode_threads
 
-    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec, PartRows, Receipt]]:
+    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec | LeasedBank, PartRows, Receipt]]:
         """One part for every bank of `work`. Raises ShardError where the shard cannot be read at all."""
         audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples)
         running = [self._start(one) for one in work.passes]
@@ -111,7 +115,7 @@ class Extractor:
         jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.rules, audit))
         for key, prepared in in_order(jobs, self._decode_threads):
             if isinstance(prepared, ShardError):
-                audit.fail(key, str(prepared))
+                audit.fail(key, prepared)
                 continue
             audit.seen += 1
             for one in running:
@@ -145,6 +149,7 @@ class Extractor:
         return _Running(
             recipe=_Recipe(work.view.identity, encoder.info.preprocessing, encoder.info.grid if work.view.alteration is not None else None),
             encoder=encoder,
+            precision=work.precision,
             readouts=[parse_readout(job.readout) for job in work.banks],
             rows=[PartRows() for _ in work.banks],
         )
@@ -155,7 +160,7 @@ class Extractor:
         batch, one.waiting = one.waiting[: self._batch_size], one.waiting[self._batch_size :]
         images = self._batch([prepared.image for prepared in batch])
         info = one.encoder.info
-        with torch.inference_mode(), self._compute.autocast():
+        with torch.inference_mode(), self._autocast(one.precision):
             tokens = one.encoder.encode(
                 images,
                 keep=self._batch_of_choices([prepared.keep for prepared in batch]),
@@ -165,10 +170,19 @@ class Extractor:
             )
             features = [read(tokens, readout, info) for readout in one.readouts]
         for readout, rows, values in zip(one.readouts, one.rows, features, strict=True):
-            half = readout.is_dense and self._compute.precision != "float32"
+            half = readout.is_dense and one.precision != "float32"
             array = values[: len(batch)].to("cpu", torch.float16 if half else torch.float32).numpy()
             _append(rows, batch, array, with_masks=readout.has_masks)
         one.seconds += time.perf_counter() - start
+
+    def _autocast(self, precision: Precision) -> AbstractContextManager[Any]:
+        """A pass's own precision: this process's, or float32. Raises ValueError for another one, which this process cannot compute in."""
+        if precision == self._compute.precision:
+            return self._compute.autocast()
+        if precision != "float32":
+            able = " or ".join(sorted({"float32", self._compute.precision}, reverse=True))
+            raise ValueError(f"expected a pass in {able}, got {precision}")
+        return torch.autocast(self._compute.device.type, enabled=False)
 
     def _batch(self, values: list[torch.Tensor]) -> torch.Tensor:
         """[batch size, ...] on the device, padded with copies of the first."""

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from harness.core import Sample
-from harness.errors import ShardError
-from harness.stream import ShardAudit, Source, in_order, read_samples
+from harness.errors import ShardError, is_of_the_place
+from harness.stream import ShardAudit, Source, attempt, in_order, read_samples, reason_of
 
 OPEN_SHARDS = 8
 BUFFER = 2048
@@ -75,8 +75,8 @@ class Epoch:
             if result is None:  # taken before the interruption
                 self._count(audit, key, self.lost.get(key))
             elif isinstance(result, ShardError):
-                self.lost[key] = str(result)
-                self._count(audit, key, str(result))
+                self.lost[key] = reason_of(result)
+                self._count(audit, key, result)
             else:
                 self._count(audit, key, None)
                 yield Fed(key=key, value=result, position=position)
@@ -84,12 +84,12 @@ class Epoch:
         for audit in self.audits:
             audit.close()
 
-    def _count(self, audit: ShardAudit, key: str, reason: str | None) -> None:
+    def _count(self, audit: ShardAudit, key: str, reason: str | ShardError | None) -> None:
         if reason is None:
             audit.seen += 1
         else:
             audit.fail(key, reason)
-            self.lost_of.setdefault(audit.shard, {})[key] = reason
+            self.lost_of.setdefault(audit.shard, {})[key] = reason_of(reason)
 
     def _taken(self) -> Iterator[tuple[Unread, bool]]:
         """The wanted samples in their order, and whether each was taken before."""
@@ -128,6 +128,8 @@ class Epoch:
             for key, decode in read_samples(url, shard, self.source.rules, audit):
                 yield audit, key, decode
         except ShardError as error:
+            if is_of_the_place(error):
+                raise  # a network that is down, say: what was trained without the rest of the shard would be another outcome
             audit.note("shard lost" if not audit.seen and not audit.failed else "truncated", str(error))
 
 
@@ -165,10 +167,7 @@ def _prepared(
     def job(audit: ShardAudit, key: str, decode: Callable[[], Sample], before: bool) -> tuple[ShardAudit, str, T | ShardError | None]:
         if before:
             return audit, key, None
-        try:
-            return audit, key, prepare(decode())
-        except ShardError as error:
-            return audit, key, error
+        return audit, key, attempt(lambda: prepare(decode()))
 
     for _, found in in_order(((one[1], partial(job, *one, before)) for one, before in taken), threads):
         if isinstance(found, ShardError):

@@ -1,7 +1,8 @@
 """Which shard was seen, once: leases to actors, retries, and the account that comes of it.
 
-An actor holds one shard at a time. A lease ends with its receipts, with the actor's death, or with its time; a shard whose lease was lost goes to
-another actor, up to MAX_ATTEMPTS leases in all. Parts are published whole, so that work done twice is counted once: the first part stays.
+An actor is started, and holds no lease until it says that it is ready; then it holds one shard at a time. A lease ends with its receipts, with the
+actor's loss, or with its time; a shard whose lease was lost, or that could not be read or written, is leased again, up to MAX_ATTEMPTS times in all.
+Parts are published whole, so that work done twice is counted once: the first part stays.
 """
 
 from __future__ import annotations
@@ -16,14 +17,24 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from harness.bank import BankSpec, BankStore, Receipt
-from harness.errors import RunError, ShardError
+from harness import tracebacks
+from harness.bank import BankSpec, BankStore, ReadParts, Receipt
+from harness.errors import HarnessError, RunError, Unexpected, in_one_line, is_of_the_place
 from harness.extract import ShardWork
 from harness.stream import NAMED
 
 MAX_ATTEMPTS = 4
+"""Leases of one shard."""
+MAX_STARTS = 4
+"""Starts in a row that an actor, or what replaces it, may fail in before it is given up."""
+START_TIMEOUT = 600.0
+"""Seconds until an actor that is not ready is started anew, and after which a run without any actor that is ready ends."""
+PAUSE = 1.0
+"""Seconds before a shard that could not be read or written is leased again, three times as long after each attempt."""
+_POLL = 0.2
+_OF_A_CONSTRUCTOR = "error raised in its creation task"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +48,16 @@ class Lost:
 class Crew(Protocol):
     """The actors that encode."""
 
+    def start(self, actor: Any) -> ray.ObjectRef[Any]:
+        """What is there once the actor is ready, which may be never: no node has room for it, say."""
+
     def lease(self, actor: Any, work: ShardWork, attempt: int) -> ray.ObjectRef[Any]: ...
 
     def replace(self, actor: Any) -> Any:
-        """Another actor in place of one that is gone for good or has to go."""
+        """Another actor, not yet ready, in place of one that is gone for good or has to go."""
+
+    def dismiss(self, actor: Any) -> None:
+        """Do without this one from now on."""
 
     actors: list[Any]
 
@@ -68,11 +85,29 @@ def longest_first(todo: Sequence[ShardWork]) -> list[ShardWork]:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Lease:
+class _Turn:
+    """A shard that waits for a lease."""
+
     work: ShardWork
-    attempt: int
+    attempt: int = 1
+    not_before: float = 0.0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Lease:
+    turn: _Turn
     actor: Any
     deadline: float
+
+
+@dataclass(kw_only=True, eq=False)
+class _Start:
+    """An actor that is not ready yet."""
+
+    actor: Any
+    deadline: float
+    failures: int
+    """In a row, of this actor and of those that it replaces."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,66 +117,175 @@ class Ledger:
     crew: Crew
     log: EventLog
     lease_timeout: float
+    start_timeout: float = START_TIMEOUT
+    pause: float = PAUSE
+    out: Path | None = None
+    """Where tracebacks are kept."""
     on_done: Callable[[ShardWork], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
     lost: dict[str, Lost] = field(default_factory=dict)
     """Shard (as ShardWork.name) to what befell it."""
+    _waiting: deque[_Turn] = field(default_factory=deque, init=False)
+    _idle: list[Any] = field(default_factory=list, init=False)
+    _starts: dict[Any, _Start] = field(default_factory=dict, init=False)
+    _leases: dict[Any, _Lease] = field(default_factory=dict, init=False)
+    _trouble: str = ""
+    """Why the latest start failed."""
+    _ready_at: float = 0.0
+    """When an actor was last ready or at work."""
 
     def run(self, todo: Sequence[ShardWork]) -> None:
-        """Raises RunError where the run cannot go on, such as on a full disk."""
-        waiting = deque((work, 1) for work in longest_first(todo))
-        idle = list(self.crew.actors)
-        leases: dict[Any, _Lease] = {}
-        while waiting or leases:
-            while waiting and idle:
-                work, attempt = waiting.popleft()
-                actor = idle.pop()
-                reference = self.crew.lease(actor, work, attempt)
-                leases[reference] = _Lease(work=work, attempt=attempt, actor=actor, deadline=time.monotonic() + self.lease_timeout)
-                self.log.write("lease", shard=work.name, attempt=attempt, actor=str(actor))
-            done, _ = ray.wait(list(leases), timeout=0.2)
-            late = [reference for reference, lease in leases.items() if reference not in done and time.monotonic() > lease.deadline]
-            for reference in [*done, *late]:
-                lease = leases.pop(reference)
-                idle.append(self._settle(reference, lease, waiting, late=reference in late))
+        """Raises RunError where the run cannot go on, such as on a full disk, or without an actor."""
+        self._waiting.extend(_Turn(work=work) for work in longest_first(todo))
+        self._ready_at = self.clock()
+        if self._waiting:
+            for actor in list(self.crew.actors):
+                self._start(actor, failures=0)
+        while self._waiting or self._leases:
+            self._lease_all()
+            self._settle_starts()
+            self._settle_leases()
 
-    def _settle(self, reference: Any, lease: _Lease, waiting: deque[tuple[ShardWork, int]], *, late: bool) -> Any:
-        """Take a lease's outcome; the actor to use from now on."""
-        work, attempt = lease.work, lease.attempt
+    # --- leases -------------------------------------------------------------------------------------------------------
+
+    def _lease_all(self) -> None:
+        """Give every idle actor a shard whose time has come, and wait until something has come of any lease or start."""
+        now = self.clock()
+        ready = deque(turn for turn in self._waiting if turn.not_before <= now)
+        while ready and self._idle:
+            turn, actor = ready.popleft(), self._idle.pop()
+            self._waiting.remove(turn)
+            self.log.write("lease", shard=turn.work.name, attempt=turn.attempt, actor=str(actor))
+            try:
+                reference = self.crew.lease(actor, turn.work, turn.attempt)
+            except RayError as error:
+                self._lose_lease(turn, _reason(error))
+                self._start(self.crew.replace(actor), failures=0)
+                continue
+            self._leases[reference] = _Lease(turn=turn, actor=actor, deadline=now + self.lease_timeout)
+        if self._leases or self._starts:
+            ray.wait([*self._leases, *self._starts], timeout=_POLL)
+        elif self._idle:
+            time.sleep(min(_POLL, self.pause))  # all that is left waits for its pause to end
+
+    def _settle_leases(self) -> None:
+        for reference in _finished(self._leases):
+            lease = self._leases.pop(reference)
+            self._settle(lease, reference)
+        now = self.clock()
+        for reference in [reference for reference, lease in self._leases.items() if now > lease.deadline]:
+            lease = self._leases.pop(reference)
+            self._lose_lease(lease.turn, f"not returned within {self.lease_timeout:g} s")
+            self._start(self.crew.replace(lease.actor), failures=0)
+
+    def _settle(self, lease: _Lease, reference: Any) -> None:
+        """Take a lease's outcome. An actor that is out of order is replaced; one that only could not read or write is used again."""
+        turn = lease.turn
         try:
-            if late:
-                ray.kill(lease.actor, no_restart=True)
-                raise TimeoutError(f"not returned within {self.lease_timeout:g} s")
             ray.get(reference)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RunError):
                 raise RunError(str(cause)) from None
-            if isinstance(cause, ShardError):
-                self._lose(work, str(cause), attempt)
+            if not is_of_the_place(cause):
+                self._lose(turn, self._explained(turn.work.name, cause, error))
+            elif isinstance(cause, OSError | HarnessError):
+                self._lose_lease(turn, in_one_line(cause), pause=self.pause * 3 ** (turn.attempt - 1))
             else:
-                self._retry(work, attempt, f"{type(cause).__name__}: {cause}", waiting)
-            return lease.actor
-        except (RayActorError, TimeoutError) as error:
-            self._retry(work, attempt, str(error).strip().split("\n")[0], waiting)
-            return self.crew.replace(lease.actor)
-        self.log.write("done", shard=work.name, attempt=attempt)
-        self.on_done(work)
-        return lease.actor
-
-    def _retry(self, work: ShardWork, attempt: int, reason: str, waiting: deque[tuple[ShardWork, int]]) -> None:
-        self.log.write("lost", shard=work.name, attempt=attempt, reason=reason)
-        if attempt < MAX_ATTEMPTS:
-            waiting.append((work, attempt + 1))
+                self._lose_lease(turn, in_one_line(cause))
+                self._start(self.crew.replace(lease.actor), failures=0)
+                return
+        except RayError as error:  # out of memory, a lost worker, a lost node, a lost result: whatever it is, there is no receipt
+            self._lose_lease(turn, _reason(error))
+            self._start(self.crew.replace(lease.actor), failures=0)
+            return
         else:
-            self._lose(work, f"gave up after {attempt} attempts: {reason}", attempt)
+            self.log.write("done", shard=turn.work.name, attempt=turn.attempt)
+            self.on_done(turn.work)
+        self._idle.append(lease.actor)
 
-    def _lose(self, work: ShardWork, reason: str, attempt: int) -> None:
-        self.log.write("failed", shard=work.name, attempt=attempt, reason=reason)
-        self.lost[work.name] = Lost(reason=reason, attempts=attempt)
-        self.on_done(work)
+    def _lose_lease(self, turn: _Turn, reason: str, *, pause: float = 0.0) -> None:
+        self.log.write("lost", shard=turn.work.name, attempt=turn.attempt, reason=reason)
+        if turn.attempt < MAX_ATTEMPTS:
+            self._waiting.append(_Turn(work=turn.work, attempt=turn.attempt + 1, not_before=self.clock() + pause))
+        else:
+            self._lose(turn, f"gave up after {turn.attempt} attempts: {reason}")
+
+    def _lose(self, turn: _Turn, reason: str) -> None:
+        self.log.write("failed", shard=turn.work.name, attempt=turn.attempt, reason=reason)
+        self.lost[turn.work.name] = Lost(reason=reason, attempts=turn.attempt)
+        self.on_done(turn.work)
+
+    def _explained(self, name: str, cause: BaseException, error: RayTaskError) -> str:
+        """What an answer says; of an exception that nobody raised on purpose, also where its traceback is."""
+        if isinstance(cause, HarnessError) and not isinstance(cause, Unexpected):
+            return in_one_line(cause)
+        text = cause.traceback if isinstance(cause, Unexpected) else error.traceback_str
+        return f"{in_one_line(cause)}{tracebacks.TOLD_IN}{tracebacks.keep(self.out, name, text)}"
+
+    # --- actors -------------------------------------------------------------------------------------------------------
+
+    def _start(self, actor: Any, *, failures: int) -> None:
+        """Wait for an actor to be ready, beside everything else."""
+        try:
+            reference = self.crew.start(actor)
+        except RayError as error:
+            self._fail_start(_Start(actor=actor, deadline=0.0, failures=failures), _reason(error), again=True)
+            return
+        self._starts[reference] = _Start(actor=actor, deadline=self.clock() + self.start_timeout, failures=failures)
+
+    def _settle_starts(self) -> None:
+        for reference in _finished(self._starts):
+            start = self._starts.pop(reference)
+            try:
+                ray.get(reference)
+            except RayTaskError as error:
+                self._fail_start(start, self._explained("start of an actor", error.cause, error), again=_may_pass(error.cause))
+            except RayError as error:
+                self._fail_start(start, _reason(error), again=_OF_A_CONSTRUCTOR not in str(error))
+            else:
+                self._idle.append(start.actor)
+        self._end_without_actors()
+        now = self.clock()
+        for reference in [reference for reference, start in self._starts.items() if now > start.deadline]:
+            self._start(self.crew.replace(self._starts.pop(reference).actor), failures=0)  # a node may come back; until then this costs nothing
+
+    def _end_without_actors(self) -> None:
+        """Raises RunError where no actor is ready, and none will be, or none has been for as long as a start may take."""
+        now = self.clock()
+        if self._idle or self._leases or not self._waiting:
+            self._ready_at = now
+        elif not self._starts:
+            raise RunError(f"no actor could be started: {self._trouble}; what is encoded stays: run again to go on")
+        elif now - self._ready_at > self.start_timeout:
+            told = f": {self._trouble}" if self._trouble else "; look at `ray status` for nodes that are missing or full"
+            raise RunError(f"no actor was ready within {self.start_timeout:g} s{told}; what is encoded stays: run again to go on")
+
+    def _fail_start(self, start: _Start, reason: str, *, again: bool) -> None:
+        self._trouble = reason
+        self.log.write("start failed", actor=str(start.actor), reason=reason)
+        if again and start.failures + 1 < MAX_STARTS:
+            self._start(self.crew.replace(start.actor), failures=start.failures + 1)
+        else:
+            self.crew.dismiss(start.actor)
 
 
-def account(store: BankStore, bank: BankSpec, shard: str, samples: int, lost: Lost | None) -> Receipt:
+def _finished(references: Mapping[Any, Any]) -> list[Any]:
+    """Those of which something has come."""
+    return list(ray.wait(list(references), num_returns=len(references), timeout=0)[0]) if references else []
+
+
+def _may_pass(error: BaseException) -> bool:
+    return is_of_the_place(error) and not isinstance(error, RunError)
+
+
+def _reason(error: RayError) -> str:
+    """One line of what Ray says; of a constructor that failed its own error, which comes last."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if _OF_A_CONSTRUCTOR in lines[0] else lines[0]
+
+
+def account(store: BankStore | ReadParts, bank: BankSpec, shard: str, samples: int, lost: Lost | None) -> Receipt:
     """The receipt of one (bank, shard); of a shard that was lost, one that says so."""
     receipt = store.receipt(bank, shard)
     if receipt is not None:

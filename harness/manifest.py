@@ -7,20 +7,33 @@ size and digest that every shard must have.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from harness.errors import ManifestError, nearest
+from harness.images import MAX_PIXELS, Range
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 MAX_BYTES = 64 * 2**20
 """No manifest is larger: a hundred thousand shards take about 16 MiB."""
+
+REMEDY = "correct this file, or build the data set again if a recipe wrote it (docs/datasets.md says what belongs in it)"
 
 Annotation = Literal["label", "boxes", "keypoints", "object", "part"]
 ANNOTATIONS: tuple[str, ...] = get_args(Annotation)
@@ -30,8 +43,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,9
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
+_OPTIONAL = ("range", "max_pixels")
+"""Fields that a manifest's text has only where it states them: manifests written before there were any keep their text."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_COMPRESSED = re.compile(r"\.(tar\.[a-z0-9]{1,4}|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.tar")
 
 
@@ -45,6 +62,10 @@ class Rules:
     parts: frozenset[str]
     mask_values: Mapping[str, int]
     """By kind of label map: its labels are below this. Kinds whose labels have no names may hold any."""
+    value_range: Range | None = None
+    """Black and white of grey values wider than 8 bits; None where the data set does not state it."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels that an image or a label map may have."""
 
 
 class _Frozen(BaseModel):
@@ -61,6 +82,10 @@ class Shard(_Frozen):
 
     @model_validator(mode="after")
     def _file_stays_in_its_folder(self) -> Shard:
+        if _COMPRESSED.search(self.file):
+            raise ValueError(
+                f"expected a plain .tar, got the compressed {_shown(self.file)}; decompress it and write its new name, bytes and sha256 here"
+            )
         if not _PLAIN_FILE.fullmatch(self.file):
             raise ValueError(f"expected a .tar below the data set's folder, of letters, digits, '_', '-' and '.', got {_shown(self.file)}")
         return self
@@ -104,7 +129,22 @@ class Manifest(_Frozen):
     """Coarser levels of the labels by name: label i lies in class `levels[name][i]` of that level."""
     counterparts: dict[Name, tuple[tuple[Count, ...], ...]] = Field(default_factory=dict)
     """By the name of another data set: label i means what any of the labels `counterparts[name][i]` means there; no label, where there is none."""
+    range: tuple[Number, Number] | None = None
+    """The values of black and of white in grey pictures of more than 8 bits; None where 16-bit ones use all of their type's range."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    """Pixels that an image or a label map may have; None for `images.MAX_PIXELS`."""
     splits: dict[Name, Split]
+
+    @model_validator(mode="after")
+    def _range_has_a_width(self) -> Manifest:
+        if self.range is not None and not 0 < self.range[1] - self.range[0] < math.inf:
+            raise ValueError(f"expected range to be [low, high], low below high, got {list(self.range)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = dump(self)
+        return {name: value for name, value in plain.items() if value is not None or name not in _OPTIONAL}
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -136,7 +176,15 @@ class Manifest(_Frozen):
             classes=len(self.classes),
             parts=frozenset(self.parts),
             mask_values={kind: len(names) for kind, names in self.mask_classes.items()},
+            value_range=self.range,
+            max_pixels=MAX_PIXELS if self.max_pixels is None else self.max_pixels,
         )
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What the manifest states of how its pictures are decoded: part of the identity of what is made of them. Empty where it states nothing."""
+        stated = {"range": self.range and list(self.range), "max_pixels": self.max_pixels}
+        return {f"decoded_{name}": value for name, value in stated.items() if value is not None}
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises ManifestError where there is none."""
@@ -180,16 +228,20 @@ def parse_manifest(text: bytes, url: str) -> Manifest:
     try:
         plain = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{url}: expected JSON, got {_one_line(error)}; rebuild the data set with its recipe") from None
+        raise ManifestError(f"{url}: expected JSON, got {_one_line(error)}; {REMEDY}") from None
     if not isinstance(plain, dict):
-        raise ManifestError(f"{url}: expected a JSON object, got {type(plain).__name__}; rebuild the data set with its recipe")
+        raise ManifestError(f"{url}: expected a JSON object, got {type(plain).__name__}; {REMEDY}")
     if "schema" not in plain or plain["schema"] != SCHEMA or isinstance(plain["schema"], bool | float):
         got = _shown(plain.get("schema", "none"))
-        raise ManifestError(f"{url}: expected manifest schema {SCHEMA}, got {got}; rebuild the data set with the recipe of this version")
+        raise ManifestError(f"{url}: expected manifest schema {SCHEMA}, got {got}; {_schema_remedy(plain)}")
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ManifestError(f"{url}: {_first(error)}; rebuild the data set with its recipe") from None
+        raise ManifestError(f"{url}: {_first(error)}; {REMEDY}") from None
+
+
+def _schema_remedy(plain: Mapping[str, Any]) -> str:
+    return REMEDY if "schema" in plain else f'write "schema": {SCHEMA} into it'
 
 
 def _read(root: str, dataset: str, url: str) -> bytes:
@@ -237,9 +289,18 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{nearest(str(first['loc'][-1]), _keys())}"
     if first["type"] == "missing":
-        return f"{where}: expected this key, got none"
+        return f"{where}: expected this key, got none{_HOW_TO_FILL.get(str(first['loc'][-1]), '')}"
     message = _one_line(first["msg"].removeprefix("Value error, "))
     return f"{where}: {message}" if first["type"] == "value_error" else f"{where}: {message}, got {_shown(first['input'])}"
+
+
+_HOW_TO_FILL = {
+    "sha256": " (what `sha256sum FILE` prints)",
+    "bytes": " (the file's size: `stat -c %s FILE`)",
+    "samples": " (the number of samples)",
+    "annotations": f" (a list of {', '.join(ANNOTATIONS)}, as far as samples carry them)",
+    "classes": " (the list of class names; label i is the i-th, from 0)",
+}
 
 
 def _keys() -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.bank import EXTRACTION_VERSION, BankSpec, BankStore, Receipt
+from harness.bank import EXTRACTION_VERSION, BankSpec, BankStore, ReadParts, Receipt, ShardList
 from harness.config import Sweep
 from harness.core import EncoderInfo, Task, View
 from harness.device import Precision
@@ -78,12 +79,33 @@ class Plan:
     precision: Precision
     shard_work: list[ShardWork] = field(default_factory=list)
     """Every shard with every pass over it, whether or not its banks are there already."""
+    _shard_lists: dict[tuple[str, str], ShardList] = field(default_factory=dict, init=False)
 
     def precision_of(self, info: EncoderInfo) -> Precision:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
 
-    def missing(self, store: BankStore) -> list[ShardWork]:
+    def banks(self) -> Iterator[BankSpec]:
+        """Every bank that a study reads, once."""
+        yield from {bank.key: bank for study in self.studies for bank in study.specs}.values()
+
+    def source(self, dataset: str, split: str) -> Source:
+        """The shards of a split."""
+        return _source(self, self.manifests[dataset], split)
+
+    def shard_list(self, manifest: Manifest, split: str) -> ShardList:
+        """The shards of a split as the keys of its banks hash them: one list for all of these."""
+        name = (manifest.dataset, split)
+        if name not in self._shard_lists:
+            self._shard_lists[name] = ShardList((shard.file, shard.sha256, shard.samples) for shard in manifest.split(split).shards)
+        return self._shard_lists[name]
+
+    def splits_read(self, dataset: str) -> set[str]:
+        """The splits of a data set that the studies read and that are not empty."""
+        read = {bank.split for study in self.studies if study.undefined is None for bank in study.specs if bank.dataset == dataset}
+        return {split for split in read if self.manifests[dataset].split(split).samples}
+
+    def missing(self, store: BankStore | ReadParts) -> list[ShardWork]:
         """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
         todo = []
         for work in self.shard_work:
@@ -91,9 +113,9 @@ class Plan:
             for one in work.passes:
                 banks = tuple(job for job in one.banks if not _is_complete(store.receipt(job.bank, work.shard.file)))
                 if banks:
-                    passes.append(Pass(encoder=one.encoder, view=one.view, banks=banks))
+                    passes.append(replace(one, banks=banks))
             if passes:
-                todo.append(ShardWork(**{**_fields(work), "passes": tuple(passes)}))
+                todo.append(replace(work, passes=tuple(passes)))
         return todo
 
 
@@ -142,7 +164,9 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
         if role not in manifests and (role == "test" or task.probe.needs_train):
             manifest = plan.manifests[task.dataset if role == "test" else task.train_dataset or task.dataset]
             wanted, found = split_of(role, task), ", ".join(manifest.splits)
-            raise RequestError(f"{task.name}: expected a split {wanted!r} in {manifest.dataset}, got {found}; rebuild it with its recipe")
+            raise RequestError(
+                f"{task.name}: expected a split {wanted!r} in {manifest.dataset}, got {found}; name one of its splits so in its manifest.json"
+            )
     refusal = _refusal(task, info)
     reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
     readouts = [readout for readout, reason in reasons.items() if reason is None]
@@ -217,6 +241,11 @@ def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
     return Source(shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), rules=manifest.rules)
 
 
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    return {package: version(package) for package in _HASHED_PACKAGES}
+
+
 def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Manifest, role: str) -> BankSpec:
     resources, view, split = plan.sweep.resources, view_of(task, role), split_of(role, task)
     identity: dict[str, Any] = {
@@ -231,7 +260,8 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         "threads": resources.threads,
         "device_type": plan.device_type,
         "extraction_version": EXTRACTION_VERSION,
-        **{package: version(package) for package in _HASHED_PACKAGES},
+        **manifest.decoding,
+        **_versions(),
     }
     if task.feed == "streamed":
         fields = json.dumps(task.protocol.fields, sort_keys=True)
@@ -240,7 +270,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
     return BankSpec(
         dataset=manifest.dataset,
         split=split,
-        shards=tuple((shard.file, shard.sha256, shard.samples) for shard in manifest.split(split).shards),
+        shards=plan.shard_list(manifest, split),
         readout=readout,
         view=view.identity,
         identity=tuple(sorted(identity.items())),
@@ -260,7 +290,12 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
     for (dataset, split), passes in wanted.items():
         manifest = plan.manifests[dataset]
         whole = tuple(
-            Pass(encoder=encoder, view=view, banks=tuple(BankJob(readout=readout, bank=bank) for readout, bank in jobs.items()))
+            Pass(
+                encoder=encoder,
+                view=view,
+                banks=tuple(BankJob(readout=readout, bank=bank.leased) for readout, bank in jobs.items()),
+                precision=plan.precision_of(plan.infos[encoder]),
+            )
             for (encoder, _), (view, jobs) in passes.items()
         )
         for shard in manifest.split(split).shards:
@@ -276,7 +311,3 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
 
 def _is_complete(receipt: Receipt | None) -> bool:
     return receipt is not None and receipt.status == "ok"
-
-
-def _fields(work: ShardWork) -> dict[str, Any]:
-    return {name: getattr(work, name) for name in work.__dataclass_fields__}

@@ -6,21 +6,26 @@ its proposals depend on its own history alone, so trials of different studies ru
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
+from harness import tracebacks
 from harness.device import Compute, check_device
-from harness.errors import HarnessError, RunError
+from harness.errors import RunError, Unexpected, in_one_line, is_of_the_place, portable
 from harness.halving import Climb, Climbed, Halving
 from harness.probes import grid, probe
 from harness.propose import HeadScore, choose, is_searched, propose, rates_at_once
@@ -29,8 +34,12 @@ from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study, StudyRunner
 from harness.tables import publish
 
+T = TypeVar("T")
+
 MAX_FAILURES = 3
-"""How often a trial whose process died is run again."""
+"""How often a step is run again whose process died, or that could not read, write or find the memory."""
+PAUSE = 1.0
+"""Seconds before such a step is tried again by another process, or by the same one."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -129,22 +138,24 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
     def setup(
         self, config: dict[str, Any], states: Sequence[tuple[Study, Mapping[str, BankRef]]], cache: str, gpu: bool, threads: int, device_type: str
     ) -> None:
+        """Nothing that can fail: a trial whose setup fails has no way of saying why."""
         self._states, self._cache, self._gpu, self._threads, self._device_type = states, cache, gpu, threads, device_type
-        self._runner = StudyRunner(cache, Compute("float32", gpu, threads).device)
+        self._banked: StudyRunner | None = None
         self._streamed: StreamedRunner | None = None
 
     def step(self) -> dict[str, Any]:
-        """A step's outcome, or why it has none: only what another process may do better (a lost one, a disk) is tried again."""
+        """A step's outcome, or why it has none (`error`), whether another try may have one (`again`), and the traceback of what nobody raised."""
         try:
             check_device(self._device_type, gpu=self._gpu, node=ray.util.get_node_ip_address())
             return {"payload": self._outcome().to_json(), "done": True}
-        except OSError:
-            raise
-        except HarnessError as error:
-            return {"error": str(error), "done": True}
+        except RunError as error:
+            return {"error": in_one_line(error), "done": True}
         except Exception as error:
-            told = str(error).strip().splitlines()
-            return {"error": f"{type(error).__name__}: {told[0] if told else 'no message'}", "done": True}
+            if is_of_the_place(error):
+                time.sleep(PAUSE)
+                return {"error": in_one_line(error), "again": True, "done": True}
+            told = portable(error)
+            return {"error": in_one_line(told), "done": True, **({"traceback": told.traceback} if isinstance(told, Unexpected) else {})}
 
     def _outcome(self) -> Round | Score | Climbed:
         study, test = self._states[self.config["study"]]
@@ -159,8 +170,10 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
 
     def _runner_of(self, study: Study) -> StudyRunner | StreamedRunner:
         if study.stream is None:
-            return self._runner
-        if self._streamed is None:
+            if self._banked is None:
+                self._banked = StudyRunner(self._cache, Compute("float32", self._gpu, self._threads).device)
+            return self._banked
+        if self._streamed is None or self._streamed.precision != study.stream.precision:
             self._streamed = StreamedRunner(self._cache, Compute(study.stream.precision, self._gpu, self._threads))
         return self._streamed
 
@@ -177,12 +190,15 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
 class Proposer(Searcher):  # type: ignore[misc]
     """Tune's search algorithm: gives the next step of a study that has none running, or another one of those that may run side by side."""
 
-    def __init__(self, states: Sequence[StudyState], on_step: Callable[[StudyState], None]) -> None:
+    def __init__(self, states: Sequence[StudyState], on_step: Callable[[StudyState], None], out: Path | None = None) -> None:
         super().__init__(metric=None, mode=None)
         self._states = states
         self._running: dict[str, tuple[int, dict[str, Any]]] = {}
         self._on_step = on_step
+        self._out = out
+        self._tried: Counter[tuple[int, str]] = Counter()
         self.errors: dict[int, str] = {}
+        """Index of a study to why it could not be brought to its end."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         for index, state in enumerate(self._states):
@@ -205,11 +221,28 @@ class Proposer(Searcher):  # type: ignore[misc]
         index, step = self._running.pop(trial_id)
         state = self._states[index]
         if error or not result or "payload" not in result:
-            told = None if error or not result else result.get("error")
-            self.errors[index] = told or f"the trial's process was lost, or could not read or write, {MAX_FAILURES + 1} times"
+            self._note_failure(index, step, result or {})
             return
         state.take(step, result["payload"])
         self._on_step(state)
+
+    def _note_failure(self, index: int, step: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """A step without an outcome: tried again where that may help, else the end of its study, for this run; nothing of it is journalled."""
+        reason = result.get("error") or f"the trial's process was lost {MAX_FAILURES + 1} times"
+        if result.get("again"):
+            tried = (index, json.dumps(step, sort_keys=True))
+            self._tried[tried] += 1
+            if self._tried[tried] <= MAX_FAILURES:
+                return
+            reason = f"gave up after {MAX_FAILURES + 1} attempts: {reason}"
+        if "traceback" in result:
+            reason += tracebacks.TOLD_IN + tracebacks.keep(self._out, self._states[index].study.id, result["traceback"])
+        self.errors.setdefault(index, reason)
+
+    def explain(self, index: int, error: BaseException) -> None:
+        """Say why the process of a trial was lost, of which Tune tells its searcher nothing."""
+        if index in self.errors:
+            self.errors[index] += f": {in_one_line(error)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher beside its own state, which is never restored: nothing worth keeping, and a display cannot be pickled."""
@@ -221,6 +254,18 @@ class Proposer(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         raise RunError("a search is resumed by running the sweep again, not by Tuner.restore")
+
+
+class Losses(tune.Callback):  # type: ignore[misc]
+    """Reads what befell a trial that Tune has given up from where Tune left it."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error()
+        if error is not None:
+            self._proposer.explain(trial.config["study"], error.cause if isinstance(error, RayTaskError) else error)
 
 
 class Journal:
@@ -235,15 +280,15 @@ class Journal:
     def load(self, state: StudyState, has_heads: Callable[[Study, int], bool]) -> None:
         """Bring `state` up to what was journalled; rounds whose heads are gone from the cache do not count, unless the study was scored."""
         folder = self.folder(state.study)
-        score = _read(folder / "score.json")
+        score = _read(folder / "score.json", Score.from_json)
         rounds: list[Round] = []
-        while (text := _read(folder / f"round-{len(rounds)}.json")) is not None:
+        while (journalled := _read(folder / f"round-{len(rounds)}.json", Round.from_json)) is not None:
             if score is None and not has_heads(state.study, len(rounds)):
                 break
-            rounds.append(Round.from_json(text))
+            rounds.append(journalled)
         state.rounds = rounds[: state.planned_rounds]
         if score is not None and len(state.rounds) == state.planned_rounds:
-            state.score = Score.from_json(score)
+            state.score = score
 
     def forget(self, state: StudyState) -> None:
         """Begin the study anew."""
@@ -259,10 +304,14 @@ class Journal:
             _write(folder / "score.json", state.score.to_json())
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+    """A journalled file, or None where there is none, or one that was cut short: that one goes, so that it can be written again."""
     try:
-        return path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        path.unlink(missing_ok=True)
         return None
 
 
@@ -299,7 +348,7 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
         journal.save(state)
         on_step(state)
 
-    proposer = Proposer(states, step)
+    proposer = Proposer(states, step, settings.out)
     trainable = tune.with_parameters(
         StudyTrial,
         states=[(state.study, state.test) for state in states],
@@ -317,6 +366,7 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only the driver need see `out`
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[Losses(proposer)],
         ),
     )
     tuner.fit()

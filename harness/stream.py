@@ -1,43 +1,55 @@
 """Shards to decoded samples, with an account of every one of them.
 
-WebDataset reads the members and groups them into records. What it passes over in silence is counted here: a tar cut at a member boundary, members
-that do not follow each other, a missing member, a key that comes twice, an image that does not decode, more samples than the manifest knows. One
-shard's account always adds up: seen + failed = expected, for whatever the file holds.
+WebDataset groups the members into records. What it passes over in silence is counted here: a tar cut at a member boundary, members that do not follow
+each other, a missing member, a key that comes twice, an image that does not decode, more samples than the manifest knows. One shard's account always
+adds up: seen + failed = expected, for whatever the file holds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import math
 import sys
-import tarfile
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import fsspec
 import numpy as np
-from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import group_by_keys
 
 from harness.core import Box, Keypoint, Sample
-from harness.errors import ShardError
+from harness.errors import HarnessError, SampleError, ShardError
+from harness.images import decode_labels, decode_rgb, decoding
 from harness.manifest import Rules, Shard
+from harness.members import TAR_END, HashingReader, Unread, key_and_member, read_members, refuse_compressed
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 MEMBERS_OF = {"label": "json", "boxes": "json", "keypoints": "json", "object": "object.png", "part": "part.png"}
 """The member that carries each annotation."""
+_READ = frozenset({*IMAGE_MEMBERS, *MEMBERS_OF.values()})
 IGNORED = 255
 """What a label map may hold beside its labels: pixels that count for none."""
-_TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
 NAMED = 100
 """How many failures of one kind an account names; the rest are counted."""
+_KINDS = 100
+"""How many reasons an account tells apart."""
+_SHOWN = 6
+"""Of a record's members, those that a reason names."""
+_NAME = 40
+"""Characters of a member's name."""
+_KEY = 500
+"""Characters of a key, in an account."""
+_REASON = 200
+"""Characters of an exception's text."""
+_LABELS = 2**31
+_FARTHEST = 2**53
+"""Coordinates are below this, so that they are numbers to everything that counts with them."""
 _SUFFIX = "#"
 """Where the suffix of an item's key begins that tells it from other items of its sample."""
 
@@ -79,16 +91,20 @@ class ShardAudit:
 
     def note(self, reason: str, what: str) -> None:
         """Add to the account without failing a sample."""
+        reason, what = printable(reason), printable(what)
+        if reason not in self.reasons and len(self.reasons) >= _KINDS:
+            reason, what = "other reasons", f"{reason}: {what}"
         named = self.reasons.setdefault(reason, [])
         if len(named) < NAMED:
-            named.append(what)
+            named.append(what[:_KEY])
         elif len(named) == NAMED:
             named.append("and more")
 
-    def fail(self, key: str, reason: str) -> None:
+    def fail(self, key: str, reason: str | ShardError) -> None:
         """One sample is lost, for `reason`."""
         self.failed += 1
-        self.note(reason, key)
+        detail = reason.detail if isinstance(reason, SampleError) else ""
+        self.note(reason_of(reason), f"{key} ({detail})" if detail else key)
 
     def close(self) -> None:
         """Account for the samples that the manifest promises and that never came."""
@@ -98,30 +114,9 @@ class ShardAudit:
             self.note("absent", f"{lost} of {self.expected} samples")
 
 
-class _HashingReader(io.RawIOBase):
-    """Passes a stream through, keeping its digest, its length and its last bytes."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._digest = hashlib.sha256()
-        self.length = 0
-        self.tail = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self._digest.update(data)
-        self.length += len(data)
-        self.tail = (self.tail + data)[-_TAR_END:]
-        return data
-
-    def drain(self) -> str:
-        """Read to the end; the digest of everything."""
-        while self.read(1 << 20):
-            pass
-        return self._digest.hexdigest()
+def reason_of(error: str | ShardError) -> str:
+    """What to count a loss under."""
+    return error.reason if isinstance(error, SampleError) else str(error)
 
 
 def sample_of(item: str) -> str:
@@ -142,57 +137,106 @@ def read_samples(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Ite
 
 def read_records(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members by name) of every whole record of one shard, undecoded; otherwise as `read_samples`."""
-    needed = frozenset(MEMBERS_OF[annotation] for annotation in rules.annotations)
     try:
         with fsspec.open(url, "rb") as stream:
-            reader = _HashingReader(stream)
-            yield from _records(reader, needed, audit)
+            reader = HashingReader(stream)
+            refuse_compressed(url, reader.start)
+            yield from _records(reader, shard.bytes, rules, audit)
             audit.sha256 = reader.drain()
     except OSError as error:
         raise ShardError(f"{url}: cannot be read: {error}; check that the shard is there and readable") from error
-    if reader.tail != bytes(_TAR_END):
+    if reader.tail != bytes(TAR_END):
         audit.note("truncated", f"{reader.length} bytes, without a tar's end, expected {shard.bytes} bytes")
     if audit.sha256 != shard.sha256:
         audit.note("sha256", f"expected {shard.sha256[:12]}…, got {audit.sha256[:12]}…")
 
 
-def _records(reader: _HashingReader, needed: frozenset[str], audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _records(reader: HashingReader, most: int, rules: Rules, audit: ShardAudit) -> Iterator[tuple[str, dict[str, bytes]]]:
     state: dict[str, bool] = {}  # key -> was it complete
-    for record in group_by_keys(_members(reader, audit), handler=_duplicate_members(audit)):
+    for record in group_by_keys(_members(reader, most, audit), keys=key_and_member, handler=_duplicate_members(audit)):
         key = record["__key__"]
         members = {name: value for name, value in record.items() if not name.startswith("__")}
-        missing = sorted(needed - members.keys())
-        if not any(name in members for name in IMAGE_MEMBERS):
-            missing.insert(0, "image")
+        reason = _missing(members, rules.annotations)
         if key in state:
             audit.duplicates += 1
-            audit.note("duplicate key" if state[key] and not missing else "members not adjacent", key)
+            audit.note("duplicate key" if state[key] and reason is None else "members not adjacent", key)
             continue
         if len(state) == audit.expected:
             audit.note("unexpected", key)
             continue
-        state[key] = not missing
-        if _SUFFIX in key:
-            audit.fail(key, f"key with {_SUFFIX}")
+        state[key] = reason is None
+        reason = unusable(key, "key") or reason or _unread(members)
+        if reason is not None:
+            audit.fail(key, reason)
             continue
-        if missing:
-            audit.fail(key, f"missing member: {', '.join(missing)}")
-            continue
-        yield key, members
+        yield key, {name: value for name, value in members.items() if isinstance(value, bytes)}
 
 
-def _members(reader: _HashingReader, audit: ShardAudit) -> Iterator[dict[str, Any]]:
+def _missing(members: Mapping[str, object], annotations: frozenset[str]) -> str | None:
+    """Which members a record lacks and, where it has others that nothing reads, what is read from where."""
+    missing = sorted({MEMBERS_OF[annotation] for annotation in annotations} - members.keys())
+    if not any(name in members for name in IMAGE_MEMBERS):
+        missing.insert(0, "image")
+    if not missing:
+        return None
+    reason = f"missing member: {', '.join(missing)}"
+    if all(name in _READ for name in members):
+        return reason
+    shown = [name[:_NAME] for name in members][:_SHOWN]
+    sources = "; ".join(_source_of(name, annotations) for name in missing)
+    return f"{reason}; members are {', '.join(shown)}{', …' if len(members) > len(shown) else ''}; {sources}"
+
+
+def _source_of(member: str, annotations: frozenset[str]) -> str:
+    if member == "image":
+        return f"the image is read from {', '.join(IMAGE_MEMBERS[:-1])} or {IMAGE_MEMBERS[-1]}"
+    carried = [annotation for annotation, name in MEMBERS_OF.items() if name == member and annotation in annotations]
+    return f"{' and '.join(carried)} {'is' if len(carried) == 1 else 'are'} read from {member}"
+
+
+def _unread(members: Mapping[str, object]) -> str | None:
+    """Why a member that matters was not read, if so."""
+    return next((value.reason for name, value in members.items() if isinstance(value, Unread) and name in _READ), None)
+
+
+def unusable(text: str, kind: str) -> str | None:
+    """Why a text out of a shard can be neither kept in a table nor told from others, or None where it can: `kind` is what it is."""
     try:
-        for member in tar_file_iterator(reader):
-            yield {**member, "__url__": audit.shard}
-    except (tarfile.TarError, EOFError) as error:
-        audit.note("truncated", " ".join(str(error).split()) or type(error).__name__)
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{kind} that is not UTF-8"
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        return f"{kind} with control characters"
+    return f"{kind} with {_SUFFIX}" if kind == "key" and _SUFFIX in text else None
+
+
+def printable(text: str) -> str:
+    """`text` in one line of UTF-8: control characters, and bytes that are no UTF-8, are escaped by backslashes."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(letter) if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    byte = 0xDC80 <= code <= 0xDCFF  # as tarfile hands on a byte that does not decode
+    return f"\\x{code - 0xDC00:02x}" if byte else letter.encode("unicode_escape").decode()
+
+
+def _members(reader: HashingReader, most: int, audit: ShardAudit) -> Iterator[dict[str, Any]]:
+    try:
+        for name, contents in read_members(reader, most):
+            yield {"fname": name, "data": contents, "__url__": audit.shard}
+    except OSError:
+        raise
+    except Exception as error:  # damaged headers take tarfile down in many ways: TarError, EOFError, ValueError, RecursionError …
+        audit.note("truncated", " ".join(str(error).split())[:_REASON] or type(error).__name__)
 
 
 def _duplicate_members(audit: ShardAudit) -> Callable[[Exception], bool]:
     def handle(error: Exception) -> bool:
         audit.duplicates += 1
-        audit.note("duplicate member", str(error.args[0]).split(":")[0] if error.args else "unknown")
+        audit.note("duplicate member", str(error.args[0]).split(": duplicate file name")[0] if error.args else "unknown")
         return True
 
     return handle
@@ -202,26 +246,30 @@ def label_and_group(members: dict[str, bytes]) -> tuple[int | None, str | None]:
     """Label and group that a record's members carry, without decoding its image; None where there is none that can be read."""
     with contextlib.suppress(ShardError):
         about = _json(members["json"]) if "json" in members else {}
-        label, group = about.get("label"), about.get("group")
-        return label if isinstance(label, int) else None, group if isinstance(group, str) else None
+        label = about.get("label")
+        return label if _is_index(label, _LABELS) else None, _group(about)
     return None, None
 
 
-def decode_sample(key: str, members: dict[str, bytes], rules: Rules) -> Sample:
+def decode_sample(key: str, members: Mapping[str, bytes], rules: Rules) -> Sample:
     """A sample from its members' bytes: of what they hold, the annotations that the rules name.
 
-    Raises ShardError, whose text is the reason, where one does not decode or breaks the rules.
+    Raises SampleError, whose `reason` is what to count it under, where one does not decode or breaks the rules.
     """
-    image = decode_rgb(next(members[name] for name in IMAGE_MEMBERS if name in members))
+    outcome = attempt(partial(_decode, key, members, rules))
+    if isinstance(outcome, ShardError):
+        raise outcome
+    return outcome
+
+
+def _decode(key: str, members: Mapping[str, bytes], rules: Rules) -> Sample:
+    picture = next(members[name] for name in IMAGE_MEMBERS if name in members)
+    image = decode_rgb(picture, value_range=rules.value_range, max_pixels=rules.max_pixels)
     about = _json(members["json"]) if "json" in members else {}
-    group = about.get("group")
-    if group is not None and not isinstance(group, str):
-        raise ShardError("group that is not text")
-    try:
+    group = _group(about)
+    with decoding("json"):
         boxes = tuple(Box(**box) for box in about.get("boxes", ())) if "boxes" in rules.annotations else ()
         keypoints = tuple(Keypoint(**keypoint) for keypoint in about.get("keypoints", ())) if "keypoints" in rules.annotations else ()
-    except TypeError as error:
-        raise ShardError("broken json") from error
     _check_boxes(boxes, rules)
     _check_keypoints(keypoints, image.shape, len(boxes), rules)
     return Sample(
@@ -236,16 +284,16 @@ def decode_sample(key: str, members: dict[str, bytes], rules: Rules) -> Sample:
     )
 
 
-def decode_rgb(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of a JPEG, PNG or WebP; grey, palette and CMYK images become RGB, alpha is dropped. Raises ShardError.
-
-    Pillow, as in the pipelines that the published numbers come from: neither an EXIF rotation nor a colour profile is applied.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ShardError("broken image") from error
+def _group(about: Mapping[str, Any]) -> str | None:
+    group = about.get("group")
+    if group is None:
+        return None
+    if not isinstance(group, str):
+        raise SampleError("group that is not text")
+    reason = unusable(group, "group")
+    if reason is not None:
+        raise SampleError(reason)
+    return group
 
 
 def _label(about: Mapping[str, Any], rules: Rules) -> int | None:
@@ -253,31 +301,34 @@ def _label(about: Mapping[str, Any], rules: Rules) -> int | None:
         return None
     label = about.get("label")
     if not _is_index(label, rules.classes):
-        raise ShardError("no label" if label is None else f"label that is not one of {rules.classes} classes")
+        raise SampleError("no label" if label is None else f"label that is not one of {rules.classes} classes")
     return label
 
 
 def _check_boxes(boxes: Sequence[Box], rules: Rules) -> None:
     for box in boxes:
-        if not all(_is_number(value) for value in (box.x, box.y, box.width, box.height)) or min(box.width, box.height) < 0:
-            raise ShardError("box that has no place")
+        sides = (box.x, box.y, box.width, box.height)
+        if not all(_is_number(value) and abs(value) < _FARTHEST for value in sides) or min(box.width, box.height) < 0:
+            raise SampleError("box that has no place")
         if box.label is not None and not _is_index(box.label, rules.classes):
-            raise ShardError(f"box whose label is not one of {rules.classes} classes")
+            raise SampleError(f"box whose label is not one of {rules.classes} classes")
 
 
 def _check_keypoints(keypoints: Sequence[Keypoint], shape: Sequence[int], boxes: int, rules: Rules) -> None:
     instances = boxes if "boxes" in rules.annotations else sys.maxsize
     for keypoint in keypoints:
         if not isinstance(keypoint.part, str) or keypoint.part not in rules.parts:
-            raise ShardError(f"keypoint that is not one of {len(rules.parts)} parts")
+            raise SampleError(f"keypoint that is not one of {len(rules.parts)} parts")
         if not isinstance(keypoint.visible, bool):
-            raise ShardError("keypoint that is neither visible nor not")
+            raise SampleError("keypoint that is neither visible nor not")
         if not (_is_number(keypoint.x) and _is_number(keypoint.y)):
-            raise ShardError("keypoint that has no place")
+            raise SampleError("keypoint that has no place")
         if keypoint.visible and not (0 <= keypoint.x <= shape[1] and 0 <= keypoint.y <= shape[0]):
-            raise ShardError("visible keypoint outside of the image")
+            raise SampleError("visible keypoint outside of the image")
+        if max(abs(keypoint.x), abs(keypoint.y)) >= _FARTHEST:
+            raise SampleError("keypoint that has no place")
         if keypoint.instance is not None and not _is_index(keypoint.instance, instances):
-            raise ShardError("keypoint whose instance is not one of the boxes")
+            raise SampleError("keypoint whose instance is not one of the boxes")
 
 
 def _is_index(value: object, count: int) -> TypeGuard[int]:
@@ -294,47 +345,50 @@ def _mask(members: Mapping[str, bytes], kind: str, shape: Sequence[int], rules: 
     name = f"{kind}.png"
     if kind not in rules.annotations or name not in members:
         return None
-    try:
-        with Image.open(io.BytesIO(members[name]), formats=("PNG",)) as image:
-            mask: np.ndarray = np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ShardError(f"broken {name}") from error
-    if mask.ndim != 2:
-        raise ShardError(f"{name} of more than one channel")
+    mask = decode_labels(members[name], name, max_pixels=rules.max_pixels)
     if abs(mask.shape[0] * shape[1] - mask.shape[1] * shape[0]) > max(shape):  # further than rounding to whole pixels can bring it
-        raise ShardError(f"{name} of another shape than its image")
+        raise SampleError(f"{name} of another shape than its image")
     values = rules.mask_values.get(kind)
     if values is not None and mask.max() >= values and not ((mask < values) | (mask == IGNORED)).all():
-        raise ShardError(f"{name} of other labels than 0 to {values - 1} and {IGNORED}")
+        raise SampleError(f"{name} of other labels than 0 to {values - 1} and {IGNORED}")
     return mask
 
 
 def _json(data: bytes) -> dict[str, Any]:
-    try:
+    with decoding("json"):
         about = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ShardError("broken json") from error
     if not isinstance(about, dict):
-        raise ShardError("broken json")
+        raise SampleError("broken json")
     return about
+
+
+def attempt(job: Callable[[], T]) -> T | ShardError:
+    """What `job`, the work on one sample, gives, or why that sample is lost.
+
+    The one place that decides which exceptions are the sample's own: all but those that the harness raises on purpose about something else. Data of
+    unknown makers take decoders, views and resizing down in more ways than can be listed, and cost no other sample.
+    """
+    try:
+        return job()
+    except ShardError as error:
+        return error
+    except HarnessError:
+        raise
+    except Exception as error:
+        lost = SampleError(printable(f"{type(error).__name__}: {' '.join(str(error).split())}")[:_REASON])
+        lost.__cause__ = error
+        return lost
 
 
 def in_order(work: Iterable[Keyed[T]], threads: int, ahead: int = 32) -> Iterator[tuple[str, T | ShardError]]:
     """(key, result) of `work` in its order, computed by `threads` threads, at most `ahead` of them before they are asked for.
 
-    A ShardError is given, not raised.
+    What costs its sample (see `attempt`) is given, not raised.
     """
-
-    def guarded(job: Callable[[], T]) -> T | ShardError:
-        try:
-            return job()
-        except ShardError as error:
-            return error
-
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[tuple[str, Future[T | ShardError]]] = deque()
         for key, job in work:
-            pending.append((key, pool.submit(guarded, job)))
+            pending.append((key, pool.submit(attempt, job)))
             if len(pending) >= ahead:
                 first, future = pending.popleft()
                 yield first, future.result()

@@ -6,7 +6,6 @@ treat a stream as they treat a bank. `run_round` is given no test split, and `sc
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import socket
@@ -23,9 +22,9 @@ from safetensors.torch import save as save_tensors
 
 from harness.bank import BankStore, PartRows, Receipt
 from harness.core import Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
-from harness.device import Compute
+from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
-from harness.errors import HarnessError, ProbeError, RunError, ShardError
+from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch, merged
 from harness.halving import Climb, Climbed, Halving
 from harness.probes import stream_probe
@@ -33,7 +32,7 @@ from harness.probes.streaming import PaddedEncoder
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
-from harness.study import BankRef, Round, Score, Study, StudyRunner, Value, columns_of, estimate, now, translated
+from harness.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
 from harness.training import Position, Training, stream_of, worst_of
 
 STREAM_VERSION = 2
@@ -60,12 +59,13 @@ class StreamedRunner:
         states: dict[str, torch.Tensor] = {}
         try:
             fitted, train = self._train(study, index, proposals)
+            self._note_labels(study, index, train.labels)
             values = self._select(study, proposals, fitted, train)
             for number, state in enumerate(fitted):
                 states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in state.items() if values[number][0] is not None}
-        except RunError:
-            raise
         except HarnessError as error:
+            if is_of_the_place(error):
+                raise  # no answer: to be tried again
             values = [(None, str(error)) for _ in proposals]
         self._publish(study, index, states)
         self._store.discard(*_checkpoint(study, index))
@@ -87,16 +87,13 @@ class StreamedRunner:
                 raise one
             found.append(one)
         self._account(held_back, epoch.audits, setting.encoder, starts=1)
-        how: dict[str, Any] = {"head": chosen, "seconds": time.perf_counter() - start, "created_at": now()}
-        if not found:
-            values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
-            return Score(values=values, n=0, **how)
-        predictions = _joined(found)
-        if study.counterparts:
-            predictions = translated(predictions, study.counterparts)
-        values = tuple(estimate(study.metric(name), predictions, study) for name in study.metrics)
-        how["seconds"] = time.perf_counter() - start
-        return Score(values=values, n=len(set(predictions.keys)), predictions=columns_of(predictions), **how)
+        score = scored(study, chosen, _joined(found) if found else None, self._heads.trained(study, chosen))
+        return replace(score, seconds=time.perf_counter() - start)
+
+    @property
+    def precision(self) -> Precision:
+        """What its encoder computes in."""
+        return self._compute.precision
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -105,14 +102,14 @@ class StreamedRunner:
         setting = self._setting(study)
         trainer = stream_probe(study.probe).trainer(setting, proposals)
         training = self._training(study, setting, trainer, proposals, _checkpoint(study, index))
-        training.run()
-        progress = training.progress
-        return trainer.fitted(), _Account(
-            audits=[ShardAudit(**audit) for audit in progress.audits],
-            images=progress.images + setting.encoder.images,
-            seconds=progress.seconds + setting.encoder.seconds,
-            starts=progress.starts,
-        )
+        try:
+            training.run()
+        except ProbeError:
+            account = _account_of(training.progress, setting.encoder)
+            if account.audits and not any(audit.seen for audit in account.audits):  # a record of this study says why
+                account.publish(self._store, _any(study.train))
+            raise
+        return trainer.fitted(), _account_of(training.progress, setting.encoder)
 
     def _training(
         self, study: Study, setting: StreamSetting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]
@@ -151,6 +148,10 @@ class StreamedRunner:
         """The states of a round's heads, each under its number: what a head is scored from."""
         self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(dict(states)), replace=True)
 
+    def _note_labels(self, study: Study, index: int, labels: Sequence[int]) -> None:
+        """Keep the labels that a round was trained on, for its score to tell which tested ones are not among them."""
+        self._store.publish(labels_place(study, index), json.dumps(list(labels)).encode(), replace=True)
+
     def _held_out(self, study: Study) -> frozenset[str]:
         """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
         if not study.holds_out:
@@ -181,9 +182,9 @@ class StreamedRunner:
         start = time.perf_counter()
         try:
             found = self._climbed(study, index, proposals[climb.head], climb)
-        except RunError:
-            raise
         except HarnessError as error:
+            if is_of_the_place(error):
+                raise
             found = Climbed(value=None, error=str(error), epochs=0)
         found = replace(found, seconds=time.perf_counter() - start)
         self._store.publish(place, json.dumps({"key": key, "climbed": found.to_json()}).encode(), replace=True)
@@ -242,6 +243,7 @@ class StreamedRunner:
         for head in finished:
             training, _, _ = self._trained(study, index, head.head, halving.proposals[head.head], halving.ends[-1])
             states |= {f"{head.head}/{name}": tensor.contiguous() for name, tensor in training.trainer.fitted()[0].items()}
+            self._note_labels(study, index, training.progress.labels)  # the same for all: they saw the same images
         return states
 
     def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], Climbed]) -> None:
@@ -322,6 +324,8 @@ class _Account:
     images: int
     seconds: float
     starts: int
+    labels: tuple[int, ...] = ()
+    """Those that were trained on."""
 
     def publish(self, store: BankStore, ref: BankRef) -> None:
         """As bank parts without rows; images and seconds are shared out by the shards' samples."""
@@ -338,6 +342,16 @@ class _Account:
                 images=round(self.images * share),
             )
             store.write_part(ref.bank, PartRows(), receipt)
+
+
+def _account_of(progress: Position, encoder: StreamEncoder) -> _Account:
+    return _Account(
+        audits=[ShardAudit(**audit) for audit in progress.audits],
+        images=progress.images + encoder.images,
+        seconds=progress.seconds + encoder.seconds,
+        starts=progress.starts,
+        labels=tuple(progress.labels),
+    )
 
 
 def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:
@@ -398,10 +412,13 @@ def _labels(source: Source) -> Iterable[tuple[str, int | None, str]]:
     """(key, label, group) of every record, without decoding an image; of a shard that cannot be read, of those before."""
     for url, shard in source.shards:
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
-        with contextlib.suppress(ShardError):
+        try:
             for key, members in read_records(url, shard, source.rules, audit):
                 label, group = label_and_group(members)
                 yield key, label, group or key
+        except ShardError as error:
+            if is_of_the_place(error):
+                raise  # another part of train would be held out
 
 
 def _of_head(tensors: State, number: int) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from harness.bank import BankSpec, BankStore
 from harness.core import FittedStack, Metric, Predictions, Rows
 from harness.device import Precision
 from harness.encoders import EncoderSpec
-from harness.errors import BankError, HarnessError
+from harness.errors import BankError, HarnessError, is_of_the_place
 from harness.metrics import sense
 from harness.metrics.bootstrap import interval
 from harness.probes import metric, probe, row_probe
@@ -32,7 +32,7 @@ from harness.propose import HeadScore
 from harness.splits import hold_out, joined
 from harness.stream import Source
 
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 """Raised whenever a change to probes, metrics or selection could change a value."""
 GALLERY_QUERIES = 64
 GALLERY_DEPTH = 10
@@ -150,6 +150,10 @@ class Value:
     low: float | None
     high: float | None
     reason: str | None
+    n: int = 0
+    """Items that the value is of."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know beside the value: why it has no interval, how many items it leaves out and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +163,15 @@ class Score:
     head: HeadScore | None
     values: tuple[Value, ...]
     n: int
+    """Items that its values are of: the most that one of them is."""
     seconds: float
     created_at: str = ""
     """ISO 8601, UTC."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """What the driver ran with when this was scored: a later run that finds it done tells that, and not its own."""
     error: str | None = None
+    untrained: tuple[int, ...] = ()
+    """Labels of scored items that no training row had."""
     predictions: dict[str, list[Any]] = field(default_factory=dict)
     neighbours: list[dict[str, Any]] = field(default_factory=list)
 
@@ -175,7 +182,8 @@ class Score:
     def from_json(text: str) -> Score:
         plain = json.loads(text)
         head = HeadScore(**plain["head"]) if plain["head"] else None
-        return Score(**{**plain, "head": head, "values": tuple(Value(**value) for value in plain["values"])})
+        values = tuple(Value(**{**value, "notes": tuple(value.get("notes", ()))}) for value in plain["values"])
+        return Score(**{**plain, "head": head, "values": values, "untrained": tuple(plain.get("untrained", ()))})
 
 
 class StudyRunner:
@@ -204,6 +212,8 @@ class StudyRunner:
                     stack = row_probe(study.probe).fit(train, rates, **self._how(study))
                     found = [_look(study, stack, position, selection) for position in range(len(rates))]
             except HarnessError as error:
+                if is_of_the_place(error):
+                    raise  # no answer: to be tried again
                 heads += [
                     HeadScore(round=index, head=n, lr=rate, readout=readout, value=None, error=str(error))
                     for n, rate in zip(numbers, rates, strict=True)
@@ -224,21 +234,13 @@ class StudyRunner:
         test = joined([self._read(study, ref) for ref in (held_back, *held_back.more)])
         if held_back.reference is not None:
             test = replace(test, reference=self._read(study, held_back.reference))
-        stack = row_probe(study.probe).restore(self.state(study, chosen), self._training_rows(study, chosen.readout), **self._how(study))
-        if not len(test):
-            values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
-            return Score(head=chosen, values=values, n=0, seconds=time.perf_counter() - start, created_at=now())
-        predictions = stack.predict(test, 0)
-        if study.counterparts:
-            predictions = translated(predictions, study.counterparts)
-        return Score(
-            head=chosen,
-            values=tuple(estimate(study.metric(name), predictions, study) for name in study.metrics),
-            n=len({key for key, target in zip(predictions.keys, predictions.targets.tolist(), strict=True) if target >= 0}),
+        train = self._training_rows(study, chosen.readout)
+        stack = row_probe(study.probe).restore(self.state(study, chosen), train, **self._how(study))
+        score = scored(study, chosen, stack.predict(test, 0) if len(test) else None, trained_labels(study, train))
+        return replace(
+            score,
             seconds=time.perf_counter() - start,
-            created_at=now(),
-            predictions=columns_of(predictions),
-            neighbours=_gallery(study, test) if probe(study.probe).neighbours else [],
+            neighbours=_gallery(study, test) if len(test) and probe(study.probe).neighbours else [],
         )
 
     def state(self, study: Study, chosen: HeadScore) -> dict[str, torch.Tensor]:
@@ -250,6 +252,11 @@ class StudyRunner:
             raise BankError(f"study {study.id}: the heads of round {chosen.round} are not in the cache; run with --fresh to search anew")
         prefix = f"{chosen.head}/"
         return {name.removeprefix(prefix): tensor for name, tensor in load_tensors(data).items() if name.startswith(prefix)}
+
+    def trained(self, study: Study, chosen: HeadScore) -> frozenset[int] | None:
+        """The labels that a streamed head was trained on, None where its round did not note them."""
+        data = self._store.read_bytes(*labels_place(study, chosen.round))
+        return None if data is None else frozenset(json.loads(data))
 
     def _how(self, study: Study) -> dict[str, Any]:
         return {"classes": study.classes, "protocol": study.protocol, "seed": study.seed, "device": self._device}
@@ -272,6 +279,11 @@ class StudyRunner:
                 self._rows.clear()
             self._rows[key] = self._store.rows(ref.bank, mask=key[1], without=key[2])
         return self._rows[key]
+
+
+def labels_place(study: Study, index: int) -> tuple[str, str, str]:
+    """Where a round of a streamed study notes the labels that it was trained on, beside its heads' weights."""
+    return "studies", study.id, f"round-{index}-labels.json"
 
 
 def now() -> str:
@@ -320,12 +332,64 @@ def _value(study: Study, stack: FittedStack, position: int, selection: Rows) -> 
             return None, "the selection split has no such items"
         return study.merit(study.searched.counts(stack.predict(selection, position), study.classes).sum(axis=0))
     except HarnessError as error:
+        if is_of_the_place(error):
+            raise
         return None, str(error)
 
 
+def scored(study: Study, chosen: HeadScore, predictions: Predictions | None, trained: frozenset[int] | None) -> Score:
+    """What the chosen head's predictions of test come to, whichever way its probe is fed; None where the test split has no items.
+
+    `trained` are the labels of the training rows, None where the probe trains on none. The seconds are left to the caller.
+    """
+    if predictions is None:
+        values = tuple(Value(metric=name, value=None, low=None, high=None, reason="the test split has no such items") for name in study.metrics)
+        return Score(head=chosen, values=values, n=0, seconds=0.0, created_at=now())
+    if study.counterparts:
+        predictions = translated(predictions, study.counterparts)
+    values = tuple(estimate(study.metric(name), predictions, study) for name in study.metrics)
+    return Score(
+        head=chosen,
+        values=values,
+        n=max(value.n for value in values),
+        seconds=0.0,
+        created_at=now(),
+        untrained=() if trained is None else untrained_labels(predictions.targets, trained, study.counterparts),
+        predictions=columns_of(predictions),
+    )
+
+
 def estimate(one: Metric, predictions: Predictions, study: Study) -> Value:
+    """The metric's value and interval, the number of items that it is of, and what is to be said of either."""
     found = interval(one, predictions, study.classes, seed=study.seed)
-    return Value(metric=one.name, value=found.value, low=found.low, high=found.high, reason=found.reason)
+    rows = np.flatnonzero(one.counted(predictions)).tolist()
+    n, items = len({predictions.keys[row] for row in rows}), len(set(predictions.keys))
+    notes = []
+    if found.value is not None and found.low is None:
+        notes.append(f"no interval: {found.reason}")
+    if 0 < n < items:
+        notes.append(f"{items - n:,} of {items:,} items are not scored: {one.uncounted}")
+    return Value(metric=one.name, value=found.value, low=found.low, high=found.high, reason=found.reason, n=n, notes=tuple(notes))
+
+
+def trained_labels(study: Study, train: Rows | None) -> frozenset[int] | None:
+    """The labels that training rows have, or their label maps where the study is about these; None without training rows."""
+    if train is None:
+        return None
+    if study.protocol.get("mask") is None:
+        return frozenset(np.unique(train.targets).tolist())
+    counts = np.zeros(0, np.int64)
+    for mask in train.masks if train.masks is not None else ():
+        more = np.bincount(mask.ravel(), minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+    return frozenset(np.flatnonzero(counts).tolist())
+
+
+def untrained_labels(targets: np.ndarray, trained: frozenset[int], counterparts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Those of the targets [N] that are not among the labels `trained`, nor have a counterpart there."""
+    tested = np.unique(targets[targets >= 0]).tolist()
+    return tuple(label for label in tested if not trained & ({*counterparts[label]} if counterparts else {label}))
 
 
 def columns_of(predictions: Predictions) -> dict[str, list[Any]]:

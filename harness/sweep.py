@@ -14,17 +14,15 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-OK, PARTIAL, WRONG, INTERRUPTED = 0, 1, 2, 130
-
 
 def _leave(*_: object) -> None:
     print("interrupted: the same command goes on from here", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)  # an exception would be raised in whichever module is being imported, which may turn it into another
+    os._exit(130)  # an exception would be raised in whichever module is being imported, which may turn it into another
 
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -34,13 +32,16 @@ import torch
 import yaml
 from rich.console import Console
 
-from harness.bank import BankStore
+from harness.bank import BankStore, ReadParts
 from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
-from harness.command import Parser, complain
+from harness.command import OK, PARTIAL, Parser, run_command
 from harness.config import Sweep, load_sweep, resolve_path
-from harness.errors import HarnessError, RequestError
-from harness.estimate import estimate, told
+from harness.encoders import refuse_unknown_keys
+from harness.errors import RequestError
+from harness.estimate import estimate, is_scored, least_bytes, size, told
+from harness.exclusive import only_driver
+from harness.extract import ShardWork
 from harness.ledger import EventLog, Ledger, Lost
 from harness.plan import HELD_OUT, Plan, StudyPlan, make_plan
 from harness.probes import is_decided
@@ -50,25 +51,21 @@ from harness.search import Journal, SearchSettings, StudyState, run_search
 from harness.streamed import outdated
 from harness.study import BankRef, Stream, Study, StudyRunner
 from harness.tables import publish
-
-_PROBE = "writable"
-"""A file that is written into a cache behind a URL, and removed."""
+from harness.usable import lost_splits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sweep; the exit status."""
     console = Console(stderr=True)
-    try:
-        return _run(_parser().parse_args(arguments), console)
-    except RequestError as error:
-        complain(error)
-        return WRONG
-    except HarnessError as error:
-        complain(error)
-        return PARTIAL
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    return run_command(
+        _parser(), arguments, lambda options: _run(options, console), out=_out_of, interrupted="interrupted: the same command goes on from here"
+    )
+
+
+def _out_of(options: argparse.Namespace) -> Path | None:
+    """Where results go, as far as that is known before the sweep file is read; `_run` notes what its file says."""
+    given = vars(options).get("out")
+    return Path(given) if given else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,42 +83,53 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     file = Path(options.sweep)
-    sweep = load_sweep(file, options.overrides)
+    sweep = load_sweep(file, options.overrides, check_encoder=refuse_unknown_keys)
     if "://" in (options.out or ""):
         raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)
+    options.out = str(out)
     cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
         with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
             machine = cluster.machine()
             plan = make_plan(sweep, file.resolve().parent, machine.device_type, machine.precision)
             store = _open_store(out, cache, keep=not options.dry_run)
+            parts = ReadParts(store)
+            missing = plan.shard_work if options.fresh else plan.missing(parts)
+            _refuse_what_cannot_be_written(plan, missing, store, fresh=options.fresh)
+            losses = lost_splits(plan, _unread(plan, missing, store, fresh=options.fresh))
+        for loss in losses:
+            console.print(f"{loss}; its studies will fail", highlight=False)
         if options.dry_run:
             with progress.phase("estimating what it takes"):
                 lines = list(told(plan, estimate(plan, store, actors=machine.actors), actors=machine.actors))
             print("\n".join(lines))
             return OK
-        if options.fresh:
-            _discard(plan, out, store)
-        _write_sweep(out, sweep, plan)
-        results = run_plan(plan, out, cache, cluster, machine, progress)
-        with progress.phase("drawing the report"):
-            page = write_report(out, shards=sweep.shards)
+        with only_driver(out):
+            if options.fresh:
+                _discard(plan, out, store)
+                parts = ReadParts(store)
+            _write_sweep(out, sweep, plan)
+            results = run_plan(plan, out, parts, cluster, machine, progress, missing)
+            with progress.phase("drawing the report"):
+                page = write_report(out, shards=sweep.shards)
     terminal(results, Console())
     print(f"results: {out / 'results.parquet'}\nreport:  {page}")
     return PARTIAL if any(row["status"] in ("incomplete", "failed") for row in results) else OK
 
 
-def run_plan(plan: Plan, out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> list[dict[str, Any]]:
+def run_plan(
+    plan: Plan, out: Path, parts: ReadParts, cluster: Cluster, machine: Machine, progress: Progress, missing: Sequence[ShardWork]
+) -> list[dict[str, Any]]:
     """Encode what is missing, search what is unfinished, and write the tables; the rows of results.parquet."""
-    store = BankStore(cache)
-    lost = _encode(plan, out, store, cache, cluster, machine, progress)
+    store = parts.store
+    lost = _encode(plan, out, missing, store, cluster, machine, progress)
     with progress.phase("reading the accounts of the banks"):
-        accounts = Accounts(plan, store, lost)
+        accounts = Accounts(plan, parts, lost)
         outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
-    _search(outcomes, out, cache, cluster, machine, progress)
+    _search(outcomes, out, store, cluster, machine, progress)
     with progress.phase("working out intervals, writing the tables"):
-        return collect(out, plan, outcomes, accounts, cache, run_id(plan))
+        return collect(out, plan, outcomes, accounts, store.root, run_id(plan))
 
 
 def run_id(plan: Plan) -> str:
@@ -135,11 +143,25 @@ def run_id(plan: Plan) -> str:
     return f"{plan.sweep.name}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> dict[str, Lost]:
-    missing = plan.missing(store)
+def _unread(plan: Plan, missing: Sequence[ShardWork], store: BankStore, *, fresh: bool) -> Iterator[tuple[str, str]]:
+    """(data set, split) of what is still to be read, for banks and for streams."""
+    for work in missing:
+        yield work.dataset, work.split
+    for study in plan.studies:
+        if study.task.feed == "streamed" and study.undefined is None and (fresh or not is_scored(study, store)):
+            yield from ((bank.dataset, bank.split) for bank in study.specs)
+
+
+def _encode(
+    plan: Plan, out: Path, missing: Sequence[ShardWork], store: BankStore, cluster: Cluster, machine: Machine, progress: Progress
+) -> dict[str, Lost]:
     if not missing:
         return {}
-    crew = cluster.crew(machine, cache, plan.encoders, limit=len(missing))
+    leased = {job.bank.key for work in missing for one in work.passes for job in one.banks}
+    for bank in plan.banks():
+        if bank.key in leased:
+            store.describe(bank)
+    crew = cluster.crew(machine, store.root, plan.encoders, limit=len(missing))
     try:
         items = sum(work.items for work in missing)
         with EventLog(out / "events.jsonl") as log, progress.task("encoding", total=items, unit="items") as bar:
@@ -147,6 +169,7 @@ def _encode(plan: Plan, out: Path, store: BankStore, cache: str, cluster: Cluste
                 crew=crew,
                 log=log,
                 lease_timeout=plan.sweep.resources.lease_timeout,
+                out=out,
                 on_done=lambda work: bar.advance(work.items),
             )
             ledger.run(missing)
@@ -211,27 +234,28 @@ def _stream(plan: Plan, study: StudyPlan) -> Stream:
     return Stream(
         encoder=plan.encoders[study.encoder.name],
         weights_sha256=study.encoder.weights_sha256,
-        precision=plan.precision,
+        precision=plan.precision_of(study.encoder),
         batch_size=resources.batch_size,
         decode_threads=resources.decode_threads,
         checkpoint_seconds=resources.checkpoint_seconds,
     )
 
 
-def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster, machine: Machine, progress: Progress) -> None:
-    journal, runner = Journal(out), StudyRunner(cache, torch.device("cpu"))
+def _search(outcomes: Sequence[Outcome], out: Path, store: BankStore, cluster: Cluster, machine: Machine, progress: Progress) -> None:
+    journal, runner = Journal(out), StudyRunner(store.root, torch.device("cpu"))
     pending: list[Outcome] = []
     for outcome in outcomes:
         if outcome.state is not None:
             journal.load(outcome.state, runner.has_state)
             if outcome.state.study.stream is not None:
-                _forget_outdated(outcome.state, journal, BankStore(cache))
+                _forget_outdated(outcome.state, journal, store)
             if outcome.state.steps_left:
                 pending.append(outcome)
     if not pending:
         return
-    cluster.start()
     states = [outcome.state for outcome in pending if outcome.state is not None]
+    _refuse_to_search(states, store)
+    cluster.start()
     left = {id(state): state.steps_left for state in states}
     with progress.task("searching", total=sum(left.values()), unit="trials") as bar:
 
@@ -241,7 +265,7 @@ def _search(outcomes: Sequence[Outcome], out: Path, cache: str, cluster: Cluster
 
         settings = SearchSettings(
             out=out,
-            cache=cache,
+            cache=store.root,
             concurrent=machine.trial_slots,
             cpus=machine.cpus,
             gpus=machine.gpus,
@@ -258,33 +282,85 @@ def _forget_outdated(state: StudyState, journal: Journal, store: BankStore) -> N
     refs = [*state.study.train.values(), *state.study.val.values()] if state.rounds else []
     refs += state.test.values() if state.score is not None else []
     if outdated(store, refs):
+        if store.read_only is not None:
+            raise RequestError(f"{store.read_only}; the shards of {state.study.name} were repaired, and what the cache has of it is to be discarded")
         for ref in refs:
             store.discard(ref.bank.key)
         journal.forget(state)
 
 
 def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "partwise"
+    """`partwise` in the user's cache folder. Raises RequestError where there is none.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification says; it would be another folder for every process.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = given if given.is_absolute() else Path.home().absolute() / ".cache"
+    except RuntimeError:
+        raise RequestError("--cache: expected a home folder, for banks to lie in its .cache, got a user without one; name a folder") from None
+    return folder / "partwise"
 
 
 def _open_store(out: Path, cache: str, *, keep: bool) -> BankStore:
-    """The store of the cache. Raises RequestError where a file cannot be written under `out` or the cache.
+    """The store of the cache, which says whether it can be written. Raises RequestError where a file cannot be written under `out`.
 
-    `keep` creates the folders that are missing, and tries to write where the cache is a URL.
+    `keep` creates the folders that are missing, and tries what the cache's file system can do.
     """
     _check_folder("--out", out, keep=keep)
-    if "://" not in cache:
-        _check_folder("--cache", Path(cache), keep=keep)
-        return BankStore(cache)
+    is_url = "://" in cache
+    expected = f"--cache {cache}: expected a folder{' or a URL' if is_url else ''} that can be written, got"
     try:
         store = BankStore(cache)
-        if keep:
-            store.publish((_PROBE,), b"", replace=True)
-            store.discard(_PROBE)
     except Exception as error:  # each of fsspec's file systems raises errors of its own
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RequestError(f"--cache {cache}: expected a folder or a URL that can be written, got: {told}") from None
+        raise RequestError(f"{expected}: {_one_line(error)}") from None
+    try:
+        if not is_url:
+            _check_folder("--cache", Path(cache), keep=keep)
+        if keep:
+            store.try_out()
+    except Exception as error:
+        reason = str(error) if isinstance(error, RequestError) else f"{expected}: {_one_line(error)}"
+        if not _can_be_read(store):
+            raise RequestError(reason) from None
+        store.read_only = reason
     return store
+
+
+def _can_be_read(store: BankStore) -> bool:
+    try:
+        return store.exists()
+    except Exception:
+        return False
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _refuse_what_cannot_be_written(plan: Plan, missing: Sequence[ShardWork], store: BankStore, *, fresh: bool) -> None:
+    """Raises RequestError where there are banks to write or to discard, and the cache cannot be written or has not the room."""
+    if store.read_only is not None and (missing or fresh):
+        rest = "--fresh discards what it has" if fresh else f"{len(missing)} shards are still to be encoded"
+        raise RequestError(f"{store.read_only}; {rest}")
+    free = store.free_bytes
+    if free is None or fresh:  # what --fresh discards makes room
+        return
+    least = least_bytes(plan, missing)
+    if least > free:
+        raise RequestError(
+            f"--cache {store.root}: expected {size(least)} of free space for the feature banks to write, got {size(free)}; "
+            "free some, choose another --cache, or ask for fewer readouts"
+        )
+
+
+def _refuse_to_search(states: Sequence[StudyState], store: BankStore) -> None:
+    """Raises RequestError where a study has heads to train, which are kept in the cache, or streams to account for, and the cache is read-only."""
+    if store.read_only is None:
+        return
+    left = [state.study.name for state in states if state.study.stream is not None or len(state.rounds) < state.planned_rounds]
+    if left:
+        raise RequestError(f"{store.read_only}; {len(left)} studies are still to be searched, whose heads are kept there, such as {left[0]}")
 
 
 def _check_folder(option: str, folder: Path, *, keep: bool) -> None:
@@ -301,9 +377,8 @@ def _check_folder(option: str, folder: Path, *, keep: bool) -> None:
 
 
 def _discard(plan: Plan, out: Path, store: BankStore) -> None:
-    for study in plan.studies:
-        for bank in study.specs:
-            store.discard(bank.key)
+    for bank in plan.banks():
+        store.discard(bank.key)
     for name in ("tune", "predictions", "neighbours", "heads", "figures"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("results.parquet", "trials.parquet", "ledger.parquet", "encoders.json", "report.html", "events.jsonl"):

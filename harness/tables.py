@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from harness.errors import RunError
 
 SCHEMA_VERSION = 1
+"""Raised where a column changes its type or meaning, not where one is added: readers take what is missing as null, and leave out what is unknown."""
 _META = {b"schema_version": str(SCHEMA_VERSION).encode()}
 
 
@@ -43,16 +44,16 @@ RESULTS = _schema(
     protocol_fields=pa.string(),  # JSON
     metric=pa.string(),
     value=pa.float64(),
-    ci_low=pa.float64(),  # 95 %, percentile bootstrap over images
+    ci_low=pa.float64(),  # 95 %, percentile bootstrap over images; Wilson's where that has no width at 0 and 1
     ci_high=pa.float64(),
-    n=pa.int64(),  # scored items
+    n=pa.int64(),  # items that the value is of
     n_failed=pa.int64(),  # samples of the splits used that could not be seen
     hyperparameters=pa.string(),  # JSON
     selected_on=pa.string(),
     num_trials=pa.int64(),  # learning rates tried
     seed=pa.int64(),
     status=pa.string(),  # ok, incomplete, failed, undefined
-    error=pa.string(),
+    error=pa.string(),  # why it is not ok, and what must be known beside the value
     bank_keys=pa.list_(pa.string()),
     seconds=pa.float64(),  # search and scoring of this study
     images_per_second=pa.float64(),  # of the encoder's passes over the task's view, per actor
@@ -97,6 +98,8 @@ LEDGER = _schema(
 )
 
 PREDICTIONS = _schema(
+    encoder=pa.string(),
+    task=pa.string(),
     key=pa.string(),
     group=pa.string(),
     protocol=pa.string(),
@@ -106,6 +109,8 @@ PREDICTIONS = _schema(
 )
 
 NEIGHBOURS = _schema(
+    encoder=pa.string(),
+    task=pa.string(),
     query=pa.string(),
     protocol=pa.string(),
     rank=pa.int64(),  # 1 is the nearest
@@ -146,6 +151,25 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a table that `write_table` wrote, as dictionaries."""
     return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table that any version of this code wrote, with the columns of `schema`: those that it lacks are null, those that are unknown are left out.
+
+    Raises ValueError, which names the column, where a column is of another type, or the table of a later schema than this code knows.
+    """
+    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
+    if not version.isdecimal() or not 1 <= int(version) <= SCHEMA_VERSION:
+        raise ValueError(f"expected a table of schema {SCHEMA_VERSION}, got {version}")
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+        elif table.schema.field(field.name).type != field.type:
+            raise ValueError(f"expected a column {field.name} of {field.type}, got {table.schema.field(field.name).type}")
+        else:
+            columns.append(table[field.name])
+    return pa.table(columns, schema=schema)
 
 
 def file_name(encoder: str) -> str:

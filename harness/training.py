@@ -31,6 +31,8 @@ class Position:
     starts: int = 0
     images: int = 0
     seconds: float = 0.0
+    labels: list[int] = field(default_factory=list)
+    """Those that were trained on, ascending."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -99,6 +101,7 @@ class Training:
         self.trainer.step(batch, progress.step, self._steps)
         progress.step += 1
         progress.position = position
+        progress.labels = sorted({*progress.labels, *(label for one in batch for label in one.shown)})
         last = progress.step >= self._steps  # after which the epoch ends and saves
         if not last and self.clock() - self._saved >= stream_of(self.study).checkpoint_seconds:
             self._save()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.errors import RequestError
 from shards import label_maps, official, recipe
+from shards.counts import Counts
 from shards.label_maps import Pair
 
 COUNTS = {"training images": 20210, "validation images": 2000, "classes": 150}
@@ -29,9 +30,9 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[tuple[str
     root = source if (source / "annotations").is_dir() else source / "ADEChallengeData2016"
     classes = class_names(root / "objectInfo150.txt")
     roots = {split: (root / "images" / folder, root / "annotations" / folder) for split, folder in SPLITS.items()}
-    splits, found = {}, {"classes": len(classes)}
+    splits, found, counts = {}, {"classes": len(classes)}, Counts()
     for split, folders in roots.items():
-        kept = official.present(SPLITS[split], label_maps.pairs(*folders, REMEDY), lambda pair: pair.missing, partial=partial, remedy=REMEDY)
+        kept = official.present(SPLITS[split], label_maps.pairs(*folders, REMEDY), lambda pair: pair.missing, counts, partial=partial, remedy=REMEDY)
         found[f"{SPLITS[split]} images"] = len(kept)
         splits[split] = official.mixed(((split, pair) for pair in kept), lambda item: item[1].key)
     return recipe.DataSet(
@@ -46,6 +47,8 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[tuple[str
         official=SPLITS,
         make=bind(label_maps.make, roots, "object", len(classes), None),
         content=official.content([__file__, label_maps.__file__], repr(classes)),
+        layout="images/{training,validation}/*.jpg and annotations/{training,validation}/*.png",
+        counts=counts,
     )
 
 
@@ -54,7 +57,7 @@ def class_names(path: Path) -> tuple[str, ...]:
 
     Raises RequestError where the columns are missing or the numbers are not 1, 2, 3, …
     """
-    rows = [[cell.strip() for cell in line.split("\t")] for line in official.read(path, REMEDY).decode().splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in line.split("\t")] for line in official.text(path, REMEDY).splitlines() if line.strip()]
     if not rows or not {"Idx", "Name"} <= set(rows[0]):
         raise RequestError(f"{path}: expected the columns Idx and Name, got {rows[0] if rows else 'nothing'}; {REMEDY}")
     number, name = rows[0].index("Idx"), rows[0].index("Name")

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
+from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
+from shards.counts import Counts, Unfit
 
 COUNTS = {
     "ADE20K_2016_07_26": {"training images": 20210, "validation images": 2000},
@@ -70,8 +70,9 @@ def describe(
     files = dict(_files(source / "images", source))
     release = "ADE20K_2016_07_26" if any(path.endswith("_atr.txt") for path in files) else "ADE20K_2021_17_01"
     scenes = {split: list(_scenes(files, folder, release)) for split, folder in SPLITS.items()}
+    counts = Counts()
     kept = {
-        split: official.present(SPLITS[split], of_split, bind(_missing, release), partial=partial, remedy=REMEDY)
+        split: official.present(SPLITS[split], of_split, bind(_missing, release), counts, partial=partial, remedy=REMEDY)
         for split, of_split in scenes.items()
     }
     found = {f"{SPLITS[split]} images": len(of_split) for split, of_split in kept.items()}
@@ -92,15 +93,16 @@ def describe(
         official=SPLITS,
         make=bind(make, source, chosen, numbered),
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], chosen.sha256, repr(sorted(numbered.items()))),
+        layout="images/**/{training,validation}/**/ADE_*.jpg, each with its ADE_*_seg.png",
+        counts=counts,
     )
 
 
 def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene) -> tars.Record:
     """One image with its original bytes and the masks that the list asks for. Raises RequestError where a map does not fit the image."""
     image, extension = official.original(source / f"{scene.path}.jpg")
-    size = official.size(image)
-    objects = numbers(source / f"{scene.path}_seg.png", size)
-    parts = numbers(source / f"{scene.path}_parts_1.png", size) if scene.bytes[2] is not None else np.zeros_like(objects)
+    objects = numbers(source / f"{scene.path}_seg.png", image)
+    parts = numbers(source / f"{scene.path}_parts_1.png", image) if scene.bytes[2] is not None else np.zeros_like(objects)
     return tars.Record(
         key=scene.key,
         image=image,
@@ -111,21 +113,21 @@ def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene
     )
 
 
-def numbers(path: Path, size: tuple[int, int]) -> np.ndarray:
+def numbers(path: Path, image: bytes) -> np.ndarray:
     """int64 [H, W]: the number of the name at each pixel, 0 where nothing is marked.
 
-    Raises RequestError where the map is unreadable, has no colours, or has not the image's `size`, (width, height).
+    Raises Unfit where the map is unreadable, has no colours, or has not the size of its `image`.
     """
     try:
         with Image.open(path) as file:
             mode, coloured = file.mode, np.asarray(file).astype(np.int64)
     except Exception as error:  # Pillow's decoders raise whatever they meet
-        raise RequestError(f"{path}: expected a readable map, got {type(error).__name__}: {error}; unpack it again") from error
+        message = f"{path}: expected a readable map, got {type(error).__name__}: {error}; unpack it again"
+        raise Unfit(message, label_maps.UNREADABLE) from error
     if mode not in ("RGB", "RGBA"):
-        raise RequestError(f"{path}: expected a map in colours, got mode {mode}; unpack the original file")
+        raise Unfit(f"{path}: expected a map in colours, got mode {mode}; unpack the original file", label_maps.UNREADABLE)
     found: np.ndarray = coloured[..., 0] // 10 * 256 + coloured[..., 1]
-    if found.shape[::-1] != size:
-        raise RequestError(f"{path}: expected the image's size {size[0]}×{size[1]}, got {found.shape[1]}×{found.shape[0]}; {REMEDY}")
+    label_maps.check_size(path, found.shape, image, REMEDY)
     return found
 
 
@@ -185,9 +187,9 @@ def _index(source: Path) -> dict[int, str]:
     """Number → name, from the index of the release of 2016."""
     path = source / "index_ade20k.mat"
     official.read(path, REMEDY)
+    cells = mat.load(path, "index", "the data set's index", REMEDY, field="objectnames")
     try:
-        cells = loadmat(path, variable_names=["index"])["index"]["objectnames"][0, 0].ravel()
-        names = {number: str(cell.item()) if cell.size else "" for number, cell in enumerate(cells, 1)}
+        names = {number: str(cell.item()) if cell.size else "" for number, cell in enumerate(cells.ravel(), 1)}
     except Exception as error:  # whatever a damaged file can do to its reader
         raise RequestError(f"{path}: expected the data set's index, got {type(error).__name__}: {error}; {REMEDY}") from error
     for number, name in KNOWN.items():

@@ -23,6 +23,7 @@ import numpy as np
 
 from harness.errors import RequestError
 from shards import official, recipe, tars
+from shards.counts import Counts
 
 SIDE = 32
 
@@ -96,6 +97,10 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Picture]:
         for split, names in files.items()
     }
     found = {**{f"{split} images": len(pictures) for split, pictures in splits.items()}, "classes": len(classes)}
+    counts = Counts()
+    for split, names in edition.batches.items():
+        counts.keep(split, "images", len(splits[split]))
+        counts.leave_out(split, "batches without a file", len(names) - len(files[split]))
     return recipe.DataSet(
         name=edition.name,
         version=official.version(edition.archive, found, edition.counts, partial=partial, remedy=edition.remedy),
@@ -106,6 +111,8 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Picture]:
         splits=splits,
         make=bind(make, root, edition.remedy),
         content=official.content([__file__], *(hashlib.sha256((root / name).read_bytes()).digest() for names in files.values() for name in names)),
+        layout=f"the batches {', '.join(name for names in edition.batches.values() for name in names)}",
+        counts=counts,
         samples_per_shard=5000,
     )
 

@@ -6,22 +6,21 @@
 The source holds train2017/, val2017/ and annotations/, as the archives unpack; val2017 is the split that is scored.
 
 coco_objects: one sample for every annotated object that is no crowd, cut out by its box, rounded outwards to whole pixels and clipped to the image,
-with the object's mask. The crops of one image are one group. Boxes without area are left out; counts.json tells how many.
+with the object's mask. The crops of one image are one group. Boxes without area, and outlines that leave their box without a pixel, are left out;
+counts.json tells how many.
 
 coco_keypoints: one sample for every image with a keypoint, its bytes as they are, with every person's box and keypoints; a keypoint's instance is its
 person's box. Keypoints that nobody marked (v = 0) have no place and are left out, occluded ones (v = 1) are not visible. COCO's coordinates are the
-indices of pixels, so half a pixel is added to get to the pixel's centre, as Detectron2's reader of COCO does.
+indices of pixels, so half a pixel is added to get to the pixel's centre, as Detectron2's reader of COCO does. In files of one's own, every category
+that has keypoints is carried under its own name; where there are several, their parts are called <category>_<keypoint>.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,13 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from pycocotools import mask as rle
-from pycocotools.coco import COCO
 
 from harness.core import Box, Keypoint
 from harness.errors import RequestError
-from shards import official, recipe, tars
+from shards import coco_annotations, official, recipe, tars
+from shards.coco_annotations import Annotations, Entry, Tally, checked, mask_of
+from shards.counts import Counts, Unfit
 
 SPLITS = {"train": "train2017", "test": "val2017"}
 IMAGES = {"train2017 images": 118_287, "val2017 images": 5_000}
@@ -44,7 +42,7 @@ COUNTS = {"coco_objects": {**IMAGES, "classes": 80}, "coco_keypoints": {**IMAGES
 REMEDY = "unpack train2017.zip, val2017.zip and annotations_trainval2017.zip into one folder"
 LICENSE = "each image has a licence of its own, which the annotation files name; the terms of the data set's makers hold"
 SOURCE = "train2017.zip, val2017.zip and annotations_trainval2017.zip of the COCO consortium"
-OTHERS = "expected those of a mask, got others; get the annotations again"
+LAYOUT = "train2017/ and val2017/ with the images that annotations/*.json list by their file_name"
 VISIBLE, UNMARKED = 2, 0
 
 
@@ -76,11 +74,12 @@ class Crop:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Person:
-    """One annotated person."""
+class Instance:
+    """One annotated thing with keypoints, in COCO's own files a person."""
 
     number: int
     """The annotation's."""
+    label: int
     box: tuple[float, ...]
     points: tuple[tuple[str, float, float, int], ...]
     """(part, x, y, v) of every keypoint, as annotated."""
@@ -91,29 +90,37 @@ class Scene:
     """One sample of coco_keypoints to be made."""
 
     photograph: Photograph
-    persons: tuple[Person, ...]
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """A category that has keypoints."""
+
+    label: int
+    name: str
+    parts: tuple[str, ...]
+    """The keypoints in the order of the annotations, by the names that the data set gives them."""
 
 
 def describe(source: Path, *, data_set: str, partial: bool = False) -> recipe.DataSet[Any]:
     """One of the two data sets, its images and annotations checked. Raises RequestError where something is missing or contradicts itself."""
-    try:
-        return _objects(source, partial) if data_set == "coco_objects" else _keypoints(source, partial)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{source / 'annotations'}: expected annotations of COCO, got {type(error).__name__}: {error!s:.100}; {REMEDY}") from None
+    return _objects(source, partial) if data_set == "coco_objects" else _keypoints(source, partial)
 
 
 def _objects(source: Path, partial: bool) -> recipe.DataSet[Crop]:
     classes: tuple[str, ...] = ()
-    splits, counts = dict[str, tuple[Crop, ...]](), dict[str, Counter[str]]()
+    splits, counts = dict[str, tuple[Crop, ...]](), Counts()
     for split, name in SPLITS.items():
-        coco = _annotations(source, f"instances_{name}.json")
-        photographs = _photographs(source / name, coco, partial)
-        names = tuple(category["name"] for _, category in sorted(coco.cats.items()))
+        coco = coco_annotations.read(source / "annotations" / f"instances_{name}.json", REMEDY)
+        tally = Tally(name=coco.name, split=name, counts=counts, partial=partial, remedy=REMEDY)
+        category_by_id = coco_annotations.categories(coco, REMEDY)
+        names = tuple(category["name"] for category in category_by_id.values())
         if classes and names != classes:
-            raise RequestError(f"instances_{name}.json: expected the classes of train2017, got others; {REMEDY}")
-        classes, counts[name] = names, Counter(images=len(photographs))
-        splits[split] = tuple(_crops(coco, photographs, counts[name]))
-    found = {**{f"{name} images": count["images"] for name, count in counts.items()}, "classes": len(classes)}
+            raise RequestError(f"{coco.name}: expected the classes of train2017, got others; {REMEDY}")
+        classes = names
+        splits[split] = tuple(_crops(coco, _Images(source / name, coco, tally), category_by_id, tally))
+    found = {**{f"{name} images": counts.kept[name]["images"] for name in SPLITS.values()}, "classes": len(classes)}
     return recipe.DataSet(
         name="coco_objects",
         version=official.version("COCO 2017", found, COUNTS["coco_objects"], partial=partial, remedy=REMEDY),
@@ -125,124 +132,172 @@ def _objects(source: Path, partial: bool) -> recipe.DataSet[Crop]:
         splits=splits,
         official=SPLITS,
         make=bind(make_crop, source),
-        content=official.content([__file__]),
+        content=official.content([__file__, coco_annotations.__file__]),
+        layout=LAYOUT,
+        counts=counts,
         samples_per_shard=2000,
-        files={"counts.json": json.dumps(counts, indent=2, sort_keys=True) + "\n"},
     )
 
 
 def _keypoints(source: Path, partial: bool) -> recipe.DataSet[Scene]:
-    parts: tuple[str, ...] = ()
-    splits, counts = dict[str, tuple[Scene, ...]](), dict[str, Counter[str]]()
+    skeletons: list[Skeleton] = []
+    splits, counts = dict[str, tuple[Scene, ...]](), Counts()
     for split, name in SPLITS.items():
-        coco = _annotations(source, f"person_keypoints_{name}.json")
-        photographs = _photographs(source / name, coco, partial)
-        person = next((category for category in coco.cats.values() if category.get("keypoints")), None)
-        if person is None:
-            raise ValueError(f"person_keypoints_{name}.json without a category that has keypoints")
-        if parts and tuple(person["keypoints"]) != parts:
-            raise RequestError(f"person_keypoints_{name}.json: expected the keypoints of train2017, got others; {REMEDY}")
-        parts, counts[name] = tuple(person["keypoints"]), Counter(images=len(photographs))
-        splits[split] = tuple(_scenes(coco, photographs, person, counts[name]))
-    found = {**{f"{name} images": count["images"] for name, count in counts.items()}, "keypoints": len(parts)}
+        coco = coco_annotations.read(source / "annotations" / f"person_keypoints_{name}.json", REMEDY)
+        tally = Tally(name=coco.name, split=name, counts=counts, partial=partial, remedy=REMEDY)
+        category_by_id = coco_annotations.categories(coco, REMEDY)
+        by_category = _skeletons(coco.name, category_by_id)
+        if skeletons and list(by_category.values()) != skeletons:
+            raise RequestError(f"{coco.name}: expected the categories and keypoints of train2017, got others; {REMEDY}")
+        skeletons = list(by_category.values())
+        splits[split] = tuple(_scenes(coco, _Images(source / name, coco, tally), category_by_id, by_category, tally))
+    part_of = {part: skeleton.name for skeleton in skeletons for part in skeleton.parts}
+    found = {**{f"{name} images": counts.kept[name]["images"] for name in SPLITS.values()}, "keypoints": len(part_of)}
     return recipe.DataSet(
         name="coco_keypoints",
         version=official.version("COCO 2017", found, COUNTS["coco_keypoints"], partial=partial, remedy=REMEDY),
         license=LICENSE,
         source=SOURCE,
-        classes=("person",),
+        classes=tuple(skeleton.name for skeleton in skeletons),
         annotations=("boxes", "keypoints"),
-        parts=parts,
-        part_of=dict.fromkeys(parts, "person"),
+        parts=tuple(part_of),
+        part_of=part_of,
         splits=splits,
         official=SPLITS,
         make=bind(make_scene, source),
-        content=official.content([__file__]),
-        files={"counts.json": json.dumps(counts, indent=2, sort_keys=True) + "\n"},
+        content=official.content([__file__, coco_annotations.__file__]),
+        layout=LAYOUT,
+        counts=counts,
     )
 
 
 # --- annotations ------------------------------------------------------------------------------------------------------
 
 
-def _annotations(source: Path, name: str) -> Any:
-    path = source / "annotations" / name
-    if not path.is_file():
-        raise RequestError(f"{path}: expected a file of the data set, got none; {REMEDY}")
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress
+class _Images:
+    """The images of a split: those that its annotation file lists, and those of them that have a file."""
+
+    def __init__(self, folder: Path, coco: Annotations, tally: Tally) -> None:
+        self.listed = coco_annotations.images(coco, tally)
+        files = official.folder(folder, REMEDY)
+        photographs = [
+            Photograph(
+                number=number,
+                file=f"{folder.name}/{about['file_name']}",
+                width=about["width"],
+                height=about["height"],
+                bytes=files.get(about["file_name"]),
+            )
+            for number, about in self.listed.items()
+        ]
+        kept = official.present(folder.name, photographs, _missing, tally.counts, partial=tally.partial, remedy=REMEDY)
+        self.there = {photograph.number: photograph for photograph in kept}
+
+
+def _missing(photograph: Photograph) -> str | None:
+    return photograph.file if photograph.bytes is None else None
+
+
+def _crops(coco: Annotations, images: _Images, category_by_id: Mapping[int, Entry], tally: Tally) -> Iterator[Crop]:
+    label_of = {category: label for label, category in enumerate(category_by_id)}
+    for annotation in coco_annotations.in_order(coco, images.listed, images.there, category_by_id, tally):
+        photograph = images.there[annotation["image_id"]]
+        box = coco_annotations.box_of(annotation, tally)
+        if box is None:
+            continue
+        left, top, right, bottom = region(box, photograph.width, photograph.height)
+        if box[2] <= 0 or box[3] <= 0:
+            tally.leave_out("boxes without area", "", lawful=True)
+            continue
+        if left >= right or top >= bottom:
+            tally.leave_out("boxes outside of their image", "", lawful=True)
+            continue
+        outline = annotation.get("segmentation")
         try:
-            coco = COCO(path)
-        except AssertionError:
-            raise TypeError(f"{name} is no JSON object") from None
-    if not (coco.imgs and coco.cats and coco.anns):
-        raise ValueError(f"{name} without images, categories or annotations")
-    return coco
-
-
-def _photographs(folder: Path, coco: Any, partial: bool) -> dict[int, Photograph]:
-    """The images of a split that are there, by number."""
-    there = official.folder(folder, REMEDY)
-    listed = [
-        Photograph(
-            number=number,
-            file=f"{folder.name}/{about['file_name']}",
-            width=about["width"],
-            height=about["height"],
-            bytes=there.get(about["file_name"]),
-        )
-        for number, about in sorted(coco.imgs.items())
-    ]
-    kept = official.present(folder.name, listed, lambda one: one.file if one.bytes is None else None, partial=partial, remedy=REMEDY)
-    return {one.number: one for one in kept}
-
-
-def _in_order(coco: Any, photographs: Mapping[int, Photograph], counts: Counter[str]) -> Iterator[tuple[Photograph, Mapping[str, Any]]]:
-    """The annotations that are no crowds, by image and number, so that an image's follow each other."""
-    for annotation in sorted(coco.anns.values(), key=lambda one: (one["image_id"], one["id"])):
-        photograph = photographs.get(annotation["image_id"])
-        if photograph is None:
-            counts["annotations of missing images"] += 1
-        elif annotation.get("iscrowd", 0):
-            counts["crowds left out"] += 1
-        else:
-            yield photograph, annotation
-
-
-def _crops(coco: Any, photographs: Mapping[int, Photograph], counts: Counter[str]) -> Iterator[Crop]:
-    label_of = {category: label for label, category in enumerate(sorted(coco.cats))}
-    for photograph, annotation in _in_order(coco, photographs, counts):
-        crop = Crop(
+            checked(outline, photograph.height, photograph.width)
+        except Unfit as error:
+            tally.leave_out(error.reason, f"annotation {annotation['id']}: {error}", lawful=error.lawful)
+            continue
+        tally.counts.keep(tally.split, "crops")
+        yield Crop(
             photograph=photograph,
             number=annotation["id"],
             label=label_of[annotation["category_id"]],
-            box=tuple(annotation["bbox"]),
-            outline=json.dumps(annotation["segmentation"], separators=(",", ":")),
+            box=box,
+            outline=json.dumps(outline, separators=(",", ":")),
         )
-        left, top, right, bottom = region(crop.box, photograph.width, photograph.height)
-        if crop.box[2] <= 0 or crop.box[3] <= 0:
-            counts["boxes without area left out"] += 1
-        elif left >= right or top >= bottom:
-            counts["boxes outside of their image left out"] += 1
-        else:
-            counts["crops"] += 1
-            yield crop
 
 
-def _scenes(coco: Any, photographs: Mapping[int, Photograph], category: Mapping[str, Any], counts: Counter[str]) -> Iterator[Scene]:
-    persons: dict[int, list[Person]] = {}
-    for photograph, annotation in _in_order(coco, photographs, counts):
-        if annotation["category_id"] != category["id"]:
+def _skeletons(file: str, category_by_id: Mapping[int, Entry]) -> dict[int, Skeleton]:
+    """Category → its keypoints, of those that have any. Of several, parts are called <category>_<keypoint>.
+
+    Raises RequestError where there is none, or where names of keypoints are none or come twice.
+    """
+    with_keypoints = {number: category for number, category in category_by_id.items() if category.get("keypoints")}
+    if not with_keypoints:
+        names = ", ".join(category["name"] for category in category_by_id.values())
+        raise RequestError(f"{file}: expected a category that has keypoints, got none of {coco_annotations.shown(names)}; {REMEDY}")
+    skeletons: dict[int, Skeleton] = {}
+    taken: set[str] = set()
+    for number, category in with_keypoints.items():
+        name, points = category["name"], category["keypoints"]
+        if not isinstance(points, list) or not all(isinstance(point, str) and point.strip() for point in points):
+            raise RequestError(f"{file}: category {name!r}: expected names of keypoints, got {coco_annotations.shown(points)}; {REMEDY}")
+        parts = tuple(points) if len(with_keypoints) == 1 else tuple(f"{name}_{point}" for point in points)
+        for part in parts:
+            if part in taken:
+                raise RequestError(f"{file}: category {name!r}: expected keypoints whose names differ, got {part!r} twice; rename one of them")
+            taken.add(part)
+        skeletons[number] = Skeleton(label=len(skeletons), name=name, parts=parts)
+    return skeletons
+
+
+def _scenes(
+    coco: Annotations, images: _Images, category_by_id: Mapping[int, Entry], skeletons: Mapping[int, Skeleton], tally: Tally
+) -> Iterator[Scene]:
+    by_image: dict[int, list[Instance]] = {}
+    for annotation in coco_annotations.in_order(coco, images.listed, images.there, category_by_id, tally):
+        skeleton = skeletons.get(annotation["category_id"])
+        if skeleton is None:
+            complaint = (
+                f"annotation {annotation['id']}: expected a category with keypoints, got {category_by_id[annotation['category_id']]['name']!r}"
+            )
+            tally.leave_out("annotations of categories without keypoints", complaint)
             continue
-        flat = annotation["keypoints"]
-        if len(flat) != 3 * len(category["keypoints"]):
-            raise RequestError(f"annotation {annotation['id']}: expected {3 * len(category['keypoints'])} numbers of keypoints, got {len(flat)}")
-        points = tuple(zip(category["keypoints"], flat[0::3], flat[1::3], flat[2::3], strict=True))
-        counts["persons"] += 1
-        persons.setdefault(photograph.number, []).append(Person(number=annotation["id"], box=tuple(annotation["bbox"]), points=points))
-    for number, there in persons.items():
-        if any(v != UNMARKED for person in there for _, _, _, v in person.points):
-            counts["images with keypoints"] += 1
-            yield Scene(photograph=photographs[number], persons=tuple(there))
+        photograph = images.there[annotation["image_id"]]
+        instance = _instance(annotation, photograph, skeleton, tally)
+        if instance is not None:
+            tally.counts.keep(tally.split, "instances")
+            by_image.setdefault(photograph.number, []).append(instance)
+    for number, there in by_image.items():
+        if any(v != UNMARKED for instance in there for _, _, _, v in instance.points):
+            tally.counts.keep(tally.split, "images with keypoints")
+            yield Scene(photograph=images.there[number], instances=tuple(there))
+
+
+def _instance(annotation: Entry, photograph: Photograph, skeleton: Skeleton, tally: Tally) -> Instance | None:
+    """The instance of an annotation; None where it is left out."""
+    name, expected = f"annotation {annotation['id']}", 3 * len(skeleton.parts)
+    flat = coco_annotations.numbers(annotation.get("keypoints"), expected)
+    if flat is None:
+        listed = annotation.get("keypoints")
+        got = f"{len(listed)}" if isinstance(listed, list) and len(listed) != expected else coco_annotations.shown(listed)
+        tally.leave_out("annotations without the keypoints of their category", f"{name}: expected {expected} numbers of keypoints, got {got}")
+        return None
+    points = tuple(zip(skeleton.parts, flat[0::3], flat[1::3], flat[2::3], strict=True))
+    if not all(v in (0, 1, 2) for _, _, _, v in points):
+        tally.leave_out("annotations with other visibilities than 0, 1 and 2", f"{name}: expected 0, 1 or 2 as v of every keypoint, got others")
+        return None
+    width, height = photograph.width, photograph.height
+    for part, x, y, v in points:
+        if v != UNMARKED and not (-width <= x <= 2 * width and -height <= y <= 2 * height):
+            complaint = f"{name}: expected {part} at most {width}×{height} outside of the image of that size, got ({x:g}, {y:g})"
+            tally.leave_out("annotations with keypoints far outside of their image", complaint)
+            return None
+    box = coco_annotations.box_of(annotation, tally)
+    if box is None:
+        return None
+    return Instance(number=annotation["id"], label=skeleton.label, box=box, points=tuple((part, x, y, int(v)) for part, x, y, v in points))
 
 
 # --- one sample -------------------------------------------------------------------------------------------------------
@@ -251,85 +306,60 @@ def _scenes(coco: Any, photographs: Mapping[int, Photograph], category: Mapping[
 def make_crop(source: Path, crop: Crop) -> tars.Record:
     """An object cut out by its box, as a PNG, with its mask."""
     photograph = crop.photograph
-    pixels = _pixels(source / photograph.file)
+    path = source / photograph.file
+    pixels = _pixels(path)
     if pixels.shape[:2] != (photograph.height, photograph.width):
-        raise _other_size(photograph, pixels.shape[1], pixels.shape[0])
+        expected, got = (photograph.width, photograph.height), (pixels.shape[1], pixels.shape[0])
+        raise official.other_size(photograph.file, expected, got, official.orientation_of(path.read_bytes()))
     left, top, right, bottom = region(crop.box, photograph.width, photograph.height)
-    figure = mask_of(json.loads(crop.outline), photograph.height, photograph.width)
+    figure = mask_of(json.loads(crop.outline), photograph.height, photograph.width)[top:bottom, left:right]
+    if not figure.any():
+        raise Unfit(f"annotation {crop.number}: expected a pixel of its outline in its box, got none", coco_annotations.NO_AREA, lawful=True)
     return tars.Record(
         key=f"{photograph.number:012d}-{crop.number}",
         image=official.png(pixels[top:bottom, left:right]),
         extension="png",
         label=crop.label,
-        object_mask=figure[top:bottom, left:right],
+        object_mask=figure,
         about={"group": f"{photograph.number:012d}", "file": photograph.file, "annotation": crop.number, "box": crop.box},
     )
 
 
 def make_scene(source: Path, scene: Scene) -> tars.Record:
-    """An image with its original bytes, and its persons."""
+    """An image with its original bytes, and its instances."""
     photograph = scene.photograph
     image, extension = official.original(source / photograph.file)
     width, height = official.size(image)
     if (width, height) != (photograph.width, photograph.height):
-        raise _other_size(photograph, width, height)
+        expected = (photograph.width, photograph.height)
+        raise official.other_size(photograph.file, expected, (width, height), official.orientation_of(image))
     return tars.Record(
         key=f"{photograph.number:012d}",
         image=image,
         extension=extension,
-        boxes=tuple(Box(x=p.box[0], y=p.box[1], width=p.box[2], height=p.box[3], label=0) for p in scene.persons),
-        keypoints=tuple(point for instance, person in enumerate(scene.persons) for point in _points(person, instance, width, height)),
-        about={"file": photograph.file, "annotations": [person.number for person in scene.persons]},
+        boxes=tuple(Box(x=i.box[0], y=i.box[1], width=i.box[2], height=i.box[3], label=i.label) for i in scene.instances),
+        keypoints=tuple(point for number, instance in enumerate(scene.instances) for point in _points(instance, number, width, height)),
+        about={"file": photograph.file, "annotations": [instance.number for instance in scene.instances]},
     )
 
 
-def _points(person: Person, instance: int, width: int, height: int) -> Iterator[Keypoint]:
-    for part, column, row, v in person.points:
+def _points(body: Instance, number: int, width: int, height: int) -> Iterator[Keypoint]:
+    for part, column, row, v in body.points:
         x, y = column + 0.5, row + 0.5
         if v != UNMARKED:
-            yield Keypoint(part=part, x=x, y=y, visible=v == VISIBLE and 0 <= x <= width and 0 <= y <= height, instance=instance)
+            yield Keypoint(part=part, x=x, y=y, visible=v == VISIBLE and 0 <= x <= width and 0 <= y <= height, instance=number)
 
 
 def region(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the whole pixels that a box (x, y, width, height) touches, within the image."""
     x, y, box_width, box_height = box
-    return max(0, math.floor(x)), max(0, math.floor(y)), min(width, math.ceil(x + box_width)), min(height, math.ceil(y + box_height))
-
-
-def mask_of(outline: Any, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W], 1 on the figure, of COCO's polygons or run lengths, plain or compressed. Raises RequestError where they do not fit the image."""
-    if isinstance(outline, list):
-        polygons = [polygon for polygon in outline if len(polygon) >= 6]  # fewer are no area, and pycocotools takes four for a box
-        return _decoded(rle.merge(rle.frPyObjects(polygons, height, width))) if polygons else np.zeros((height, width), np.uint8)
-    if list(outline["size"]) != [height, width]:
-        raise RequestError(f"run lengths: expected a mask of {[height, width]}, got {outline['size']}; get the annotations again")
-    if isinstance(outline["counts"], list):
-        # pycocotools leaves what comes after too short a list as it was in memory
-        if any(count < 0 for count in outline["counts"]) or sum(outline["counts"]) != height * width:
-            raise RequestError(f"run lengths: expected them to sum to {height * width}, got {sum(outline['counts'])}; get the annotations again")
-        return _decoded(rle.frPyObjects(outline, height, width))
-    figure = _decoded({"size": [height, width], "counts": outline["counts"].encode()})
-    if rle.encode(np.asfortranarray(figure))["counts"] != outline["counts"].encode():
-        raise RequestError(f"run lengths: {OTHERS}")
-    return figure
-
-
-def _decoded(encoded: Any) -> np.ndarray:
-    try:
-        return np.ascontiguousarray(rle.decode(encoded), np.uint8)
-    except ValueError:
-        raise RequestError(f"run lengths: {OTHERS}") from None
+    return max(0, math.floor(x)), max(0, math.floor(y)), math.ceil(min(x + box_width, width)), math.ceil(min(y + box_height, height))
 
 
 @lru_cache(maxsize=1)
 def _pixels(path: Path) -> np.ndarray:
     """uint8 [H, W, 3]. The crops of one image follow each other, so it is decoded once."""
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
-def _other_size(photograph: Photograph, width: int, height: int) -> RequestError:
-    return RequestError(f"{photograph.file}: expected {photograph.width}×{photograph.height} pixels, got {width}×{height}; get the image again")
+    return official.rgb(path)
 
 
 def options() -> argparse.ArgumentParser:

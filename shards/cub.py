@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.core import Box, Keypoint
 from harness.errors import RequestError
 from shards import official, recipe, tars
+from shards.counts import Counts
 
 COUNTS = {"train images": 5994, "test images": 5794, "classes": 200, "parts": 15}
 REMEDY = "unpack CUB_200_2011.tgz whole"
@@ -47,7 +48,8 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Bird]:
     classes = _table(root / "classes.txt", 2)
     parts = {number: " ".join(row[0].split()) for number, row in _table(root / "parts" / "parts.txt", 2).items()}
     by_split = _birds(root, list(classes), parts)
-    splits = {split: official.present(split, birds, _missing, partial=partial, remedy=REMEDY) for split, birds in by_split.items()}
+    counts = Counts()
+    splits = {split: official.present(split, birds, _missing, counts, partial=partial, remedy=REMEDY) for split, birds in by_split.items()}
     found = {**{f"{split} images": len(birds) for split, birds in splits.items()}, "classes": len(classes), "parts": len(parts)}
     return recipe.DataSet(
         name="cub",
@@ -61,6 +63,8 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Bird]:
         splits={split: official.mixed(birds, lambda bird: bird.file) for split, birds in splits.items()},
         make=bind(make, root / "images"),
         content=official.content([__file__]),
+        layout="images/<class>/*.jpg of the images that images.txt lists and train_test_split.txt splits",
+        counts=counts,
     )
 
 

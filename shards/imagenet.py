@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
 
-import scipy.io
-
 from harness.errors import RequestError
-from shards import official, recipe, tars
+from shards import mat, official, recipe, tars
+from shards.counts import Counts
 
 COUNTS = {"train images": 1_281_167, "val images": 50_000, "classes": 1000}
 PER_CLASS = (732, 1300)
@@ -34,6 +33,7 @@ VAL_PER_CLASS = 50
 REMEDY = "unpack ILSVRC2012_img_train.tar and the tars in it to train/<wnid>/, ILSVRC2012_img_val.tar to val/"
 TRUTHS = ("LOC_val_solution.csv", "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt")
 NAMES = ("synset_words.txt", "LOC_synset_mapping.txt")
+OTHER_CLASSES = "classes that are not among those of train/ or of the list"
 _WNID = re.compile(r"n\d{8}")
 _IMAGE = re.compile(r".+\.(jpe?g|png)", re.IGNORECASE)
 
@@ -52,19 +52,20 @@ def describe(
     source: Path, *, classes: Path | None = None, names: Path | None = None, val_labels: Path | None = None, partial: bool = False
 ) -> recipe.DataSet[Photograph]:
     """The data set, its counts checked. Raises RequestError where something is missing or contradicts itself."""
-    wnids = _classes(source, classes, partial)
+    counts = Counts()
+    wnids = _classes(source, classes, partial, counts)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    train, val = _train(source, label_of, partial), _val(source, label_of, val_labels, partial)
+    train, val = _train(source, label_of, partial, counts), _val(source, label_of, val_labels, partial, counts)
     found = {"train images": len(train), "val images": len(val), "classes": len(wnids)}
     if classes is None or len(wnids) == COUNTS["classes"]:
-        name, title, counts = "imagenet1k", "ILSVRC2012", COUNTS
+        name, title, expected = "imagenet1k", "ILSVRC2012", COUNTS
     else:  # how many training images a list's classes have is nowhere published as one number: each class was checked
         listed = hashlib.sha256("\n".join(wnids).encode()).hexdigest()[:12]
         name, title = f"imagenet{len(wnids)}", f"ILSVRC2012, {len(wnids)} classes (sha256 of the sorted list {listed}…)"
-        counts = {"train images": len(train), "val images": VAL_PER_CLASS * len(wnids), "classes": len(wnids)}
+        expected = {"train images": len(train), "val images": VAL_PER_CLASS * len(wnids), "classes": len(wnids)}
     return recipe.DataSet(
         name=name,
-        version=official.version(title, found, counts, partial=partial, remedy=REMEDY),
+        version=official.version(title, found, expected, partial=partial, remedy=REMEDY),
         license="images belong to their owners; the terms of access of image-net.org hold",
         source="ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of image-net.org",
         classes=_names(source, names, wnids),
@@ -73,6 +74,8 @@ def describe(
         official={"test": "val"},
         make=bind(make, source),
         content=official.content([__file__]),
+        layout="train/<wnid>/*.JPEG, and val/<wnid>/*.JPEG or val/*.JPEG with their ground truth",
+        counts=counts,
     )
 
 
@@ -90,7 +93,7 @@ def _file(photograph: Photograph) -> str:
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def _classes(source: Path, path: Path | None, partial: bool) -> tuple[str, ...]:
+def _classes(source: Path, path: Path | None, partial: bool, counts: Counts) -> tuple[str, ...]:
     """WordNet ids of the classes, sorted: those of the list, else all that train/ has."""
     there = _folders(source / "train")
     if not there:
@@ -105,6 +108,7 @@ def _classes(source: Path, path: Path | None, partial: bool) -> tuple[str, ...]:
     missing = sorted(set(wnids) - set(there))
     if (missing and not partial) or not set(wnids) & set(there):
         raise RequestError(f"{source / 'train'}: expected a folder for each of {len(wnids)} classes, got none for {', '.join(missing[:3])}; {REMEDY}")
+    counts.leave_out("train", "classes without a folder", len(missing))
     return tuple(sorted(set(wnids) & set(there)))
 
 
@@ -124,8 +128,8 @@ def _names(source: Path, path: Path | None, wnids: Sequence[str]) -> tuple[str, 
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _train(source: Path, label_of: Mapping[str, int], partial: bool) -> list[Photograph]:
-    found = {wnid: _images(source, f"train/{wnid}", label) for wnid, label in label_of.items()}
+def _train(source: Path, label_of: Mapping[str, int], partial: bool, counts: Counts) -> list[Photograph]:
+    found = {wnid: _images(source, f"train/{wnid}", label, counts) for wnid, label in label_of.items()}
     wrong = [wnid for wnid, images in found.items() if not PER_CLASS[0] <= len(images) <= PER_CLASS[1]]
     if wrong and not partial:
         more = f", and {len(wrong) - 1} more classes" if len(wrong) > 1 else ""
@@ -134,17 +138,19 @@ def _train(source: Path, label_of: Mapping[str, int], partial: bool) -> list[Pho
     return [image for images in found.values() for image in images]
 
 
-def _val(source: Path, label_of: Mapping[str, int], labels: Path | None, partial: bool) -> list[Photograph]:
+def _val(source: Path, label_of: Mapping[str, int], labels: Path | None, partial: bool, counts: Counts) -> list[Photograph]:
     folders = _folders(source / "val")
     if folders:
-        return [image for wnid, label in label_of.items() if wnid in folders for image in _images(source, f"val/{wnid}", label)]
+        counts.leave_out("val", OTHER_CLASSES, len(set(folders) - set(label_of)))
+        return [image for wnid, label in label_of.items() if wnid in folders for image in _images(source, f"val/{wnid}", label, counts)]
     files = {Path(name).stem: (name, size) for name, size in official.folder(source / "val", REMEDY).items() if _IMAGE.fullmatch(name)}
     truth = _truth(source, labels)
     for stem in files:
         if stem not in truth:
             raise RequestError(f"val/{files[stem][0]}: expected a label in the ground truth, got none; name another file with --val-labels")
+    counts.leave_out("val", OTHER_CLASSES, len(set(truth.values()) - set(label_of)))
     wanted = [stem for stem, wnid in truth.items() if wnid in label_of]
-    there = official.present("val", wanted, lambda stem: None if stem in files else f"{stem}.JPEG", partial=partial, remedy=REMEDY)
+    there = official.present("val", wanted, lambda stem: None if stem in files else f"{stem}.JPEG", counts, partial=partial, remedy=REMEDY)
     return [Photograph(file=f"val/{files[stem][0]}", bytes=files[stem][1], label=label_of[truth[stem]]) for stem in there]
 
 
@@ -152,9 +158,13 @@ def _folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if _WNID.fullmatch(entry.name) and entry.is_dir()) if path.is_dir() else []
 
 
-def _images(source: Path, name: str, label: int) -> list[Photograph]:
+def _images(source: Path, name: str, label: int, counts: Counts) -> list[Photograph]:
     files = official.folder(source / name, REMEDY)
-    return [Photograph(file=f"{name}/{file}", bytes=size, label=label) for file, size in files.items() if _IMAGE.fullmatch(file)]
+    images = [Photograph(file=f"{name}/{file}", bytes=size, label=label) for file, size in files.items() if _IMAGE.fullmatch(file)]
+    split = name.partition("/")[0]
+    counts.keep(split, "images", len(images))
+    counts.leave_out(split, "files that are no JPEG or PNG by their names", len(files) - len(images))
+    return images
 
 
 # --- the ground truth of a flat val/ ----------------------------------------------------------------------------------
@@ -189,10 +199,10 @@ def _devkit(path: Path) -> dict[str, str]:
     """One ILSVRC2012_ID a line, in the order of the images' numbers; meta.mat tells which WordNet id it is."""
     meta = path.with_name("meta.mat")
     official.read(meta, "keep it beside the ground truth, as the development kit does")
+    synsets = mat.load(meta, "synsets", "synsets of ILSVRC2012", "get the file again", squeeze=True)
     try:
-        synsets = scipy.io.loadmat(meta, squeeze_me=True, struct_as_record=True, variable_names=["synsets"])["synsets"]
         wnid_of = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if int(one["num_children"]) == 0}
-    except Exception as error:  # SciPy's reader raises whatever it meets
+    except Exception as error:  # whatever a file of another form can do to what reads it
         raise RequestError(f"{meta}: expected synsets of ILSVRC2012, got {type(error).__name__}: {error!s:.100}; get the file again") from None
     numbers = [row[0] for row in official.rows(path, 1, "name the file with --val-labels")]
     for number in numbers:

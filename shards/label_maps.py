@@ -11,7 +11,11 @@ from PIL import Image
 
 from harness.errors import RequestError
 from shards import official, tars
+from shards.counts import Unfit
 
+UNREADABLE = "label maps that cannot be read"
+OTHER_SIZE = "label maps of another size than their image"
+OTHER_LABELS = "label maps with labels that the data set does not have"
 IGNORED = 255
 """What mmsegmentation, and so the data sets that were prepared for it, ignores beside 0."""
 
@@ -63,9 +67,9 @@ def read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             mode, labels = image.mode, np.asarray(image)
     except Exception as error:  # Pillow's decoders raise whatever they meet
-        raise RequestError(f"{path}: expected a readable label map, got {type(error).__name__}: {error}; unpack it again") from error
+        raise Unfit(f"{path}: expected a readable label map, got {type(error).__name__}: {error}; unpack it again", UNREADABLE) from error
     if mode not in ("L", "P", "I", "I;16", "I;16B"):
-        raise RequestError(f"{path}: expected a label map of one channel, 8 or 16 bit, got mode {mode}; unpack the original file")
+        raise Unfit(f"{path}: expected a label map of one channel, 8 or 16 bit, got mode {mode}; unpack the original file", UNREADABLE)
     return smallest(labels)
 
 
@@ -73,17 +77,29 @@ def smallest(labels: np.ndarray) -> np.ndarray:
     """Labels of any integer type as uint8, or as uint16 where one is above 255. Raises RequestError for what neither holds."""
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high > 65535:
-        raise RequestError(f"labels: expected values from 0 to 65535, got {low} to {high}")
+        raise Unfit(f"labels: expected values from 0 to 65535, got {low} to {high}", OTHER_LABELS)
     return labels.astype(np.uint8 if high < 256 else np.uint16)
 
 
-def check(labels: np.ndarray, path: Path, size: tuple[int, int], classes: int) -> None:
-    """Raises RequestError where a label map, [H, W], has not the image's `size`, (width, height), or a label above `classes`."""
-    height, width = labels.shape
-    if (width, height) != size:
-        raise RequestError(f"{path}: expected the image's size {size[0]}×{size[1]}, got {width}×{height}; unpack the image and its label map again")
+def check(labels: np.ndarray, path: Path, image: bytes, classes: int) -> None:
+    """Raises Unfit where a label map, [H, W], has not the size of its `image`, or a label above `classes`."""
+    check_size(path, labels.shape, image, "unpack the image and its label map again")
     if labels.size and int(labels.max()) > classes:
-        raise RequestError(f"{path}: expected labels from 0 to {classes}, got {int(labels.max())}; is this the data set that the recipe is for?")
+        complaint = f"expected labels from 0 to {classes}, got {int(labels.max())}; is this the data set that the recipe is for?"
+        raise Unfit(f"{path}: {complaint}", OTHER_LABELS)
+
+
+def check_size(path: Path, shape: tuple[int, ...], image: bytes, remedy: str, of: str = "") -> None:
+    """Raises Unfit where what a file says is not of its image's size, naming EXIF where that alone exchanges the sides. `of`: of what in the file."""
+    width, height = official.size(image)
+    if shape == (height, width):
+        return
+    got = f"{shape[1]}×{shape[0]}" if len(shape) == 2 else f"{list(shape)}"
+    complaint = f"{path}: expected the image's size {width}×{height}{of}, got {got}"
+    orientation = official.orientation_of(image)
+    if orientation in official.TURNED and shape == (width, height):
+        raise Unfit(f"{complaint}: the image's {official.turned(orientation)}", official.BY_EXIF)
+    raise Unfit(f"{complaint}; {remedy}", OTHER_SIZE)
 
 
 def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignored: int | None, item: tuple[str, Pair]) -> tars.Record:
@@ -97,7 +113,7 @@ def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignore
     labels = read(maps / pair.labels)
     if ignored is not None:
         labels = np.where(labels == ignored, 0, labels).astype(labels.dtype)
-    check(labels, maps / pair.labels, official.size(image), classes)
+    check(labels, maps / pair.labels, image, classes)
     labels = smallest(labels)
     return tars.Record(
         key=pair.key,
@@ -114,10 +130,7 @@ def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignore
 
 def lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     """(number, text) of the lines of a user's list: UTF-8, without empty lines and those that start with `#`. Raises RequestError without any."""
-    try:
-        text = official.read(path, remedy).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: expected text in UTF-8, got byte {error.start} that is none; {remedy}") from None
+    text = official.text(path, remedy)
     found = [(number, line.rstrip()) for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise RequestError(f"{path}: expected names, one a line, got none; {remedy}")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from harness.errors import RequestError
 from shards import label_maps, official, recipe
+from shards.counts import Counts
 from shards.label_maps import Pair
 
 COUNTS = {"train images": 30462, "val images": 10000}
@@ -39,14 +40,14 @@ def options() -> argparse.ArgumentParser:
 def describe(source: Path, *, partial: bool = False, names: Path | None = None) -> recipe.DataSet[tuple[str, Pair]]:
     """The data set from the unpacked archives, checked. Raises RequestError where something is missing or contradicts itself."""
     labels = label_maps.names(names, LABELS, "background")
-    roots, splits, found = {}, {}, {}
+    roots, splits, found, counts = {}, {}, {}, Counts()
     for split, name in SPLITS.items():
         roots[split] = (_find(source, f"{name}_images"), _find(source, f"{name}_segmentations"))
         listed = [line.removesuffix(".jpg") for _, line in label_maps.lines(_find(source, f"{name}_id.txt"), REMEDY)]
         if len(set(listed)) < len(listed):
             raise RequestError(f"{name}_id.txt: expected {len(listed)} images that differ, got {len(set(listed))}; {REMEDY}")
         listed_pairs = label_maps.pairs(*roots[split], REMEDY, names=listed)
-        kept = official.present(name, listed_pairs, lambda pair: pair.missing, partial=partial, remedy=REMEDY)
+        kept = official.present(name, listed_pairs, lambda pair: pair.missing, counts, partial=partial, remedy=REMEDY)
         found[f"{name} images"] = len(kept)
         splits[split] = official.mixed(((split, pair) for pair in kept), lambda item: item[1].key)
     return recipe.DataSet(
@@ -64,6 +65,8 @@ def describe(source: Path, *, partial: bool = False, names: Path | None = None) 
         official=SPLITS,
         make=bind(label_maps.make, roots, "part", LABELS, None),
         content=official.content([__file__, label_maps.__file__], repr(labels)),
+        layout="{train,val}_images/*.jpg and {train,val}_segmentations/*.png of the images that {train,val}_id.txt list",
+        counts=counts,
     )
 
 

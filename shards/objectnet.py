@@ -26,6 +26,7 @@ from PIL import Image
 
 from harness.errors import RequestError
 from shards import label_maps, official, recipe, tars
+from shards.counts import Counts
 
 COUNTS = {"images": 50273, "classes": 313, "classes of ImageNet": 113}
 """The last: ObjectNet's classes that ImageNet-1k has, too."""
@@ -60,14 +61,18 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Photograp
         if name not in labels.values():
             raise RequestError(f"{root}/mappings/objectnet_to_imagenet_1k.json: expected labels of ObjectNet, got {name!r}; {REMEDY}")
     names = tuple(labels[folder] for folder in folders)
+    there = {folder: official.folder(root / "images" / folder, REMEDY) for folder in folders}
     photographs = [
         Photograph(path=f"{folder}/{file}", bytes=size, label=label, imagenet=imagenet.get(labels[folder], ()))
         for label, folder in enumerate(folders)
-        for file, size in official.folder(root / "images" / folder, REMEDY).items()
+        for file, size in there[folder].items()
         if file.endswith(".png")
     ]
     found = {"images": len(photographs), "classes": len(names), "classes of ImageNet": sum(name in imagenet for name in names)}
     classes = [list(imagenet.get(name, ())) for name in names]
+    counts = Counts()
+    counts.keep("test", "images", len(photographs))
+    counts.leave_out("test", "files that are no PNG", sum(len(files) for files in there.values()) - len(photographs))
     return recipe.DataSet(
         name="objectnet",
         version=official.version("ObjectNet 1.0", found, COUNTS, partial=partial, remedy=REMEDY),
@@ -79,9 +84,11 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Photograp
         splits={"test": official.mixed(photographs, lambda photograph: photograph.path)},
         make=bind(make, root / "images"),
         content=official.content([__file__, label_maps.__file__]),
+        layout="images/<folder>/*.png",
+        counts=counts,
         files={
             "imagenet.json": json.dumps({"classes": names, "imagenet": classes}, ensure_ascii=False) + "\n",
-            **({"LICENSE": (root / "LICENSE").read_text(encoding="utf-8")} if (root / "LICENSE").is_file() else {}),
+            **({"LICENSE": official.text(root / "LICENSE", REMEDY)} if (root / "LICENSE").is_file() else {}),
         },
     )
 
@@ -89,11 +96,7 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Photograp
 def make(images: Path, photograph: Photograph) -> tars.Record:
     """One photograph without its border. Raises RequestError where it is broken or has no inside."""
     path = images / photograph.path
-    try:
-        with Image.open(path, formats=["PNG"]) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever they meet
-        raise RequestError(f"{path}: expected a readable PNG, got {type(error).__name__}: {error}; {REMEDY}") from error
+    pixels = official.rgb(path, formats=("PNG",))
     if min(pixels.shape[:2]) <= 2 * BORDER:
         raise RequestError(f"{path}: expected more than a border of {BORDER} pixels, got {pixels.shape[1]}×{pixels.shape[0]}; {REMEDY}")
     inside = pixels[BORDER:-BORDER, BORDER:-BORDER]
@@ -136,11 +139,11 @@ def _imagenet(mappings: Path) -> dict[str, tuple[int, ...]]:
     pytorch_to_imagenet_2012_id.json gives the number of each index.
     """
     path = mappings / "imagenet_to_label_2012_v2"
-    texts = [line.strip() for line in official.read(path, REMEDY).decode().splitlines()]
+    texts = [line.strip() for line in official.text(path, REMEDY).splitlines()]
     numbers = mappings / "pytorch_to_imagenet_2012_id.json"
     try:
         index_of = {int(number): int(index) for index, number in _json(numbers).items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"{numbers}: expected a number for every index, got {error}; {REMEDY}") from None
     found = {}
     for name, told in _texts(mappings / "objectnet_to_imagenet_1k.json").items():

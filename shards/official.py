@@ -12,12 +12,20 @@ from typing import TypeVar
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import ExifTags, Image
 
 from harness.errors import RequestError
+from shards.counts import Counts, Unfit
 from shards.tars import ImageExtension
 
 _SIGNATURES: tuple[tuple[bytes, int, ImageExtension], ...] = ((b"\xff\xd8\xff", 0, "jpg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
+
+MISSING, BROKEN = "images without their files", "broken images"
+BY_EXIF = "images turned by EXIF alone"
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+DEEP = ("I", "F")
+"""Pillow's modes of more than 8 bit start so: I, I;16, I;16B, F."""
 
 T = TypeVar("T")
 
@@ -47,8 +55,11 @@ def version(name: str, found: Mapping[str, int], official: Mapping[str, int], *,
     return f"{name}, partial: {differing}, of officially {expected}"
 
 
-def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], *, partial: bool, remedy: str) -> tuple[T, ...]:
-    """The items whose file is there. `missing` gives a file's name where it is not. Raises RequestError for the first one, unless `partial`."""
+def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], counts: Counts, *, partial: bool, remedy: str) -> tuple[T, ...]:
+    """The items whose file is there. `missing` gives a file's name where it is not. `split`, its official name, is what `counts` gets them under.
+
+    Raises RequestError for the first that is missing, unless `partial`.
+    """
     kept, lost = [], []
     for item in items:
         name = missing(item)
@@ -60,6 +71,8 @@ def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], 
         raise RequestError(
             f"{split}: expected {len(items)} images, got {len(kept)}: {lost[0]} is the first that is missing; {remedy}, or say --partial"
         )
+    counts.keep(split, "images", len(kept))
+    counts.leave_out(split, MISSING, len(lost))
     return tuple(kept)
 
 
@@ -74,7 +87,7 @@ def content(modules: Iterable[str], *more: str | bytes) -> str:
 
 def mixed(items: Iterable[T], name: Callable[[T], str]) -> tuple[T, ...]:
     """The items in an order that depends on their names alone and mixes classes, so that one shard is a fair sample of its split."""
-    return tuple(sorted(items, key=lambda item: hashlib.sha256(name(item).encode()).digest()))
+    return tuple(sorted(items, key=lambda item: hashlib.sha256(os.fsencode(name(item))).digest()))
 
 
 # --- the source's files -----------------------------------------------------------------------------------------------
@@ -88,17 +101,21 @@ def read(path: Path, remedy: str) -> bytes:
         raise RequestError(f"{path}: expected a file of the data set, got none; {remedy}") from None
 
 
+def text(path: Path, remedy: str) -> str:
+    """A file's text. Raises RequestError where there is none, or it is not UTF-8."""
+    try:
+        return read(path, remedy).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: expected text in UTF-8, got byte {error.start} that is none; {remedy}") from None
+
+
 def rows(path: Path, columns: int, remedy: str) -> list[list[str]]:
     """The lines of a text table, cut at white space into `columns`, the last of which takes the rest; empty lines are left out.
 
     Raises RequestError where the file is missing, is not text, or a line is short.
     """
-    try:
-        text = read(path, remedy).decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: expected text in UTF-8, got byte {error.start} that is none; {remedy}") from None
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text(path, remedy).splitlines(), 1):
         row = line.split(maxsplit=columns - 1)
         if row and len(row) < columns:
             raise RequestError(f"{path}: line {number}: expected {columns} columns, got {len(row)}; {remedy}")
@@ -120,18 +137,67 @@ def folder(path: Path, remedy: str) -> dict[str, int]:
 
 
 def original(path: Path) -> tuple[bytes, ImageExtension]:
-    """A file's bytes as they are, and what they are, whatever its name says. Raises RequestError for anything but a JPEG, PNG or WebP."""
+    """A file's bytes as they are, and what they are, whatever its name says. Raises Unfit for anything but a JPEG, PNG or WebP."""
     data = path.read_bytes()
     for signature, start, extension in _SIGNATURES:
         if data[start : start + len(signature)] == signature:
             return data, extension
-    raise RequestError(f"{path}: expected a JPEG, PNG or WebP, got a file that starts with {data[:4]!r}; get the original file again")
+    message = f"{path}: expected a JPEG, PNG or WebP, got a file that starts with {data[:4]!r}; get the original file again"
+    raise Unfit(message, "images that are no JPEG, PNG or WebP")
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels that an image file's header tells, without decoding it."""
+    """Width and height in pixels that an image file's header tells, without decoding it. Raises Unfit where it has none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except Exception as error:  # Pillow's readers raise whatever they meet
+        raise Unfit(f"expected a readable image, got {type(error).__name__}: {error}; get the original file again", BROKEN) from error
+
+
+def rgb(path: Path, *, formats: tuple[str, ...] | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] of an image file of 8 bit. Raises Unfit where it is broken or deeper: no scale to 8 bit would be anybody's but ours."""
+    try:
+        with Image.open(path, formats=formats) as image:
+            mode = image.mode
+            pixels = None if mode.startswith(DEEP) else np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise whatever they meet
+        kind = " or ".join(formats) if formats else "image"
+        raise Unfit(f"{path}: expected a readable {kind}, got {type(error).__name__}: {error}; get the original file again", BROKEN) from error
+    if pixels is None:
+        raise Unfit(
+            f"{path}: expected an image of 8 bit, got Pillow's mode {mode}; scale it to 8 bit by the range of its kind", "images deeper than 8 bit"
+        )
+    return pixels
+
+
+def other_size(name: str, expected: tuple[int, int], got: tuple[int, int], orientation: int) -> Unfit:
+    """The refusal of an image whose size, (width, height), is not what its annotations say; `orientation`: what EXIF says of the file."""
+    text = f"{name}: expected {expected[0]}×{expected[1]} pixels, got {got[0]}×{got[1]}"
+    if orientation in TURNED and expected == got[::-1]:
+        return Unfit(f"{text}: its {turned(orientation)}", BY_EXIF)
+    return Unfit(f"{text}; get the image again", "images of another size than their annotations'")
+
+
+def turned(orientation: int) -> str:
+    """What to do about an image whose annotations are of it as EXIF turns it."""
+    turn = f"EXIF orientation {orientation} turns it by 90°, and the annotations are of the turned image, while the pixels lie unturned in the file"
+    return f"{turn}: turn the pixels themselves (exiftran -a, jhead -autorot, or Pillow's ImageOps.exif_transpose) and build again"
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, which turns nothing, where none can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's reader of EXIF raises whatever it meets
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def orientation_of(data: bytes) -> int:
+    """As `orientation`, of an image file's bytes."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.size
+        return orientation(image)
 
 
 def png(pixels: np.ndarray) -> bytes:

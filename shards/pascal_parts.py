@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from harness.errors import RequestError
 from harness.manifest import MaskKind
-from shards import class_lists, label_maps, official, prepared_maps, recipe, tars
+from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
+from shards.counts import Counts
 
 COUNTS = {"train images": 4998, "val images": 5105}
 """Of VOC 2010: 10,103 in all."""
@@ -76,8 +76,10 @@ def describe(
     annotations, images, sets = (_find(source, name) for name in ("Annotations_Part", "JPEGImages", "ImageSets"))
     splits: dict[str, tuple[Picture, ...]] = {}
     found: dict[str, int] = {}
+    counts = Counts()
     for split, name in SPLITS.items():
-        kept = official.present(name, _listed(sets / "Main" / f"{name}.txt", images, annotations), _missing, partial=partial, remedy=REMEDY)
+        listed = _listed(sets / "Main" / f"{name}.txt", images, annotations)
+        kept = official.present(name, listed, _missing, counts, partial=partial, remedy=REMEDY)
         splits[split], found[f"{name} images"] = official.mixed(kept, lambda picture: picture.key), len(kept)
     version = official.version("PASCAL-Part on VOC 2010", found, COUNTS, partial=partial, remedy=REMEDY)
     couples = _couples([annotations / f"{picture.key}.mat" for of_split in splits.values() for picture in of_split])
@@ -96,6 +98,8 @@ def describe(
         official=SPLITS,
         make=bind(make, images, annotations, chosen),
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], chosen.sha256),
+        layout="JPEGImages/*.jpg and Annotations_Part/*.mat of the images that ImageSets/Main/{train,val}.txt list",
+        counts=counts,
     )
 
 
@@ -107,9 +111,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
     objects, parts = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
     for thing in read(path):
         for name, mask in ((thing.name, thing.mask), *thing.parts):
-            if mask.shape != (height, width):
-                got = f"{mask.shape[1]}×{mask.shape[0]}" if mask.ndim == 2 else f"{list(mask.shape)}"
-                raise RequestError(f"{path}: expected the image's size {width}×{height} of {name!r}, got {got}; {REMEDY}")
+            label_maps.check_size(path, mask.shape, image, REMEDY, of=f" of {name!r}")
         objects[thing.mask] = chosen.object_label(thing.name)
         for name, mask in thing.parts:
             if label := chosen.part_label(thing.name, name):
@@ -126,6 +128,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
 
 def read(path: Path) -> tuple[Thing, ...]:
     """The objects of an annotation, in the order of the file. Raises RequestError where it is damaged or has another form."""
+    anno = mat.load(path, "anno", "objects with class, mask and parts", REMEDY)
     try:
         return tuple(
             Thing(
@@ -133,7 +136,7 @@ def read(path: Path) -> tuple[Thing, ...]:
                 mask=thing["mask"] > 0,
                 parts=tuple((str(part["part_name"].item()), part["mask"] > 0) for part in thing["parts"].ravel()),
             )
-            for thing in loadmat(path, variable_names=["anno"])["anno"]["objects"][0, 0].ravel()
+            for thing in anno["objects"][0, 0].ravel()
         )
     except Exception as error:  # whatever a damaged file can do to its reader
         told = " ".join(str(error).split())[:200]

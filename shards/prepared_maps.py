@@ -17,6 +17,7 @@ from typing import Any
 from harness.errors import RequestError
 from harness.manifest import MaskKind
 from shards import class_lists, label_maps, official, recipe
+from shards.counts import Counts
 from shards.label_maps import Pair
 
 LAYOUTS = (("img", "ann", {"train": "train", "test": "val"}), ("images", "annotations", {"train": "training", "test": "validation"}))
@@ -58,10 +59,10 @@ def describe(
     labels = label_maps.names(names, counts[kind], "background")
     images, maps, folders = _layout(source)
     roots = {split: (source / images / folder, source / maps / folder) for split, folder in folders.items()}
-    splits, found, listed = {}, {}, {}
+    splits, found, listed, tally = {}, {}, {}, Counts()
     for split, of_split in roots.items():
         every = label_maps.pairs(*of_split, REMEDY)
-        kept = official.present(folders[split], every, lambda pair: pair.missing, partial=partial, remedy=REMEDY)
+        kept = official.present(folders[split], every, lambda pair: pair.missing, tally, partial=partial, remedy=REMEDY)
         listed[f"{folders[split]} images"], found[f"{folders[split]} images"] = len(every), len(kept)
         splits[split] = official.mixed(((split, pair) for pair in kept), lambda item: item[1].key)
     more: dict[str, Any] = {"parts": labels[1:], "part_of": dict.fromkeys(labels[1:])} if kind == "part" else {}
@@ -77,6 +78,8 @@ def describe(
         official=folders,
         make=bind(label_maps.make, roots, kind, counts[kind], label_maps.IGNORED),
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], repr(labels)),
+        layout=f"{images}/{{{','.join(folders.values())}}}/*.jpg and {maps}/{{{','.join(folders.values())}}}/*.png",
+        counts=tally,
         **more,
     )
 

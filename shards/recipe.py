@@ -21,6 +21,8 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -36,12 +38,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from harness.errors import HarnessError, RequestError, RunError, ShardError
 from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Rules, Shard, Split
-from shards.tars import Record, shown, verify_shard, write_tar
+from shards import counts
+from shards.counts import Counts, Unfit
+from shards.tars import EXTENSIONS, Record, shown, verify_record, verify_shard, write_tar
 
-COUNTS = "counts.json"
-"""Beside the manifest: what was left out, and how often."""
 FORMAT = 1
 """Counts changes of the writer that change bytes; part of every shard's content key."""
+NAMED = 10
+"""So many unfit samples of a split are told one by one; all are counted."""
+LONGEST = 1200
+"""Characters of an error's line."""
+LOOKED_AT = 20_000
+"""So many entries of a source are looked at for a message."""
+_IMAGES = (*(f".{extension}" for extension in EXTENSIONS), ".jpeg", ".bmp", ".tif", ".tiff")
 
 T = TypeVar("T")
 
@@ -62,6 +71,10 @@ class DataSet(Generic[T]):
     """A pure function at a module's top level: workers import it."""
     content: str
     """Names everything beside the items that `make` reads, by digest: a finished shard is kept only while this stays the same."""
+    layout: str
+    """Where in the source the recipe looks for images, as a noun: told where it finds none."""
+    counts: Counts = field(default_factory=Counts)
+    """What the recipe itself has counted so far, by the splits' official names."""
     parts: Sequence[str] = ()
     part_of: Mapping[str, str | None] = field(default_factory=dict)
     mask_classes: Mapping[MaskKind, Sequence[str]] = field(default_factory=dict)
@@ -98,8 +111,14 @@ class _Receipt:
     bytes: int
     sha256: str
     keys: Sequence[str]
-    unfit: Sequence[str] = ()
-    """Why items make no record, one each."""
+    unfit: Sequence[tuple[str, str]] = ()
+    """(reason, message) of each item that is left out with --partial alone."""
+    lawful: Sequence[str] = ()
+    """The reason of each item that is left out always."""
+
+    @property
+    def left_out(self) -> int:
+        return len(self.unfit) + len(self.lawful)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -137,30 +156,57 @@ def main(
         with console.status("reading the source"):
             data_set = describe(given.source, **own)
         lenient = bool(own.get("partial"))
-        manifest = build(data_set, given.out, workers=given.workers, overwrite=given.overwrite, leave_out=lenient, console=console)
+        manifest = build(
+            data_set, given.out, workers=given.workers, overwrite=given.overwrite, leave_out=lenient, console=console, source=given.source
+        )
     except (HarnessError, OSError) as error:
-        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
+        print(_line(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(_line(_unforeseen(error, given.source)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    counts = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
-    print(f"{given.out}: {manifest.dataset} {manifest.version}, {counts}")
+    samples = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
+    print(_line(f"{given.out}: {manifest.dataset} {manifest.version}, {samples}"))
     return 0
 
 
+def _unforeseen(error: Exception, source: Path) -> str:
+    """In words, what a damaged source did to its readers, and where in the recipe it did it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == Path(__file__).parent]
+    at = f" (shards/{Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"RequestError: {source}: expected the data set as its makers publish it, got {type(error).__name__}: {error!s:.200}{at}; unpack it again"
+
+
+def _line(text: str) -> str:
+    """Text as one line that a terminal can show: of what is too long, its beginning and its end, where the remedy stands."""
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())  # a file's name may have bytes that are no text
+    return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
+
+
 def build(
-    data_set: DataSet[T], out: Path, *, workers: int = 1, overwrite: bool = False, leave_out: bool = False, console: Console | None = None
+    data_set: DataSet[T],
+    out: Path,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    leave_out: bool = False,
+    console: Console | None = None,
+    source: Path | None = None,
 ) -> Manifest:
-    """Make, verify and publish a data set; returns its manifest.
+    """Make, verify and publish a data set; returns its manifest. `source`, where it is given, is looked into for the message that a split is empty.
 
-    With `leave_out`, items that the recipe refuses are told on the console, counted in counts.json and the version, and left out; a shard of nothing
-    else is an error all the same.
+    With `leave_out`, items that the recipe refuses are told on the console, counted in counts.json and the version, and left out. A split of which
+    nothing is left is an error all the same.
 
-    Raises RequestError where `out` is something else, another build of it runs, or a record cannot be made; ShardError where a shard does not read
-    back as what it should hold; RunError where a worker died. Nothing is published then, and finished shards are kept for the next try.
+    Raises RequestError where `out` is something else, another build of it runs, a record cannot be made, or a split has no sample; ShardError where
+    a shard does not read back as what it should hold; RunError where a worker died. Nothing is published then, and finished shards are kept for the
+    next try.
     """
     out = Path(os.path.abspath(out))
+    _refuse_empty(data_set, {split: len(items) for split, items in data_set.splits.items()}, source)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,9 +216,15 @@ def build(
         jobs = list(_jobs(data_set, leave_out))
         receipts = _make_all(jobs, work, workers, console)
         _no_key_twice(receipts)
-        data_set = _told(data_set, jobs, receipts, console)
+        data_set = _counted(data_set, jobs, receipts, console)
         manifest = _manifest(data_set, jobs, receipts)
-        _lay_beside(work / "data", [job.file for job in jobs], {FILE_NAME: manifest.to_json(), **data_set.files})
+        try:
+            example = next((message for receipt in receipts for _, message in receipt.unfit), None)
+            _refuse_empty(data_set, {name: split.samples for name, split in manifest.splits.items()}, source, example)
+        except RequestError:
+            shutil.rmtree(work / "receipts")  # another try over this source would end in the same way
+            raise
+        _lay_beside(work / "data", [shard.file for split in manifest.splits.values() for shard in split.shards], _texts(data_set, manifest))
         _publish(work, out, overwrite)
     return manifest
 
@@ -205,19 +257,57 @@ def _jobs(data_set: DataSet[T], leave_out: bool = False) -> Iterator[_Job[T]]:
             )
 
 
-def _told(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt], console: Console | None) -> DataSet[T]:
-    """The data set, with what was left out in its version and in counts.json."""
-    unfit: dict[str, int] = {}
+def _counted(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt], console: Console | None) -> DataSet[T]:
+    """The data set, with what was left out while it was made in its version and counts; tells the console of all that is left out."""
+    unfit: dict[str, list[str]] = {}
+    left_out: dict[str, Counter[str]] = {}
     for job, receipt in zip(jobs, receipts, strict=True):
-        for reason in receipt.unfit:
-            unfit[job.split] = unfit.get(job.split, 0) + 1
-            if console is not None:
-                console.print(f"left out of {job.split}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if not unfit:
-        return data_set
-    counts = json.loads(data_set.files.get(COUNTS, "{}")) | {"unfit": unfit}
-    version = f"{data_set.version}, without {', '.join(f'{count} unfit {split}' for split, count in unfit.items())}"
-    return dataclasses.replace(data_set, version=version, files={**data_set.files, COUNTS: json.dumps(counts, indent=2, sort_keys=True) + "\n"})
+        official = data_set.official.get(job.split, job.split)
+        left_out.setdefault(official, Counter()).update([*(reason for reason, _ in receipt.unfit), *receipt.lawful])
+        unfit.setdefault(job.split, []).extend(message for _, message in receipt.unfit)
+    total = data_set.counts.with_left_out(left_out)
+    if console is not None:
+        for split, messages in unfit.items():
+            for message in messages[:NAMED]:
+                console.print(_line(f"left out of {split}: {message}"), markup=False, highlight=False, soft_wrap=True)
+            if len(messages) > NAMED:
+                console.print(f"left out of {split}: {len(messages) - NAMED} more, which {counts.FILE_NAME} counts", highlight=False, soft_wrap=True)
+        for line in total.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    without = ", ".join(f"{len(messages)} unfit {split}" for split, messages in unfit.items() if messages)
+    version = f"{data_set.version}, without {without}" if without else data_set.version
+    return dataclasses.replace(data_set, version=version, counts=total)
+
+
+def _refuse_empty(data_set: DataSet[T], samples: Mapping[str, int], source: Path | None, example: str | None = None) -> None:
+    """Raises RequestError where a split has no sample, naming the layout that the recipe looks for, what was left out, and what the source has.
+
+    `example`: why the first unfit item is.
+    """
+    empty = [split for split, count in samples.items() if not count]
+    if not empty:
+        return
+    names = {split: data_set.official.get(split, split) for split in empty}
+    got = ", ".join(f"none in {split}" if split == name else f"none in {split} ({name})" for split, name in names.items())
+    lost = "; ".join(f"left out of {name}: {reasons}" for name in names.values() if (reasons := data_set.counts.reasons(name)))
+    there = "" if source is None else f"; {source} has {_images_of(source)}"
+    expected = f"expected samples in every split, from {data_set.layout}"
+    raise RequestError(f"{data_set.name}: {expected}, got {got}{f'; {lost}' if lost else ''}{f' ({example})' if example else ''}{there}")
+
+
+def _images_of(source: Path) -> str:
+    """What images a folder has, in words, from its first some thousands of entries."""
+    images: list[str] = []
+    looked = 0
+    for folder, folders, files in os.walk(source):
+        folders.sort()
+        images += [os.path.relpath(os.path.join(folder, name), source) for name in sorted(files) if name.lower().endswith(_IMAGES)]
+        looked += len(folders) + len(files)
+        if looked > LOOKED_AT:
+            return f"images such as {images[0]}" if images else f"no image among its first {looked} entries"
+    if len(images) < 2:
+        return f"one image, {images[0]}" if images else "no image"
+    return f"{len(images)} images, such as {images[0]}"
 
 
 def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt]) -> Manifest:
@@ -229,7 +319,7 @@ def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[
             shards=tuple(
                 Shard(file=job.file, samples=receipt.samples, bytes=receipt.bytes, sha256=receipt.sha256)
                 for job, receipt in made
-                if job.split == name
+                if job.split == name and receipt.samples
             ),
         )
         for name in data_set.splits
@@ -252,7 +342,14 @@ def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise RequestError(f"{data_set.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}; correct the recipe") from None
+        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise RequestError(f"{data_set.name}: {where + ': ' if where else ''}{message}; {_whose(where or message)}") from None
+
+
+def _whose(complaint: str) -> str:
+    """What to do about a manifest that cannot be: names come from the source, all else from the recipe."""
+    named = ("classes", "expected classes", "parts", "expected parts", "mask_classes", "annotations name")
+    return "the source gives these names: rename them there" if complaint.startswith(named) else "correct the recipe"
 
 
 # --- making -----------------------------------------------------------------------------------------------------------
@@ -327,33 +424,70 @@ def _make_shard(job: _Job[T], work: Path) -> _Receipt:
         receipt = None
     if receipt is None or receipt.content != job.content or not tar.is_file() or _sha256(tar) != receipt.sha256:
         note.unlink(missing_ok=True)
-        unfit: list[str] = []
-        keys = write_tar(tar, (record for item in job.items if (record := _made(job, item, unfit)) is not None))
-        if unfit and not keys:
-            raise RequestError(unfit[0])
-        receipt = _Receipt(content=job.content, samples=len(keys), bytes=tar.stat().st_size, sha256=_sha256(tar), keys=keys, unfit=unfit)
-        verify_shard(tar, receipt.keys, job.rules)
+        receipt = _write_shard(job, tar)
         _write_whole(note, json.dumps(dataclasses.asdict(receipt)).encode())
     else:
         verify_shard(tar, receipt.keys, job.rules)
-    if receipt.samples + len(receipt.unfit) != len(job.items):
+    if receipt.samples + receipt.left_out != len(job.items):
         raise ShardError(f"{job.file}: expected {len(job.items)} samples, got {receipt.samples}")
     return receipt
 
 
-def _made(job: _Job[T], item: T, unfit: list[str]) -> Record | None:
-    """The item's record; None where the recipe refuses it and it may be left out, the reason going to `unfit`."""
+def _write_shard(job: _Job[T], tar: Path) -> _Receipt:
+    """A shard, written and read back. Where it does not read back and samples may be left out, it is written again without those that do not."""
     try:
-        return job.make(item)
-    except RequestError as error:
+        return _write_records(job, tar, checked=False)
+    except HarnessError:
         if not job.leave_out:
             raise
-        unfit.append(str(error))
-        return None
+        return _write_records(job, tar, checked=True)
+
+
+def _write_records(job: _Job[T], tar: Path, checked: bool) -> _Receipt:
+    unfit: list[tuple[str, str]] = []
+    lawful: list[str] = []
+
+    def records() -> Iterator[Record]:
+        for item in job.items:
+            try:
+                record = _made(job, item)
+                if checked:
+                    _check(job, record)
+            except Unfit as error:
+                if not (error.lawful or job.leave_out):
+                    raise RequestError(str(error)) from error
+                if error.lawful:
+                    lawful.append(error.reason)
+                else:
+                    unfit.append((error.reason, str(error)))
+            else:
+                yield record
+
+    keys = write_tar(tar, records())
+    verify_shard(tar, keys, job.rules)
+    return _Receipt(content=job.content, samples=len(keys), bytes=tar.stat().st_size, sha256=_sha256(tar), keys=keys, unfit=unfit, lawful=lawful)
+
+
+def _made(job: _Job[T], item: T) -> Record:
+    """The item's record. Raises Unfit where the recipe refuses it, RequestError where its source cannot be read."""
+    try:
+        return job.make(item)
+    except Unfit:
+        raise
+    except RequestError as error:
+        raise Unfit(str(error), counts.UNFIT) from error
     except HarnessError:
         raise
     except Exception as error:  # whatever a source file can do to its reader
         raise RequestError(f"{job.file}: expected a record of {shown(item)}, got {type(error).__name__}: {error}") from error
+
+
+def _check(job: _Job[T], record: Record) -> None:
+    """Raises Unfit where a record would not read back."""
+    try:
+        verify_record(record, job.rules)
+    except HarnessError as error:
+        raise Unfit(str(error), "samples that do not read back") from error
 
 
 def _receipt(note: Path) -> _Receipt | None:
@@ -368,7 +502,9 @@ def _no_key_twice(receipts: Sequence[_Receipt]) -> None:
     for receipt in receipts:
         for key in receipt.keys:
             if key in seen:
-                raise ShardError(f"expected keys that differ over all shards, got {shown(key)} twice; correct the recipe")
+                raise ShardError(
+                    f"expected keys that differ over all shards, got {shown(key)} twice; rename one of the two files, or correct the recipe"
+                )
             seen.add(key)
 
 
@@ -388,7 +524,12 @@ def _building(out: Path) -> Iterator[Path]:
             raise RequestError(f"{out}: expected no other build of it, got one that runs; wait for it") from None
         if (work / "replaced").is_dir() and not out.exists():  # an earlier build died between its two renames
             os.rename(work / "replaced", out)
-        yield work
+        try:
+            yield work
+        except BaseException:
+            if not any((work / "receipts").glob("*")) and not (work / "replaced").is_dir():
+                shutil.rmtree(work)  # there is nothing to go on from
+            raise
         shutil.rmtree(work)
 
 
@@ -405,13 +546,19 @@ def _refuse_what_is_no_data_set(out: Path, name: str, overwrite: bool) -> None:
             raise RequestError(f"{out}: expected data set {name!r}, got {there!r}; choose another --out, or say --overwrite")
 
 
+def _texts(data_set: DataSet[T], manifest: Manifest) -> dict[str, str]:
+    """The text files of a data set, by name: its manifest, its counts where there are any, and what else the recipe gives."""
+    counted = data_set.counts.kept or data_set.counts.left_out
+    return {FILE_NAME: manifest.to_json(), **({counts.FILE_NAME: data_set.counts.to_json()} if counted else {}), **data_set.files}
+
+
 def _lay_beside(data: Path, tars: Sequence[str], files: Mapping[str, str]) -> None:
     """The manifest and the other text files, and nothing that an earlier, different build left."""
     for path in data.iterdir():
         if path.name not in tars:
             path.unlink()
     for name, content in files.items():
-        _write_whole(data / name, content.encode())
+        _write_whole(data / name, content.encode("utf-8", "replace"))
 
 
 def _publish(work: Path, out: Path, overwrite: bool) -> None:

@@ -107,6 +107,7 @@ def data_set(source: Path = Path()) -> recipe.DataSet[Stamp]:
     listed = _beside("stamps_photographs.json")
     return recipe.DataSet(
         name="stamps",
+        layout="the photographs that stamps_photographs.json lists",
         version="1",
         license="GPL-2.0-or-later, on textures under GPL-2.0-or-later, CC-BY-4.0 and CC0-1.0; see LICENSE.md",
         source=f"Debian package {listed['package']}, sha256 {listed['package_sha256']}",

@@ -86,7 +86,11 @@ def members(record: Record) -> Iterator[tuple[str, bytes]]:
     if record.label is not None:
         about["label"] = record.label
     yield f"{record.key}.{record.extension}", record.image
-    yield f"{record.key}.json", json.dumps(about, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+    try:
+        text = json.dumps(about, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise RequestError(f"{record.key}: expected finite numbers in boxes and keypoints, got NaN or infinity") from None
+    yield f"{record.key}.json", text.encode("utf-8", "replace")
     for kind, mask in (("object", record.object_mask), ("part", record.part_mask)):
         if mask is not None:
             yield f"{record.key}.{kind}.png", encode_mask(mask)
@@ -120,6 +124,11 @@ def verify_shard(path: Path, keys: Sequence[str], rules: Rules) -> None:
         raise ShardError(f"{path.name}: expected a tar, got {error}") from error
     if found != list(keys):
         raise ShardError(f"{path.name}: expected {len(keys)} samples with the keys that were written, got {len(found)}; is the disk sound?")
+
+
+def verify_record(record: Record, rules: Rules) -> None:
+    """Hold a record, as its members would be written, to the rules. Raises ShardError or RequestError where it breaks one."""
+    _verify_sample(record.key, {name.partition(".")[2]: data for name, data in members(record)}, rules)
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from harness.errors import RequestError
 from shards import label_maps, official, recipe, tars
+from shards.counts import Counts
 
 COUNTS = {"poses": 82, "variations": 20, "body positions": 6}
 REMEDY = "get yoga_train.txt and yoga_test.txt of Yoga-82 again"
@@ -73,8 +74,9 @@ def describe(source: Path, *, partial: bool = False, images: Path | None = None)
     names, coarse = _hierarchy(every)
     _distinct(every)
     lost = _lost(root, every)
+    counts = Counts()
     splits = {
-        split: official.present(split, of_split, lambda pose: pose.path if pose.path in lost else None, partial=partial, remedy=DOWNLOAD)
+        split: official.present(split, of_split, lambda pose: pose.path if pose.path in lost else None, counts, partial=partial, remedy=DOWNLOAD)
         for split, of_split in listed.items()
     }
     images_listed = {f"{split} images": len(of_split) for split, of_split in listed.items()}
@@ -92,6 +94,8 @@ def describe(source: Path, *, partial: bool = False, images: Path | None = None)
         splits={split: official.mixed((_sized(root, pose) for pose in of_split), lambda pose: pose.path) for split, of_split in splits.items()},
         make=bind(make, root),
         content=official.content([__file__, label_maps.__file__]),
+        layout="<folder>/<image> below the folder of images, as yoga_train.txt and yoga_test.txt list them",
+        counts=counts,
         files={
             "hierarchy.json": json.dumps({"poses": names, "labels": levels}, indent=1, ensure_ascii=False) + "\n",
             "missing.txt": "".join(f"{path}\t{reason}\n" for path, reason in lost.items()),

@@ -204,10 +204,10 @@ class Example:
         }
 
     def _write_items(self, out: Path, encoder: str, task: Task, predictions: Predictions, rng: np.random.Generator, skill: float) -> None:
-        folder = file_name(encoder)
+        folder, names = file_name(encoder), {"encoder": encoder, "task": task.name, "protocol": task.protocol.name}
         columns = zip(predictions.keys, predictions.groups, predictions.targets, predictions.predictions, predictions.scores, strict=True)
         rows = [
-            {"key": key, "group": group, "protocol": task.protocol.name, "target": int(target), "prediction": int(guess), "score": float(score)}
+            {**names, "key": key, "group": group, "target": int(target), "prediction": int(guess), "score": float(score)}
             for key, group, target, guess, score in columns
         ]
         self._add(out / "predictions" / folder / f"{task.name}.parquet", rows, PREDICTIONS)
@@ -221,7 +221,7 @@ class Example:
                 pool = same if rng.random() < skill else other
                 item = pool[rng.integers(len(pool))]
                 relevant = item.target == query.target
-                row = {"query": query.key, "protocol": task.protocol.name, "rank": rank + 1, "neighbour": item.key}
+                row = {**names, "query": query.key, "rank": rank + 1, "neighbour": item.key}
                 found.append({**row, "similarity": 0.9 - 0.02 * rank, "relevant": relevant})
         self._add(out / "neighbours" / folder / f"{task.name}.parquet", found, NEIGHBOURS)
 

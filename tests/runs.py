@@ -7,20 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
+from gates import Gates
 from harness.tables import read_table
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = {"seconds", "images_per_second", "created_at", "git_commit"}
-LIMIT = 180.0
-T = TypeVar("T")
+LIMIT = 600.0
+"""Seconds: far more than anything here takes, on a busy machine as well."""
 
 
 def _interruptible() -> None:
@@ -35,11 +35,12 @@ class Run:
     sweep: Path
     out: Path
     cache: Path
+    gates: Gates | None = None
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "harness.sweep", str(self.sweep), "--out", str(self.out), "--cache", str(self.cache), *arguments]
         log = (self.out.parent / f"{self.out.name}.log").open("a")
-        environment = {**os.environ, "COLUMNS": "200"}
+        environment = {**os.environ, "COLUMNS": "200", **(self.gates.environment() if self.gates else {})}
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment, preexec_fn=_interruptible)
 
     def finish(self, process: subprocess.Popen[str]) -> int:
@@ -75,28 +76,12 @@ class Run:
         return {str(path.relative_to(folder)): read_table(path) for path in sorted(folder.rglob("*.parquet"))}
 
 
-def wait_for(condition: Callable[[], T], process: subprocess.Popen[str], what: str) -> T:
-    """The first true value of `condition`; fails where the process ends or the time is over before it."""
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        assert process.poll() is None, f"the sweep ended with {process.returncode} before {what}"
-        time.sleep(0.01)
-    raise AssertionError(f"{what} never came")
-
-
-def encoding_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray workers below `process` that are within a call of EncoderActor.encode, as Ray titles them."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline()[:1] == ["ray::EncoderActor.encode"]:
-                found.append(child)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes below a run: Ray's own, and its workers."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def same_values(first: Run, second: Run, names: Sequence[str] = ("results", "trials")) -> None:

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import tiny
+from gates import Gates
 from harness.sweep import main
-from runs import ROOT, Run, wait_for
+from runs import ROOT, Run
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,16 @@ def changed(**more: Any) -> Callable[[Path], str]:
 
 def search(**more: Any) -> Callable[[Path], str]:
     return changed(search={"trials": 1, "stack": 2, "lr": [0.01, 1.0], **more})
+
+
+def instead(key: str, other: str) -> Callable[[Path], str]:
+    """A sweep whose key is called otherwise."""
+
+    def text(root: Path) -> str:
+        plain = json.loads(tiny.sweep_text(root / "shards"))
+        return json.dumps({other if name == key else name: value for name, value in plain.items()})
+
+    return text
 
 
 def encoder(**more: Any) -> Callable[[Path], str]:
@@ -60,8 +71,35 @@ def manifest(**more: Any) -> Callable[[Path], str]:
 
 
 FILES: dict[str, tuple[Callable[[Path], str | bytes], str]] = {
-    "unknown key": (changed(tsaks=[]), "did you mean 'tasks'"),
-    "unknown key in a section": (search(trails=3), "did you mean 'trials'"),
+    "unknown key": (changed(tsaks=[]), "unknown key 'tsaks'; did you mean 'tasks'?; known keys are name, shards, encoders, tasks"),
+    "unknown key in capitals": (changed(TASKS=[]), "unknown key 'TASKS'; did you mean 'tasks'?"),
+    "unknown key in a section": (search(trails=3), "search: unknown key 'trails'; did you mean 'trials'?; known keys are trials, stack, lr, seed"),
+    "unknown key of the resources": (changed(resources={"actor": 2}), "resources: unknown key 'actor'; did you mean 'actors'?"),
+    "unknown key instead of a needed one": (instead("encoders", "encodrs"), "unknown key 'encodrs'; did you mean 'encoders'?"),
+    "unknown key that is like no other": (changed(xyz=1), "unknown key 'xyz'; known keys are name, "),
+    "unknown key beside a missing one": (lambda root: '{"nam": "x"}', "unknown key 'nam'; did you mean 'name'?"),
+    "unknown key beside NaN": (search(lr=[float("nan"), 1.0], trails=3), "unknown key 'trails'; did you mean 'trials'?"),
+    "unknown key beside wrong values": (
+        changed(name="../evil", tasks=[], search={"trials": 0, "stak": 2}),
+        "unknown key 'stak'; did you mean 'stack'?",
+    ),
+    "unknown key beside a section that is none": (
+        changed(search=3, resources={"batchsize": 1}),
+        "unknown key 'batchsize'; did you mean 'batch_size'?",
+    ),
+    "unknown key of an encoder beside no task": (
+        changed(tasks=[], encoders=["nothing", {"nam": "x", "architecture": "test_vit"}]),
+        "encoder test_vit: unknown key 'nam'",
+    ),
+    "unknown key of an encoder without a name": (changed(encoders=[{"encodr": "x"}]), "encoder without a name: unknown key 'encodr'"),
+    "unknown key of a preprocessing beside no weights": (
+        changed(encoders=[{"name": "x", "architecture": "test_vit", "preprocessing": {"sise": 3}}]),
+        "encoder x: preprocessing: unknown key 'sise'; known keys: size, resize, interpolation, mean, std; did you mean 'size'?",
+    ),
+    "unknown option of an encoder beside no weights": (
+        changed(encoders=[{"name": "x", "architecture": "test_vit", "options": {"num_head": 3}}]),
+        "encoder x: unknown option 'num_head'",
+    ),
     "missing key": (lambda root: '{"name": "x"}', "expected this key, got none"),
     "not a mapping": (lambda root: "- a\n- b\n", "expected a mapping"),
     "empty file": (lambda root: "", "expected a mapping"),
@@ -157,6 +195,8 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "unknown option": (["{good}", "--otu", "x"], "--otu"),
     "--set without a value": (["{good}", "--set", "search.trials"], "KEY=VALUE"),
     "--set of an unknown key": (["{good}", "--set", "search.trails=1"], "did you mean 'trials'"),
+    "--set of an unknown section": (["{good}", "--set", "serch.trials=1"], "unknown key 'serch'; did you mean 'search'?"),
+    "--set of an unknown key beside a wrong value": (["{good}", "--set", "resources.actors=0", "--set", "tsks=[]"], "unknown key 'tsks'"),
     "--set below a value": (["{good}", "--set", "name.x=1"], "no section"),
     "--set of a wrong value": (["{good}", "--set", "resources.actors=0"], "resources.actors"),
     "--set of broken YAML": (["{good}", "--set", "tasks=[a"], "plain YAML"),
@@ -206,10 +246,13 @@ def test_the_other_commands_tell_a_wrong_option_in_one_line(capfd: pytest.Captur
     assert "--help lists what there is" in one_line(capfd.readouterr().err)
 
 
-def test_an_interruption_while_torch_is_imported_is_told_in_one_line(folder: Path) -> None:
-    run = Run(sweep=folder / "good.yaml", out=folder / "interrupted", cache=folder / "cache")
+def test_an_interruption_while_modules_are_imported_is_told_in_one_line(folder: Path) -> None:
+    gates = Gates(folder / "gates")
+    run = Run(sweep=folder / "good.yaml", out=folder / "interrupted", cache=folder / "cache", gates=gates)
+    gates.close("import harness.tables")
     process = run.start()
-    wait_for(lambda: any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps()), process, "torch is imported")
+    gates.wait("import harness.tables", 1, process)
+    assert any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps())
     process.send_signal(signal.SIGINT)
     assert run.finish(process) == 130, run.log
     assert one_line(run.log) == "interrupted: the same command goes on from here"

@@ -299,7 +299,7 @@ def test_relative_positions_are_resized_without_touching_the_encoder() -> None:
 @pytest.mark.parametrize(("size", "expected", "grid"), [(64, (64, 64), (4, 4)), ([64, 96], (64, 96), (4, 6))])
 def test_the_size_that_a_network_is_built_for_is_its_images_size(size: object, expected: tuple[int, int], grid: tuple[int, int]) -> None:
     info = random_encoder("test_vit", options={"img_size": size}).info
-    assert (info.preprocessing.size, info.preprocessing.resize, info.grid) == (expected, 67, grid)
+    assert (info.preprocessing.size, info.preprocessing.resize, info.grid) == (expected, 73, grid)
     assert not any("positions resized" in note for note in info.notes)
     assert random_encoder("hiera_tiny_224", options={"img_size": 256}).info.grid == (8, 8)
 
@@ -308,7 +308,8 @@ def test_what_is_overridden_is_said() -> None:
     info = random_encoder("test_vit", preprocessing={"size": 96, "mean": [0, 0, 0]}).info
     assert info.preprocessing.size == (96, 96)
     assert info.preprocessing.mean == (0, 0, 0)
-    assert "preprocessing overridden: size, mean" in info.notes
+    assert info.preprocessing_source.startswith("size, resize, mean: the sweep; interpolation, std: by default")
+    assert info.preprocessing_replaced == ("size", "resize", "mean")
     swin = random_encoder("swin_tiny_patch4_window7_224", options={"img_size": 64, "window_size": 2}, preprocessing={"size": 96}).info
     assert "resized from 64x64 px as timm does for this architecture" in swin.notes
 

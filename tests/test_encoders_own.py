@@ -253,3 +253,39 @@ def test_a_tag_is_named_where_the_heads_do_not_fit(tmp_path: Path) -> None:
     torch.save({"state_dict": under("module.base_encoder.", network.state_dict())}, tmp_path / "a.pth")
     with pytest.raises(EncoderError, match=r"12 attention heads where vit_small_patch16_224\.dino.* has 6"):
         load(EncoderSpec.parse({"encoder": "timm:vit_small_patch16_224.dino", "checkpoint": str(tmp_path / "a.pth"), "options": {"depth": 1}}))
+
+
+def test_rename_rules_read_the_files_own_names(tmp_path: Path, state: State) -> None:
+    """Two parts that swap their names, and rules of which one writes what another reads."""
+    swapped = {name.replace("norm1", "?").replace("norm2", "norm1").replace("?", "norm2"): tensor for name, tensor in state.items()}
+    torch.save(swapped, tmp_path / "a.pth")
+    for rules in ({"norm1": "norm2", "norm2": "norm1"}, {"norm2": "norm1", "norm1": "norm2"}):
+        encoder = mine(tmp_path / "a.pth", rename=rules)
+        assert torch.equal(encoder.module.trunk.blocks[0].norm1.weight, state["blocks.0.norm1.weight"])  # type: ignore[union-attr, index]
+    torch.save({f"a.{name}": tensor for name, tensor in state.items()}, tmp_path / "b.pth")
+    mine(tmp_path / "b.pth", rename={"a.": ""})
+    fed = {name.replace("blocks.", "layers."): tensor for name, tensor in state.items()}
+    torch.save(fed, tmp_path / "c.pth")
+    with pytest.raises(EncoderError, match="rename rule 'blocks' matches no key"):
+        mine(tmp_path / "c.pth", rename={"layers": "blocks", "blocks": "layers"})
+    with pytest.raises(EncoderError, match="rename rule 'layer' is never applied: other rules take every key"):
+        mine(tmp_path / "c.pth", rename={"layer": "x", "layers": "blocks"})
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.module.", "module.module.module.", "model._orig_mod.module._fsdp_wrapped_module."])
+def test_nested_wrappers_are_found(tmp_path: Path, trained: torch.nn.Module, state: State, wrapper: str) -> None:
+    inner = {name.replace("blocks.1.", "blocks.1._orig_mod."): tensor for name, tensor in state.items()}
+    torch.save(under(wrapper, inner), tmp_path / "a.pth")
+    with torch.inference_mode():
+        expected = trained.forward_features(images())  # type: ignore[operator]
+    torch.testing.assert_close(mine(tmp_path / "a.pth").encode(images()).cls, expected[:, 0])
+    mine(tmp_path / "a.pth", prefix=wrapper)
+
+
+def test_compiled_and_plain_copies_of_one_name_stay_apart(tmp_path: Path, state: State) -> None:
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({**state, **under("_orig_mod.", other)}, tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"fits in 2 places; say which one: prefix: one of '', '_orig_mod\.'"):
+        mine(tmp_path / "a.pth")
+    compiled = mine(tmp_path / "a.pth", prefix="_orig_mod.")
+    assert torch.equal(compiled.module.trunk.cls_token, other["cls_token"])  # type: ignore[union-attr, arg-type]

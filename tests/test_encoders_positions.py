@@ -14,6 +14,7 @@ from harness.encoders import EncoderSpec, load
 from harness.encoders.timm import _Model, _position_resize
 
 FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+State = dict[str, torch.Tensor]
 Resize = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
@@ -117,3 +118,46 @@ def test_caes_positions_are_resized_as_its_authors_do(name: str) -> None:
         expected = norm(tokens)
     torch.testing.assert_close(encoder.encode(images).patches.flatten(1, 2), expected[:, 1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.encode(images).cls, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+OWN: list[tuple[str, Callable[[State], State], Resize]] = [
+    ("vit_small_patch14_dinov2", dict, dinov2),
+    ("vit_small_patch14_reg4_dinov2", dict, dinov2_with_registers),
+    ("deit_tiny_patch16_224", dict, mae),
+    ("deit3_small_patch16_224", dict, mae),
+    ("vit_tiny_patch16_224.dino", dict, dino),
+    ("vit_tiny_patch16_224.mae", dict, mae),
+    ("vit_tiny_patch16_224", dict, dinov2_with_registers),
+    ("vit_tiny_patch16_224", lambda state: {f"teacher.backbone.{name}": tensor for name, tensor in state.items()}, dino),
+    ("vit_tiny_patch16_224", lambda state: {f"student.module.backbone.{name}": tensor for name, tensor in state.items()}, dino),
+    ("vit_tiny_patch16_224", lambda state: {**{f"model.{n}": t for n, t in state.items()}, "model.decoder_pos_embed": torch.zeros(1, 26, 8)}, mae),
+    ("vit_tiny_patch16_224", lambda state: {f"state_dict.module.base_encoder.{name}": tensor for name, tensor in state.items()}, mae),
+]
+"""Checkpoints of one's own by architecture and layout, and whose resizing they have. A plain file in a plain architecture tells nobody's: timm's."""
+
+
+@pytest.mark.parametrize(("architecture", "write", "resize"), OWN)
+def test_own_checkpoints_positions_are_resized_by_architecture_and_layout(
+    architecture: str, write: Callable[[State], State], resize: Resize, tmp_path: Path
+) -> None:
+    plain, _, tag = architecture.partition(".")
+    patch = 14 if "patch14" in plain else 16
+    options = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    torch.manual_seed(2)
+    network = timm.create_model(plain, num_classes=0, img_size=5 * patch, **options).eval()
+    with torch.no_grad():
+        network.pos_embed.normal_()
+    state = network.state_dict()
+    content = write(state)
+    droppable = ["decoder_"] if any("decoder_" in name for name in content) else []
+    torch.save(content, tmp_path / "a.pth")
+    named = plain if not tag else next(name for name in timm.list_pretrained(f"vit_*.{tag}"))
+    entry = {"architecture": plain if not tag else f"{named}", "checkpoint": str(tmp_path / "a.pth"), "options": {**options, "patch_size": patch}}
+    encoder = load(EncoderSpec.parse({**entry, "drop": droppable}))
+    images = torch.randn(2, 3, 7 * patch, 3 * patch, generator=torch.Generator().manual_seed(1))
+    prefix = state["pos_embed"].shape[1] - 25
+    own = timm.create_model(plain, num_classes=0, img_size=(7 * patch, 3 * patch), **options).eval()
+    own.load_state_dict({**state, "pos_embed": resized(state["pos_embed"], prefix, 5, 7, 3, resize)})
+    with torch.inference_mode():
+        expected = own.forward_features(images)[:, -21:]
+    torch.testing.assert_close(encoder.encode(images).patches.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)

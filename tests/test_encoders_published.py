@@ -186,3 +186,106 @@ def test_a_hub_id_has_a_random_twin(publish: Publish) -> None:
     assert twin.load_report is None
     assert (twin.architecture, twin.preprocessing, twin.grid) == (published.architecture, published.preprocessing, published.grid)
     assert twin.weights_sha256 == encoder({"architecture": "test_vit", "random": True, "seed": 2, "options": {"num_heads": 4}}).info.weights_sha256
+
+
+# --- one file by two routes -------------------------------------------------------------------------------------------
+
+TWO_ROUTES = [
+    "vit_small_patch16_224.dino",
+    "vit_small_patch14_dinov2.lvd142m",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "vit_base_patch16_224.mae",
+    "deit_tiny_patch16_224.fb_in1k",
+    "deit3_small_patch16_224.fb_in1k",
+    "vit_tiny_patch16_224.augreg_in21k",
+]
+
+
+def smooth(network: torch.nn.Module) -> None:
+    """Positions as training leaves them: waves over the grid with a little noise, on which the ways of resizing differ."""
+    positions: Any = network.pos_embed
+    side = int((positions.shape[1]) ** 0.5)
+    rows, columns = torch.meshgrid(torch.linspace(0, 3, side), torch.linspace(0, 3, side), indexing="ij")
+    waves = torch.stack([torch.sin(rows * (1 + i % 7) + columns * (1 + i % 5) + i) for i in range(positions.shape[2])], dim=-1)
+    with torch.no_grad():
+        positions[:, -side * side :] = waves.reshape(1, side * side, -1) + 0.1 * torch.randn(1, side * side, positions.shape[2])
+
+
+def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(first.flatten(0, -2), second.flatten(0, -2), dim=-1).min())
+
+
+@pytest.mark.parametrize("name", TWO_ROUTES)
+def test_weights_fetched_and_given_as_a_file_are_the_same_features(name: str, publish: Publish) -> None:
+    """By timm's name and by the architecture with its tag; at the native size and at another, to the bit."""
+    options = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    network = trained(name, **options)
+    smooth(network)
+    snapshot = publish(f"timm/{name}", network.state_dict())
+    (snapshot / "config.json").unlink()  # timm's own config of the tag decides
+    file = str(snapshot / "model.safetensors")
+    side = 140 if "patch14" in name else 160
+    for sized in ({}, {"preprocessing": {"size": side}}):
+        entry = {"encoder": f"timm:{name}", "options": options, **sized}
+        fetched = encoder(entry)
+        pictures = images(fetched.info.preprocessing.size[0])
+        first = fetched.encode(pictures)
+        for given in (encoder({**entry, "checkpoint": file}), encoder({"architecture": name, "options": options, "checkpoint": file, **sized})):
+            second = given.encode(pictures)
+            assert cosine(first.patches, second.patches) > 0.999999
+            assert torch.equal(first.patches, second.patches)
+            assert torch.equal(first.cls, second.cls)  # type: ignore[arg-type]
+            for fact in ("weights_sha256", "architecture", "preprocessing", "positions", "notes", "preprocessing_source"):
+                assert getattr(given.info, fact) == getattr(fetched.info, fact)
+        assert fingerprint(EncoderSpec.parse(entry)) == fingerprint(EncoderSpec.parse({**entry, "checkpoint": file}))
+        describe_once.cache_clear()
+
+
+def test_a_published_file_that_timm_converts_is_read_as_a_checkpoint_too(publish: Publish, tmp_path: Path) -> None:
+    network = trained("test_convnext", num_classes=1000)
+    renamed = {
+        name.replace(".blocks.", ".")
+        .replace("conv_dw", "dwconv")
+        .replace("mlp.fc", "pwconv")
+        .replace("head.norm", "norm")
+        .replace("head.fc", "head"): tensor
+        for name, tensor in network.state_dict().items()
+    }
+    original = {
+        re.sub(r"stages\.(\d)\.downsample", r"downsample_layers.\1", k.replace("stem.", "downsample_layers.0.")): v for k, v in renamed.items()
+    }
+    publish("timm/test_convnext.r160_in1k", original, "test_convnext")
+    save_file(original, tmp_path / "given.safetensors")
+    fetched = encoder("timm:test_convnext.r160_in1k")
+    given = encoder({"encoder": "timm:test_convnext.r160_in1k", "checkpoint": str(tmp_path / "given.safetensors")})
+    assert torch.equal(fetched.encode(images()).patches, given.encode(images()).patches)
+    assert fetched.info.notes == given.info.notes
+    save_file({name: tensor for name, tensor in original.items() if "pwconv1" not in name}, tmp_path / "less.safetensors")
+    with pytest.raises(EncoderError, match=r"holds no key of test_convnext"):
+        encoder({"encoder": "timm:test_convnext.r160_in1k", "checkpoint": str(tmp_path / "less.safetensors")})
+
+
+# --- ids of transformers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"model_type": "dinov2", "architectures": ["Dinov2Model"], "hidden_size": 768}, {"architectures": ["ViTModel"]}, {"model_type": "clip"}],
+)
+@pytest.mark.parametrize("random", [False, True])
+def test_a_transformers_id_says_so_and_how_to_read_it(config: dict[str, Any], random: bool, publish: Publish) -> None:
+    snapshot = publish("facebook/dinov2-base", {"w": torch.zeros(2)})
+    (snapshot / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        EncoderError, match=r"is a model of transformers .*give \{architecture: <timm model>, checkpoint: model\.safetensors\}$"
+    ) as caught:
+        encoder({"encoder": "hf-hub:facebook/dinov2-base", "random": random})
+    assert "hf download facebook/dinov2-base" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_hub_id_is_told_what_it_is() -> None:
+    with pytest.raises(EncoderError, match=r"unknown encoder 'facebook/dinov2-base': it looks like a transformers id.*give \{architecture"):
+        EncoderSpec.parse("facebook/dinov2-base")
+    with pytest.raises(EncoderError, match=r"write hf-hub:timm/vit_small_patch16_224\.dino$"):
+        EncoderSpec.parse("timm/vit_small_patch16_224.dino")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from harness import estimate as module
 from harness import sweep as command
 from harness.bank import BankStore, PartRows, Receipt
 from harness.config import load_sweep
-from harness.core import Reading
+from harness.core import Reading, Sample
 from harness.device import Compute, device_type
 from harness.estimate import Estimate, Glance, Speed, duration, estimate, peek, size, told
 from harness.extract import Extractor
@@ -65,6 +66,32 @@ def test_banks_count_items_and_not_images(planned: Callable[..., Plan], store: B
     (items,) = set(found.items.values())
     assert items == PARTS
     assert found.passes == {"tiny_vit": sum(IMAGES.values()) * (1 + PARTS)}
+
+
+def test_an_image_that_a_view_fails_on_is_not_counted() -> None:
+    def view(sample: Sample) -> list[int]:
+        return [1] * (6 // int(sample.key))
+
+    samples = [Sample(key=key, image=np.zeros((2, 2, 3), np.uint8)) for key in "012"]
+    assert Glance(samples=samples).items(view) == (6 + 3) / 2  # type: ignore[arg-type]
+    assert Glance(samples=samples[:1]).items(view) == 1.0  # type: ignore[arg-type]
+
+
+def test_a_stated_range_or_bound_moves_the_banks_and_one_that_is_not_stated_none(shards: Path, planned: Callable[..., Plan]) -> None:
+    def keys() -> set[str]:
+        plan = planned(tasks=["noval/object-knn"])
+        return {bank.key for study in plan.studies for banks in study.banks.values() for bank in banks.values() if bank.dataset == "noval"}
+
+    path = shards / "noval" / "manifest.json"
+    plain, text = keys(), path.read_text()
+    try:
+        for stated in ({"range": [0, 4095]}, {"range": [0, 4096]}, {"max_pixels": 10**9}):
+            path.write_text(json.dumps({**json.loads(text), **stated}))
+            assert not keys() & plain
+            path.write_text(json.dumps({**json.loads(text), **dict.fromkeys(stated)}))  # null states nothing
+            assert keys() == plain
+    finally:
+        path.write_text(text)
 
 
 def test_bytes_are_those_of_the_features_that_are_written(planned: Callable[..., Plan], store: BankStore) -> None:
@@ -196,6 +223,8 @@ def receipt(key: str, file: str, samples: int, *, images: int, seconds: float, s
 
 def account(store: BankStore, plan: Plan, *, seconds: float, only: str | None = None) -> None:
     """Parts of every bank of a plan's shards, each with this time for its images."""
+    for bank in plan.banks():
+        store.describe(bank)
     for work in plan.shard_work:
         for job in (job for one in work.passes for job in one.banks if only in (None, work.shard.file)):
             rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])

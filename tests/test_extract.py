@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from harness.encode import ActorSettings, EncoderActor
 from harness.encoders import EncoderSpec, load
 from harness.errors import BankError
 from harness.extract import BankJob, Extractor, Pass, ShardWork
+from harness.ledger import longest_first
 from harness.manifest import Rules, Shard, load_manifest
 from harness.preprocess import prepare
 from harness.stream import ShardAudit, read_samples
+from harness.views.augmented import RandomCrops
+from harness.views.bag import Bag
 from harness.views.keypoint_patch import KeypointPatch
 from harness.views.whole import Whole
 
@@ -48,7 +52,7 @@ def bank(readout: str, view: View, encoder: str = "vit", shard: Shard | None = N
     return BankSpec(dataset="tiny", split="test", shards=shards, readout=readout, view=view.identity, identity=(("encoder", encoder),))
 
 
-def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]]) -> ShardWork:
+def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]], precision: Precision = "float32") -> ShardWork:
     return ShardWork(
         dataset="tiny",
         split="test",
@@ -56,7 +60,12 @@ def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]]) -
         shard=shard,
         rules=RULES,
         passes=tuple(
-            Pass(encoder=name, view=view, banks=tuple(BankJob(readout=readout, bank=bank(readout, view, name, shard)) for readout in readouts))
+            Pass(
+                encoder=name,
+                view=view,
+                banks=tuple(BankJob(readout=readout, bank=bank(readout, view, name, shard)) for readout in readouts),
+                precision=precision,
+            )
             for name, view, readouts in passes
         ),
     )
@@ -117,6 +126,32 @@ def test_rows_depend_neither_on_threads_nor_on_the_other_passes(encoders: dict[s
     np.testing.assert_array_equal(np.stack(alone.features), np.stack(crowded.features))
 
 
+VIEWS = {
+    "whole": (Whole(), 1),
+    "crops": (RandomCrops(count=8), 8),
+    "bag": (Bag(patches=4, side=64, draws=3), 12),
+    "keypoint patches": (KeypointPatch(parts=tiny.PARTS), 1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_shard_counts_every_item_of_a_view_that_knows_how_many_it_makes(shard: tuple[Path, Shard], name: str) -> None:
+    view, count = VIEWS[name]
+    job = work(*shard, ("vit", Whole(), ("cls",)), ("twin", view, ("cls",)))
+    assert job.items == 7 * (1 + count)
+    (_, decode), *_ = read_samples(str(shard[0]), shard[1], RULES, ShardAudit(shard="", expected=7))
+    assert name == "keypoint patches" or len(view(decode())) == count
+
+
+def test_work_on_many_crops_is_leased_before_work_on_more_images(shard: tuple[Path, Shard]) -> None:
+    path, entry = shard
+    images, crops = (
+        work(path, entry.model_copy(update={"samples": 20}), ("vit", Whole(), ("cls",))),
+        work(path, entry, ("vit", RandomCrops(count=8), ("cls",))),
+    )
+    assert longest_first([images, crops]) == [crops, images]
+
+
 def test_batch_sizes_agree_to_rounding(encoders: dict[str, Encoder], shard: tuple[Path, Shard]) -> None:
     first, second = (np.stack(extract(encoders, work(*shard, ("vit", Whole(), ("mean",))), batch_size=size)[0][1].features) for size in (2, 16))
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
@@ -139,7 +174,7 @@ def test_bf16_is_what_the_encoder_computes_in(encoders: dict[str, Encoder], shar
         for module in encoders["vit"].module.modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     ]
-    half = extract(encoders, job, precision="bf16")
+    half = extract(encoders, work(*shard, ("vit", Whole(), READOUTS), precision="bf16"), precision="bf16")
     for handle in handles:
         handle.remove()
     assert seen == {torch.bfloat16}
@@ -149,7 +184,7 @@ def test_bf16_is_what_the_encoder_computes_in(encoders: dict[str, Encoder], shar
 
 
 def test_an_actor_encodes_in_the_precision_of_its_run(encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path) -> None:
-    job = work(*shard, ("vit", Whole(), READOUTS))
+    job = work(*shard, ("vit", Whole(), READOUTS), precision="bf16")
     settings = ActorSettings(
         cache=str(tmp_path / "cache"), precision="bf16", batch_size=4, threads=1, decode_threads=1, gpus=0, cpus=1, device_type=device_type(False)
     )
@@ -172,6 +207,35 @@ def test_a_bank_gives_back_what_was_written(encoders: dict[str, Encoder], shard:
             np.testing.assert_array_equal(read.masks, np.stack(rows.masks["object"]))
             with pytest.raises(BankError, match="label maps"):
                 store.rows(spec, mask="part")
+
+
+def test_samples_that_fail_in_every_way_are_lost_alone_and_their_part_is_written(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = [tiny.members(rng, f"test-{index:05d}", 0) for index in range(9)]
+    thin = tiny.encode(np.full((3000, 1, 3), 90, np.uint8), "PNG")
+    grey = tiny.encode(np.arange(2304, dtype=np.uint16).reshape(48, 48), "PNG")
+    about = json.dumps({"label": 0}).encode()
+    made[1][0] = ("test-00001.jpg", tiny.encode(np.zeros((48, 48, 3), np.uint8), "TIFF")[:-1])
+    made[2][1] = ("test-00002.json", json.dumps({"label": 0, "group": "\ud800"}).encode())
+    made[3] = [(name.replace("test-00003", "caf\udce9"), contents) for name, contents in made[3]]
+    made[4] = [("test-00004.png", thin), ("test-00004.json", about), ("test-00004.object.png", tiny.encode(np.ones((3000, 1), np.uint8), "PNG"))]
+    made[5][0] = ("test-00005.png", grey)
+    made[6][0] = ("test-00006.cls", b"1")
+    entry = tiny.write_tar(tmp_path / "a.tar", made)
+    shard = Shard.model_validate(entry)
+    store = BankStore(str(tmp_path / "cache"))
+    for spec, rows, receipt in extract(encoders, work(tmp_path / "a.tar", shard, ("vit", Whole(), READOUTS))):
+        store.write_part(spec, rows, receipt)
+        assert store.receipt(spec, shard.file) == receipt
+        assert list(store.rows(spec).keys) == [f"test-{index:05d}" for index in (0, 4, 7, 8)]
+        assert (receipt.seen, receipt.failed) == (4, 5)
+        assert receipt.reasons == {
+            "broken image": ["test-00001"],
+            "group that is not UTF-8": ["test-00002"],
+            "key that is not UTF-8": ["caf\\xe9"],
+            "16-bit grey within 0 to 4095: state `range: [0, 4095]` in the manifest": ["test-00005 (0 to 2303)"],
+            "missing member: image; members are cls, json, object.png; the image is read from jpg, jpeg, png or webp": ["test-00006"],
+        }
 
 
 def test_the_first_complete_part_stays_and_an_incomplete_one_is_replaced(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"errors"},
     {"core"},
-    {"augment", "command", "parts", "tables"},
-    {"splits"},
+    {"augment", "cores", "exclusive", "images", "local_ray", "members", "parts", "tables", "tracebacks"},
+    {"command", "splits"},
     {"metrics", "views", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
     {"probes"},
     {"stream", "bank", "tasks", "propose"},
@@ -23,7 +23,7 @@ LEVELS = (
     {"training"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
-    {"collect", "estimate"},
+    {"collect", "estimate", "usable"},
     {"sweep"},
 )
 MAY_IMPORT_RAY = {"encode", "ledger", "search", "sweep", "cluster"}

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from harness import manifest as module
 from harness.errors import ManifestError, RequestError
+from harness.images import MAX_PIXELS
 from harness.manifest import Manifest, load_manifest, shard_url
 
 SHA = "0" * 64
@@ -79,6 +80,32 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
     assert again.to_json() == found.to_json()
 
 
+def test_the_manifest_of_the_docs_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    shown = text.split("## Shards of your own")[1].split("```json")[1].split("```")[0]
+    found = load_manifest(write(tmp_path, shown.replace("what sha256sum prints: 64 digits", SHA), "birds"), "birds")
+    assert found.rules.annotations == {"label"}
+
+
+def test_what_a_manifest_does_not_state_is_not_in_its_text(tmp_path: Path) -> None:
+    plain = load_manifest(write(tmp_path / "a", PLAIN), "toy")
+    assert list(json.loads(plain.to_json())) == [
+        *("schema", "dataset", "version", "license", "source", "classes", "parts", "part_of"),
+        *("annotations", "mask_classes", "levels", "counterparts", "splits"),
+    ]
+    assert json.loads(plain.to_json())["splits"]["train"]["official"] is None
+    assert plain.decoding == {}
+    assert (plain.rules.value_range, plain.rules.max_pixels) == (None, MAX_PIXELS)
+
+
+def test_a_stated_range_and_bound_are_kept_and_tell_banks_apart(tmp_path: Path) -> None:
+    found = load_manifest(write(tmp_path / "a", {**PLAIN, "range": [0, 4095], "max_pixels": 10**9}), "toy")
+    assert (found.rules.value_range, found.rules.max_pixels) == ((0, 4095), 10**9)
+    assert found.decoding == {"decoded_range": [0, 4095], "decoded_max_pixels": 10**9}
+    assert load_manifest(write(tmp_path / "b", found.to_json()), "toy") == found
+    assert load_manifest(write(tmp_path / "c", {**PLAIN, "range": [-1.5, 2]}), "toy").decoding == {"decoded_range": [-1.5, 2]}
+
+
 def test_a_manifest_cannot_be_changed(tmp_path: Path) -> None:
     found = load_manifest(write(tmp_path, PLAIN), "toy")
     with pytest.raises(ValidationError):
@@ -136,6 +163,16 @@ WRONG: dict[str, tuple[object, str]] = {
     "shard with a backslash": (edited(lambda m: _shard(m, file="..\\train.tar")), "below the data set's folder"),
     "shard with a newline": (edited(lambda m: _shard(m, file="train.tar\n")), "below the data set's folder"),
     "shard that is no tar": (edited(lambda m: _shard(m, file="train.zip")), "expected a .tar"),
+    "compressed shard": (edited(lambda m: _shard(m, file="train.tar.gz")), "expected a plain .tar, got the compressed 'train.tar.gz'; decompress it"),
+    "compressed shard, short": (edited(lambda m: _shard(m, file="train.tgz")), "expected a plain .tar, got the compressed 'train.tgz'"),
+    "range of one value": (edited(lambda m: m.update(range=[0])), "range"),
+    "range upside down": (edited(lambda m: m.update(range=[4095, 0])), "expected range to be [low, high], low below high, got [4095.0, 0.0]"),
+    "range without width": (edited(lambda m: m.update(range=[7, 7])), "low below high"),
+    "range without end": (json.dumps(edited(lambda m: m.update(range=[0, "E"]))).replace('"E"', "1e999"), "range.1"),
+    "range too wide for numbers": (edited(lambda m: m.update(range=[-1.7e308, 1.7e308])), "low below high"),
+    "range of text": (edited(lambda m: m.update(range=["0", "1"])), "range.0"),
+    "no pixels": (edited(lambda m: m.update(max_pixels=0)), "max_pixels"),
+    "pixels as a float": (edited(lambda m: m.update(max_pixels=1e6)), "max_pixels"),
 }
 
 
@@ -149,6 +186,25 @@ def test_a_wrong_manifest_is_told_in_one_line(tmp_path: Path, content: object, t
     assert message.startswith(f"{root}/toy/manifest.json: ")
     assert "\n" not in message
     assert len(message) < 1000
+    assert "recipe" not in message or "correct this file, or" in message  # whoever wrote it by hand has no recipe
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m["splits"]["train"]["shards"][0].pop("sha256"), "shards.0.sha256: expected this key, got none (what `sha256sum FILE` prints)"),
+        (
+            lambda m: m["splits"]["train"]["shards"][0].pop("bytes"),
+            "shards.0.bytes: expected this key, got none (the file's size: `stat -c %s FILE`)",
+        ),
+        (lambda m: m.pop("annotations"), "annotations: expected this key, got none (a list of label, boxes, keypoints, object, part,"),
+        (lambda m: m.pop("schema"), "expected manifest schema 1, got 'none'; write \"schema\": 1 into it"),
+    ],
+)
+def test_who_writes_a_manifest_by_hand_is_told_what_to_write(tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(write(tmp_path, edited(edit)), "toy")
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("dataset", ["", "..", ".", "../toy", "/toy", "toy/..", "a b", "toy\n", "x" * 200])

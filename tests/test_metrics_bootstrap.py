@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
-from harness.core import Predictions
+from harness.core import Metric, Predictions
 from harness.errors import ProbeError
 from harness.metrics import bootstrap, metric
 from harness.metrics.bootstrap import interval, paired_interval
@@ -95,7 +98,9 @@ def test_pairing_goes_by_group_and_not_by_position() -> None:
     shuffled = take(second, np.random.default_rng(0).permutation(len(second)).tolist())
     assert paired_interval(metric("mAP"), first, shuffled, 4) == paired_interval(metric("mAP"), first, second, 4)
     itself = paired_interval(metric("accuracy"), first, take(first, list(range(len(first)))[::-1]), 4)
-    assert (itself.value, itself.low, itself.high) == (0, 0, 0)
+    # nothing differs in any resample, which says nothing of other images
+    assert (itself.value, itself.low, itself.high) == (0, None, None)
+    assert itself.reason
 
 
 def test_tables_of_other_keys_are_not_paired() -> None:
@@ -124,7 +129,7 @@ def test_undefined_resamples_are_counted_and_left_out() -> None:
         scores=np.array([0.25, np.nan]),
     )
     found = interval(metric("AP"), table, 1, resamples=400)
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+    assert (found.value, found.low, found.high) == (0.25, None, None)  # one image alone is left to draw from
     assert 60 < found.undefined_resamples < 140
 
 
@@ -132,3 +137,103 @@ def test_undefined_resamples_are_counted_and_left_out() -> None:
 def test_impossible_requests_are_refused(resamples: int, level: float) -> None:
     with pytest.raises(ProbeError, match="expected at least 1 resample"):
         interval(metric("accuracy"), answers(1), 4, resamples=resamples, level=level)
+
+
+# --- where the bootstrap has no width ---------------------------------------------------------------------------------
+
+
+def all_alike(value: int, groups: int, each: int = 1, unlabelled: int = 0) -> Predictions:
+    """Items of two classes in so many images, all wrong (0) or all right (1), and images of one unlabelled item."""
+    names = [*(f"g{i}" for i in range(groups) for _ in range(each)), *(f"u{i}" for i in range(unlabelled))]
+    targets = np.array([*(i % 2 for i in range(groups * each)), *[-1] * unlabelled], np.int64)
+    return Predictions(
+        keys=[f"k{i}" for i in range(len(names))],
+        groups=names,
+        targets=targets,
+        predictions=np.where(targets < 0, 0, targets if value else 1 - targets),
+        scores=np.full(len(names), float(value)),
+    )
+
+
+def wilson_by_hand(share: float, groups: int) -> tuple[float, float]:
+    """Wilson (1927): (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n), z the 97.5 % point of the normal distribution."""
+    z = 1.959963984540054
+    middle, reach = share + z**2 / (2 * groups), z * np.sqrt(share * (1 - share) / groups + z**2 / (4 * groups**2))
+    return max(0.0, (middle - reach) / (1 + z**2 / groups)), min(1.0, (middle + reach) / (1 + z**2 / groups))
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize(("groups", "each"), [(1, 1), (1, 4), (2, 1), (7, 3), (54, 1), (5000, 1)])
+def test_an_accuracy_of_0_or_1_has_wilsons_interval_by_groups(value: int, groups: int, each: int) -> None:
+    found = interval(metric("accuracy"), all_alike(value, groups, each), 2)
+    assert found.value == value
+    assert (found.low, found.high) == pytest.approx(wilson_by_hand(value, groups), abs=1e-9)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= value <= found.high
+    assert found.reason is None
+
+
+def test_groups_of_which_nothing_is_counted_make_no_interval_narrower() -> None:
+    assert interval(metric("accuracy"), all_alike(1, 5, unlabelled=90), 2).low == pytest.approx(wilson_by_hand(1, 5)[0], abs=1e-9)
+
+
+def test_accuracy_at_a_level_is_a_mean_of_outcomes_too() -> None:
+    found = interval(metric("accuracy@coarse", {"coarse": (0, 0)}), all_alike(0, 6), 2)
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(wilson_by_hand(1, 6)[0], abs=1e-9)
+
+
+def test_pixel_accuracy_is_a_mean_of_outcomes_too() -> None:
+    found = interval(metric("aAcc"), all_alike(1, 6), 2)
+    assert (found.low, found.high) == pytest.approx(wilson_by_hand(1, 6), abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("name", ["AP", "mAP", "mIoU", "mAcc", "mean_class_accuracy"])
+def test_other_metrics_of_0_or_1_have_no_interval_and_say_why(name: str, value: int) -> None:
+    table = all_alike(value, 12)
+    if name in ("mIoU", "mAcc"):
+        table = Predictions(keys=table.keys, groups=table.groups, targets=table.targets, predictions=table.predictions, scores=np.full(12, 9.0))
+    found = interval(metric(name), table, 2)
+    assert (found.value, found.low, found.high) == (value, None, None)
+    assert found.reason == "every resample has the same value"
+
+
+def test_what_decides_is_the_metrics_own_word_and_not_its_name() -> None:
+    @dataclass(frozen=True)
+    class TopTwo(Metric):
+        name: str = "top-2"
+        is_mean_of_outcomes: ClassVar[bool] = True
+
+        def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
+            return metric("accuracy").counts(predictions, classes)
+
+        def value(self, sums: np.ndarray) -> np.ndarray:
+            return metric("accuracy").value(sums)
+
+    assert interval(TopTwo(), all_alike(1, 9), 2).low == pytest.approx(wilson_by_hand(1, 9)[0], abs=1e-9)
+
+
+def test_images_that_all_have_one_value_between_0_and_1_tell_no_interval() -> None:
+    table = all_alike(1, 10, each=2)
+    half = Predictions(keys=table.keys, groups=table.groups, targets=table.targets, predictions=np.zeros(20, np.int64), scores=table.scores)
+    found = interval(metric("accuracy"), half, 2)
+    assert (found.value, found.low, found.high) == (0.5, None, None)
+    assert found.reason
+
+
+def test_one_image_short_of_1_the_bootstrap_has_its_say() -> None:
+    table = all_alike(1, 40)
+    wrong = table.predictions.copy()
+    wrong[3] = 1 - wrong[3]
+    found = interval(metric("accuracy"), Predictions(**{**vars(table), "predictions": wrong}), 2)
+    draws = direct_resamples("accuracy", Predictions(**{**vars(table), "predictions": wrong}), 2, 2000, 0)
+    assert (found.low, found.high) == tuple(np.percentile(draws, [2.5, 97.5]))
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (0, 0), (1, 0)])
+def test_a_difference_between_extremes_has_no_interval_either(first: int, second: int) -> None:
+    found = paired_interval(metric("accuracy"), all_alike(first, 8), all_alike(second, 8), 2)
+    assert (found.value, found.low, found.high) == (first - second, None, None)
+    assert found.reason

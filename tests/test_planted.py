@@ -87,9 +87,14 @@ def test_who_knows_finds_all_there_are(world: World, protocol: str) -> None:
     assert ap(world, "parts", f"part-retrieval@{protocol}", **({"min_distance": 0.0} if protocol == "release" else {})) == 1.0
 
 
-def test_a_value_of_1_has_an_interval_of_1(world: World) -> None:
+def test_a_value_of_1_has_no_interval_of_1(world: World) -> None:
     for value in world.score("parts", "part-retrieval").values:
-        assert (value.low, value.high) == (1.0, 1.0)
+        assert (value.value, value.low, value.high) == (1.0, None, None)
+        assert value.notes == ("no interval: every resample has the same value",)
+    accuracy, *_ = world.score("parts", "part-knn").values
+    assert (accuracy.value, accuracy.high) == (1.0, 1.0)
+    assert accuracy.low is not None
+    assert 0.5 < accuracy.low < 1.0
 
 
 # --- who knows something else gets chance, or what can be counted ------------------------------------------------------------

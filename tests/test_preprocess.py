@@ -1,10 +1,13 @@
 """Preparing images and label maps."""
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from harness import preprocess as module
 from harness.core import Preprocessing
 from harness.preprocess import prepare, prepare_mask
 
@@ -88,3 +91,64 @@ def test_what_is_no_image_or_mask_is_refused() -> None:
         prepare(np.zeros((4, 4, 4), np.uint8), SQUARE, "crop")
     with pytest.raises(ValueError, match="mask of integers"):
         prepare_mask(np.zeros((4, 4), np.float32), SQUARE, "crop")
+
+
+NOISE = np.random.default_rng(3)
+LEVEL = 1 / 255
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resize all of a picture, whatever its aspect."""
+    monkeypatch.setattr(module, "_LONGEST", 10**9)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), [(7, 700), (700, 7), (1, 400), (400, 1), (30, 1500), (1500, 30), (90, 1800), (1800, 90)])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 32)])
+def test_an_extreme_aspect_gives_what_resizing_all_of_it_gives(
+    height: int, width: int, size: tuple[int, int], interpolation: Literal["bicubic", "bilinear"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessing = Preprocessing(size=size, resize=48, interpolation=interpolation, **PLAIN)
+    image = NOISE.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = NOISE.integers(0, 60000, (height, width)).astype(np.uint16)
+    got, labels = prepare(image, preprocessing, "crop"), prepare_mask(mask, preprocessing, "crop")
+    whole(monkeypatch)
+    assert (got - prepare(image, preprocessing, "crop")).abs().max() <= 1.01 * LEVEL
+    assert np.array_equal(labels, prepare_mask(mask, preprocessing, "crop"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 400), (400, 100), (50, 600), (600, 50), (40, 520), (520, 40)])
+@pytest.mark.parametrize("fit", ["crop", "resize"])
+def test_an_ordinary_aspect_keeps_its_bits(height: int, width: int, fit: Literal["crop", "resize"], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = NOISE.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    got, labels = prepare(image, SQUARE, fit), prepare_mask(image[..., 0], SQUARE, fit)
+    whole(monkeypatch)
+    assert torch.equal(got, prepare(image, SQUARE, fit))
+    assert np.array_equal(labels, prepare_mask(image[..., 0], SQUARE, fit))
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (1, 1_000_000), (1_000_000, 1), (3, 400_000), (400_000, 3)])
+@pytest.mark.parametrize("fit", ["crop", "resize"])
+def test_memory_does_not_depend_on_the_aspect(shape: tuple[int, int], fit: Literal["crop", "resize"], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, resize = [0], module.F.resize
+
+    def counted(pixels: torch.Tensor, size: list[int], **options: Any) -> torch.Tensor:
+        resized: torch.Tensor = resize(pixels, size, **options)
+        between = 3 * pixels.shape[1] * size[1] if options.get("antialias") else 0  # rows are widened before they are reduced
+        sizes.append(max(resized.numel(), between))
+        return resized
+
+    monkeypatch.setattr(module.F, "resize", counted)
+    usual = Preprocessing(size=(224, 224), resize=256)
+    assert prepare(np.full((*shape, 3), 200, np.uint8), usual, fit).shape == (3, 224, 224)
+    assert prepare_mask(np.full(shape, 3, np.uint8), usual, fit).shape == (224, 224)
+    assert max(sizes) <= 3 * shape[0] * shape[1] + 3 * 256 * 16 * 224
+
+
+def test_a_long_side_reduced_first_is_the_mean_that_it_was() -> None:
+    image = smooth(2000, 20)
+    plain = Preprocessing(size=(32, 32), resize=40, **PLAIN)
+    reduced = Image.fromarray(image).resize((20, 32), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC)
+    got = prepare(image, plain, "resize").permute(1, 2, 0).numpy()
+    assert np.abs(got - np.asarray(reduced, np.float32) / 255).max() <= 2.01 * LEVEL

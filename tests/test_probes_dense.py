@@ -62,7 +62,7 @@ def test_a_pixel_belongs_to_the_patch_that_holds_its_centre(size: tuple[int, int
 @pytest.mark.parametrize("target", ["soft", "majority"])
 def test_patch_targets_by_counting(target: Any) -> None:
     mask = np.array([[0, 0, 1, 255], [0, 1, 255, 255], [2, 2, 1, 1], [1, 1, 2, 1]], dtype=np.uint8)
-    labels = PatchLabels.of(np.stack([mask, np.full_like(mask, 2)]), (2, 2), 3, 255, target)
+    labels = PatchLabels.of(np.stack([mask, np.full_like(mask, 2)]), (2, 2), 3, (255,), target)
     found = labels.batch(torch.tensor([1, 0]), 3).T.reshape(2, 4, 3)
     soft = [[0.75, 0.25, 0], [0, 0.25, 0], [0, 0.5, 0.5], [0, 0.75, 0.25]]
     majority = [[1, 0, 0], [0, 0.25, 0], [0, 1, 0], [0, 1, 0]]

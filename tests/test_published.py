@@ -186,6 +186,29 @@ def test_where_the_paper_tells_no_transform_the_encoders_own_is_taken_and_anothe
     assert one.reasons == (f"preprocessing overridden: {overridden}",)
 
 
+def test_replaced_preprocessing_stands_apart_but_where_the_figure_names_it() -> None:
+    figure = figures("lip/part-segmentation-streamed", "tokens", "mIoU", "DINO")[0]
+    fields = json.dumps(dict(figure.fields))
+    row = record(task=figure.tasks[0], protocol="paper", metric="mIoU", readout="tokens", dataset_version="LIP", protocol_fields=fields)
+    named = dino(preprocessing_replaced=["mean", "std"], preprocessing_source="mean, std: the sweep")
+    assert len(compare_published([row], {"DINO": named}).beside) == 1
+    other = dino(preprocessing_replaced=["size", "mean"], preprocessing_source="size: config.json beside the file")
+    (one,) = compare_published([row], {"DINO": other}).apart
+    assert one.reasons == ("the encoder's own size of images replaced (size: config.json beside the file)",)
+
+
+def test_every_figure_of_mae_in_zhu_et_al_is_remarked_on() -> None:
+    """Their released code shuffles MAE's patches under its positions."""
+
+    def remarks(encoder: str) -> tuple[str, ...]:
+        figure = figures("cub/part-linear", "cls", "accuracy", encoder)[0]
+        told = dino(family=figure.family, architecture=figure.architecture, load_report={"file": figure.checkpoints[0]})
+        return compare_published([record(encoder=encoder)], {encoder: told}).beside[0].remarks
+
+    assert any("random position, anew in every pass" in remark and "4 %" in remark and "parts" in remark for remark in remarks("MAE"))
+    assert not any("random position" in remark for remark in remarks("DINO"))
+
+
 def test_a_run_that_does_not_tell_what_its_encoders_are_stands_apart() -> None:
     assert compare_published([record()], {}).apart[0].reasons == ("encoders.json does not tell what the encoder is",)
 

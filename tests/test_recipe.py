@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+import built
 from harness.core import Box, Keypoint
 from harness.errors import HarnessError, RequestError, RunError, ShardError
 from harness.manifest import load_manifest
 from shards import recipe, tars
+from shards.counts import Counts, Unfit
 from shards.recipe import DataSet
 from shards.tars import Record
 
@@ -66,6 +69,7 @@ def data_set(make: Callable[[int], Record] = sample, count: int = 10, **changes:
         official={"test": "val"},
         make=make,
         content="toy 1",
+        layout="toys/*.png",
         samples_per_shard=4,
         files={"LICENSE.md": "CC0\n"},
     )
@@ -140,10 +144,40 @@ def test_images_are_stored_as_they_are_given(tmp_path: Path, extension: Any, for
         assert tar.extractfile(f"s100.{extension}").read() == picture(100, format)  # type: ignore[union-attr]
 
 
-def test_an_empty_split_has_no_shards(tmp_path: Path) -> None:
-    manifest = recipe.build(data_set(splits={"train": (), "test": (1,)}), tmp_path / "toy")
-    assert manifest.split("train").samples == 0
-    assert manifest.split("train").shards == ()
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_an_empty_split_is_refused_whatever_flags(tmp_path: Path, leave_out: bool) -> None:
+    built.write(tmp_path / "source" / "deep" / "er" / "a.JPEG", b"")
+    with pytest.raises(RequestError) as caught:
+        recipe.build(data_set(splits={"train": (1,), "test": ()}), tmp_path / "out" / "toy", leave_out=leave_out, source=tmp_path / "source")
+    assert str(caught.value) == (
+        f"toy: expected samples in every split, from toys/*.png, got none in test (val); {tmp_path / 'source'} has one image, deep/er/a.JPEG"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_of_which_everything_is_left_out_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    counts = Counts()
+    counts.leave_out("train", "boxes without area", 3)
+    toy = data_set(unfit, splits={"train": (5, 7), "test": (100,)}, counts=counts)
+    with pytest.raises(RequestError, match=r"got none in train; left out of train: 3 boxes without area, 2 unfit samples \(map 5: "):
+        recipe.build(toy, tmp_path / "toy", leave_out=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_before_a_shard_is_whole_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="map 5"):
+        recipe.build(data_set(unfit, splits={"train": (5,), "test": (100,)}), tmp_path / "toy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_is_looked_into_no_further_than_a_message_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recipe._images_of(tmp_path) == "no image"
+    for number in range(6):
+        built.write(tmp_path / f"d{number}" / "notes.txt", "")
+    monkeypatch.setattr(recipe, "LOOKED_AT", 7)
+    assert recipe._images_of(tmp_path) == "no image among its first 8 entries"
+    built.write(tmp_path / "d0" / "b.png", "")
+    assert recipe._images_of(tmp_path) == "images such as d0/b.png"
 
 
 # --- what is caught before it is published ----------------------------------------------------------------------------
@@ -179,6 +213,7 @@ WRONG: dict[str, tuple[Callable[[int], Record], str]] = {
     "mask of another size": (partial(changed, at=5, part_mask=np.zeros((4, 4), np.uint8)), "expected the image's size 16×16, got 4×4"),
     "mask value out of range": (partial(changed, at=5, object_mask=np.full((16, 16), 2, np.uint8)), "expected values below 2, got 2"),
     "mask of floats": (partial(changed, at=5, object_mask=np.zeros((16, 16))), "got float64"),
+    "a box of NaN": (partial(changed, at=5, boxes=(Box(x=float("nan"), y=4, width=8, height=8, label=1),)), "s005: expected finite numbers"),
     "unreadable source": (failing, "expected a record of 5, got OSError: no such picture"),
 }
 
@@ -202,13 +237,15 @@ def unfit(number: int) -> Record:
 def test_what_is_unfit_can_be_left_out_and_is_counted(tmp_path: Path, workers: int) -> None:
     with pytest.raises(RequestError, match="map 5"):
         recipe.build(data_set(unfit), tmp_path / "toy", workers=workers)
-    toy = data_set(unfit, files={"counts.json": '{"boxes": 3}'})
+    counts = Counts()
+    counts.keep("train", "boxes", 3)
+    toy = data_set(unfit, counts=counts)
     manifest = recipe.build(toy, tmp_path / "toy", workers=workers, leave_out=True)
     assert manifest.version == "1, without 2 unfit train"
     assert manifest.split("train").samples == 8
     assert [shard.samples for shard in manifest.split("train").shards] == [3, 2, 3]
     assert manifest.split("test").samples == 3
-    assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"boxes": 3, "unfit": {"train": 2}}
+    assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"train": {"boxes": 3, "unfit samples left out": 2}}
 
 
 def test_what_was_left_out_before_is_not_left_out_where_it_may_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +257,65 @@ def test_what_was_left_out_before_is_not_left_out_where_it_may_not_be(tmp_path: 
         recipe.build(data_set(unfit), tmp_path / "toy")
 
 
-def test_a_shard_of_unfit_samples_alone_is_an_error_and_so_is_a_source_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="map 5"):
-        recipe.build(data_set(unfit, splits={"train": (5, 7), "test": (100,)}), tmp_path / "toy", leave_out=True)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_shard_of_unfit_samples_alone_is_not_published(tmp_path: Path, workers: int) -> None:
+    toy = data_set(unfit, splits={"train": (5, 7, 8, 9), "test": (100,)}, samples_per_shard=2)
+    manifest = recipe.build(toy, tmp_path / "toy", leave_out=True, workers=workers)
+    assert [(shard.file, shard.samples) for shard in manifest.split("train").shards] == [("train-00001.tar", 2)]
+    assert sorted(tree(tmp_path / "toy")) == ["LICENSE.md", "counts.json", "manifest.json", "test-00000.tar", "train-00001.tar"]
+
+
+def crossed(number: int) -> Record:
+    if number in (5, 7):
+        raise Unfit(f"{number} is crossed", "crossed numbers", lawful=number == 7)
+    return sample(number)
+
+
+def test_what_every_copy_of_a_data_set_lacks_is_left_out_without_being_asked(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with pytest.raises(RequestError, match=r"^5 is crossed$") as caught:
+            recipe.build(data_set(crossed), tmp_path / "toy", workers=workers)
+        assert type(caught.value) is RequestError
+    manifest = recipe.build(data_set(crossed, splits={"train": (6, 7), "test": (100,)}), tmp_path / "toy")
+    assert (manifest.version, manifest.split("train").samples) == ("1", 1)
+    assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"train": {"crossed numbers left out": 1}}
+    manifest = recipe.build(data_set(crossed), tmp_path / "all" / "toy", leave_out=True)
+    assert manifest.version == "1, without 1 unfit train"
+    assert json.loads((tmp_path / "all" / "toy" / "counts.json").read_text()) == {"train": {"crossed numbers left out": 2}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": picture(5)[:200]},
+        {"key": "no.key"},
+        {"key": "k" * 200},
+        {"label": 7},
+        {"boxes": (Box(x=float("inf"), y=4, width=8, height=8, label=1),)},
+        {"object_mask": np.zeros((3, 3), np.uint8)},
+    ],
+)
+def test_a_sample_that_does_not_read_back_is_left_out_alone_where_it_may_be(tmp_path: Path, changes: dict[str, Any]) -> None:
+    manifest = recipe.build(data_set(partial(changed, at=5, **changes)), tmp_path / "toy", leave_out=True)
+    assert (manifest.version, manifest.split("train").samples) == ("1, without 1 unfit train", 9)
+    assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"train": {"samples that do not read back left out": 1}}
+
+
+def unfit_from_five(number: int) -> Record:
+    if 5 <= number < 100:
+        raise RequestError(f"map {number} is unfit")
+    return sample(number)
+
+
+def test_what_is_left_out_is_told_in_a_line_per_split_and_named_up_to_ten_times(tmp_path: Path) -> None:
+    terminal = io.StringIO()
+    recipe.build(data_set(unfit_from_five, count=30), tmp_path / "toy", leave_out=True, console=Console(file=terminal, width=200))
+    lines = [line.strip() for line in terminal.getvalue().splitlines() if "left out" in line]
+    assert lines[:2] == ["left out of train: map 5 is unfit", "left out of train: map 6 is unfit"]
+    assert lines[10:] == ["left out of train: 15 more, which counts.json counts", "left out of train: 25 unfit samples"]
+
+
+def test_a_source_that_cannot_be_read_is_an_error_whatever_may_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="OSError: no such picture"):
         recipe.build(data_set(failing), tmp_path / "toy", leave_out=True)  # no refusal by the recipe
 
@@ -240,9 +333,19 @@ def test_what_the_data_set_does_not_declare_is_refused(tmp_path: Path) -> None:
         recipe.build(data_set(annotations=("label", "boxes", "keypoints", "object")), tmp_path / "toy")
 
 
-@pytest.mark.parametrize("changes", [{"name": "a/b"}, {"license": ""}, {"classes": ("even", "even")}, {"part_of": {"wing": None}}])
-def test_a_manifest_that_nobody_could_read_is_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="correct the recipe"):
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"name": "a/b"}, "correct the recipe"),
+        ({"license": ""}, "correct the recipe"),
+        ({"part_of": {"wing": None}}, "correct the recipe"),
+        ({"classes": ("even", "even")}, "expected classes that differ, got 'even' twice; the source gives these names: rename them there"),
+        ({"classes": ("even", "")}, "the source gives these names: rename them there"),
+        ({"parts": ("head", "tail", "head")}, "the source gives these names: rename them there"),
+    ],
+)
+def test_a_manifest_that_nobody_could_read_is_not_written(tmp_path: Path, changes: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(RequestError, match=remedy):
         recipe.build(data_set(**changes), tmp_path / "toy")
     assert not (tmp_path / "toy").exists()
 
@@ -499,3 +602,42 @@ def test_errors_of_a_recipe_are_one_line_and_status_2(tmp_path: Path, source: Pa
 
     assert recipe.main(describe, "Builds a toy.", ["--source", str(source), "--out", str(tmp_path / "toy")]) == 2
     assert capsys.readouterr().err == "HarnessError: expected a picture, got none\n"
+
+
+def test_whatever_a_source_does_to_a_recipe_is_one_line_that_says_where(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no\ntext"), RecursionError("deep"), KeyError("x"), MemoryError()):
+
+        def describe(folder: Path, error: Exception = error) -> DataSet[int]:
+            raise error
+
+        assert recipe.main(describe, "Builds a toy.", ["--source", str(source), "--out", str(tmp_path / "toy")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith(f"RequestError: {source}: expected the data set as its makers publish it, got {type(error).__name__}")
+
+
+def test_names_that_are_no_text_anywhere_are_one_line(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = data_set(classes=("even", "odd\ud800"))
+    assert recipe.main(lambda _: toy, "Builds a toy.", ["--source", str(source), "--out", str(tmp_path / "toy"), "--workers", "1"]) == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.strip() and "building" not in line]) == 1
+    assert not (tmp_path / "toy").exists()
+
+
+def test_the_command_says_what_was_left_out(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = Counts()
+    counts.keep("val", "boxes", 7)
+    counts.leave_out("val", "boxes without area", 2)
+    arguments = ["--source", str(source), "--out", str(tmp_path / "toy"), "--workers", "1"]
+    assert recipe.main(lambda _: data_set(counts=counts), "Builds a toy.", arguments) == 0
+    assert "left out of val: 2 boxes without area\n" in capsys.readouterr().err
+    assert json.loads((tmp_path / "toy" / "counts.json").read_text()) == {"val": {"boxes": 7, "boxes without area left out": 2}}
+
+
+def test_names_that_are_no_text_reach_the_json_and_the_terminal_as_text(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    out = tmp_path / os.fsdecode(b"t\xf6y")
+    make = partial(changed, at=5, about={"file": name})
+    assert recipe.main(lambda _: data_set(make, name="toy"), "Builds a toy.", ["--source", str(source), "--out", str(out), "--workers", "1"]) == 0
+    assert "train 10" in capsys.readouterr().out
+    with tarfile.open(out / "train-00001.tar") as tar:
+        assert json.loads(tar.extractfile("s005.json").read())["file"] == "caf?.png"  # type: ignore[union-attr]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import built
 from harness.errors import RequestError
@@ -128,3 +129,35 @@ def test_names_are_read_by_column_and_in_the_order_of_the_labels(tmp_path: Path,
     else:
         with pytest.raises(RequestError, match=message):
             ade20k.class_names(path)
+
+
+def test_a_label_map_of_the_image_as_exif_turns_it_names_exif(source: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    Image.fromarray(np.full((40, 30, 3), 90, np.uint8)).save(file, "JPEG", exif=exif)
+    built.write(source / "images/training/ADE_train_00000002.jpg", file.getvalue())
+    with pytest.raises(RequestError, match=r"size 30×40, got 40×30: the image's EXIF orientation 6 turns it by 90°.*ImageOps\.exif_transpose"):
+        recipe.build(ade20k.describe(source, partial=True), tmp_path / "ade20k")
+    recipe.build(ade20k.describe(source, partial=True), tmp_path / "ade20k", leave_out=True)
+    assert json.loads((tmp_path / "ade20k" / "counts.json").read_text()) == {
+        "training": {"images": 3, "images turned by EXIF alone left out": 1},
+        "validation": {"images": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (png(np.zeros((40, 30), np.uint8)), "label maps of another size than their image"),
+        (png(np.full((30, 40), 9, np.uint8)), "label maps with labels that the data set does not have"),
+        (b"no map", "label maps that cannot be read"),
+        (png(np.zeros((30, 40, 3), np.uint8)), "label maps that cannot be read"),
+    ],
+)
+def test_what_is_left_out_is_counted_by_its_reason(source: Path, tmp_path: Path, content: bytes, reason: str) -> None:
+    built.write(source / "annotations/training/ADE_train_00000002.png", content)
+    (source / "images/training/ADE_train_00000003.jpg").unlink()
+    recipe.build(ade20k.describe(source, partial=True), tmp_path / "ade20k", leave_out=True)
+    counts = json.loads((tmp_path / "ade20k" / "counts.json").read_text())["training"]
+    assert counts == {"images": 2, "images without their files left out": 1, f"{reason} left out": 1}

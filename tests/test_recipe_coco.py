@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
 import built
@@ -17,6 +18,7 @@ from harness.manifest import load_manifest
 from harness.views.keypoint_patch import KeypointPatch
 from harness.views.whole import Whole
 from shards import coco, recipe, tars
+from shards.counts import Unfit
 
 WIDTH, HEIGHT = 40, 30
 POINTS = ("nose", "right_wrist", "left_ankle")
@@ -170,18 +172,14 @@ def test_crops_of_one_image_are_one_group(source: Path, tmp_path: Path) -> None:
         ({"size": [HEIGHT, WIDTH], "counts": [10, 5]}, "expected them to sum to 1200, got 15"),
         ({"size": [HEIGHT, WIDTH], "counts": [10, -5, 1195]}, "expected them to sum to 1200"),
         ({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, "run lengths: expected those of a mask, got others"),
-        ({"size": [HEIGHT, WIDTH], "counts": "52>"}, "run lengths: expected those of a mask, got others"),
+        ({"size": [HEIGHT, WIDTH], "counts": "52>"}, "expected them to sum to 1200, got 21"),
+        ({"size": [HEIGHT, WIDTH], "counts": "52n"}, "run lengths: expected those of a mask, got others, which are cut"),
         ({"size": [WIDTH, HEIGHT], "counts": [1200]}, r"expected a mask of \[30, 40\], got \[40, 30\]"),
     ],
 )
 def test_run_lengths_that_do_not_fit_are_refused(outline: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         coco.mask_of(outline, HEIGHT, WIDTH)
-
-
-def test_an_object_without_an_outline_has_an_empty_mask() -> None:
-    assert not coco.mask_of([], HEIGHT, WIDTH).any()
-    assert not coco.mask_of([[]], HEIGHT, WIDTH).any()
 
 
 # --- keypoints --------------------------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ def test_keypoints_have_their_persons_places_and_visibility(source: Path, tmp_pa
     manifest = load_manifest(str(tmp_path), "coco_keypoints")
     assert (manifest.parts, manifest.split("test").official, manifest.split("train").official) == (POINTS, "val2017", "train2017")
     counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())
-    assert counts["val2017"] == {"images": 3, "persons": 3, "crowds left out": 1, "images with keypoints": 1}
+    assert counts["val2017"] == {"images": 3, "instances": 3, "crowds left out": 1, "images with keypoints": 1}
 
 
 def test_images_with_keypoints_keep_their_bytes(source: Path, tmp_path: Path) -> None:
@@ -265,7 +263,7 @@ def test_a_missing_image_is_named_or_left_out(source: Path, tmp_path: Path, monk
         coco.describe(source, data_set="coco_objects")
     build(source, tmp_path / "coco_objects")
     assert list(built.samples(tmp_path, "coco_objects", "test")) == ["000000000012-200"]
-    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["annotations of missing images"] == 3
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["annotations of missing images left out"] == 3
 
 
 @pytest.mark.parametrize("name", ["coco_objects", "coco_keypoints"])
@@ -279,9 +277,14 @@ def test_an_image_of_another_size_is_refused(source: Path, tmp_path: Path, name:
     ("name", "file", "text", "message"),
     [
         ("coco_objects", "instances_val2017.json", None, "instances_val2017.json: expected a file of the data set, got none"),
-        ("coco_objects", "instances_val2017.json", "[]", "instances_val2017.json is no JSON object"),
+        ("coco_objects", "instances_val2017.json", "[]", "instances_val2017.json: expected annotations of COCO, which are a JSON object, got list"),
         ("coco_objects", "instances_val2017.json", "{", "expected annotations of COCO, got JSONDecodeError"),
-        ("coco_objects", "instances_val2017.json", "{}", "instances_val2017.json without images, categories or annotations"),
+        (
+            "coco_objects",
+            "instances_val2017.json",
+            "{}",
+            "instances_val2017.json: expected annotations of COCO with a list of objects as images, got None",
+        ),
         ("coco_keypoints", "person_keypoints_val2017.json", None, "person_keypoints_val2017.json: expected a file of the data set, got none"),
     ],
 )
@@ -292,18 +295,341 @@ def test_annotations_that_are_none_are_refused(source: Path, name: str, file: st
         coco.describe(source, data_set=name, partial=True)
 
 
-def test_annotations_that_contradict_each_other_are_refused(source: Path) -> None:
+def test_annotations_that_contradict_each_other_are_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(source, "instances_val2017.json", categories=[{"id": DOG, "name": "hound"}, {"id": PERSON, "name": "person"}])
     with pytest.raises(RequestError, match=r"instances_val2017\.json: expected the classes of train2017, got others"):
         coco.describe(source, data_set="coco_objects", partial=True)
     change(source, "person_keypoints_val2017.json", annotations=[person(400, 12, [1, 2, 2])])
+    monkeypatch.setattr(coco, "COUNTS", {"coco_objects": SMALL, "coco_keypoints": SMALL})
     with pytest.raises(RequestError, match="annotation 400: expected 9 numbers of keypoints, got 3"):
-        coco.describe(source, data_set="coco_keypoints", partial=True)
+        coco.describe(source, data_set="coco_keypoints")
     change(source, "person_keypoints_val2017.json", categories=[{"id": PERSON, "name": "person"}])
-    with pytest.raises(RequestError, match="without a category that has keypoints"):
+    with pytest.raises(RequestError, match="expected a category that has keypoints, got none of 'person'"):
         coco.describe(source, data_set="coco_keypoints", partial=True)
 
 
 def test_run_lengths_of_the_tests_are_those_of_pycocotools() -> None:
     mask = rectangle(6, 6, 10, 12)
     assert np.array_equal(rle.decode(rle.frPyObjects(run_lengths(mask), HEIGHT, WIDTH)), mask)
+
+
+# --- files that other tools write -------------------------------------------------------------------------------------
+
+NAN = float("nan")
+BOX = [10.0, 5.0, 12.0, 8.0]
+OUTLINE = [[10.0, 5.0, 22.0, 5.0, 22.0, 13.0, 10.0, 13.0]]
+LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
+    "no id": ({"id": None}, "annotations whose ids are no numbers"),
+    "an id of letters": ({"id": "a7"}, "annotations whose ids are no numbers"),
+    "an image's id of letters": ({"image_id": "one"}, "annotations whose ids are no numbers"),
+    "half an image": ({"image_id": 1.5}, "annotations whose ids are no numbers"),
+    "a list of images": ({"image_id": [1]}, "annotations whose ids are no numbers"),
+    "no category": ({"category_id": None}, "annotations whose ids are no numbers"),
+    "an image of no file": ({"image_id": 999}, "annotations of images that are not listed or left out"),
+    "a category of no file": ({"category_id": 77}, "annotations of categories that are not listed"),
+    "a crowd of two": ({"iscrowd": 2}, "annotations whose iscrowd is neither 0 nor 1"),
+    "a crowd of yes": ({"iscrowd": "yes"}, "annotations whose iscrowd is neither 0 nor 1"),
+    "no box": ({"bbox": None}, "boxes that are not four finite numbers"),
+    "half a box": ({"bbox": [1, 2]}, "boxes that are not four finite numbers"),
+    "a box of NaN": ({"bbox": [10, NAN, 12, 8]}, "boxes that are not four finite numbers"),
+    "an endless box": ({"bbox": [10, 5, float("inf"), 8]}, "boxes that are not four finite numbers"),
+    "a box of text": ({"bbox": ["10", "5", "12", "8"]}, "boxes that are not four finite numbers"),
+    "a box of corners": ({"bbox": [22, 13, -12, -8]}, "boxes of negative size"),
+    "no outline": ({"segmentation": []}, "annotations without an outline"),
+    "an outline of null": ({"segmentation": None}, "annotations without an outline"),
+    "an outline of text": ({"segmentation": "10,5"}, "outlines that are neither polygons nor run lengths"),
+    "an outline with null": ({"segmentation": [[None, *OUTLINE[0][1:]]]}, "outlines that are neither polygons nor run lengths"),
+    "an outline with NaN": ({"segmentation": [[NAN, *OUTLINE[0][1:]]]}, "outlines that are neither polygons nor run lengths"),
+    "an outline with 1e9": ({"segmentation": [[1e9, *OUTLINE[0][1:]]]}, "outlines far outside of their image"),
+    "run lengths of another size": ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [1200]}}, "run lengths that do not fit their image"),
+}
+LAWFUL: dict[str, tuple[dict[str, Any], str]] = {
+    "a crowd": ({"iscrowd": 1}, "crowds"),
+    "a crowd in one word": ({"iscrowd": True}, "crowds"),
+    "a box of no width": ({"bbox": [10, 5, 0, 8]}, "boxes without area"),
+    "a box outside": ({"bbox": [100, 5, 12, 8]}, "boxes outside of their image"),
+    "a box far outside": ({"bbox": [1e308, 5, 1e308, 8]}, "boxes outside of their image"),
+    "two corners": ({"segmentation": [[10, 5, 22, 13]]}, "outlines without a pixel in their box"),
+    "an outline between pixels": ({"segmentation": [[10.1, 5.1, 10.2, 5.1, 10.2, 5.2]]}, "outlines without a pixel in their box"),
+    "an outline beside its box": ({"segmentation": [[30, 20, 35, 20, 35, 25, 30, 25]]}, "outlines without a pixel in their box"),
+    "run lengths of background": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [1200]}}, "outlines without a pixel in their box"),
+}
+UNDERSTOOD: dict[str, dict[str, Any]] = {
+    "ids as text": {"id": "101", "image_id": "000000000001", "category_id": str(DOG)},
+    "ids as fractions": {"id": 101.0, "image_id": 1.0, "category_id": float(DOG)},
+    "no crowd": {"iscrowd": "0"},
+    "no word of crowds": {"iscrowd": None},
+    "a list of points": {"segmentation": [[[10, 5], [22, 5], [22, 13], [10, 13]]]},
+    "one list of points": {"segmentation": [[10, 5], [22, 5], [22, 13], [10, 13]]},
+    "one flat list": {"segmentation": OUTLINE[0]},
+    "an outline that leaves the image": {"segmentation": [[10, -20, 22, -20, 22, 13, 10, 13]]},
+    "plain run lengths": {"segmentation": run_lengths(rectangle(10, 5, 22, 13))},
+    "compressed run lengths": {"segmentation": compressed(rectangle(10, 5, 22, 13))},
+}
+
+
+def with_change(source: Path, more: dict[str, Any], name: str = "instances_train2017.json") -> None:
+    """The first annotation of a file, changed."""
+    entries = json.loads((source / "annotations" / name).read_text())["annotations"]
+    change(source, name, annotations=[{**entries[0], **more}, *entries[1:]])
+
+
+def run(source: Path, out: Path, *more: str) -> int:
+    arguments = ["--data-set", out.name, "--source", str(source), "--out", str(out), "--workers", "1", *more]
+    return recipe.main(coco.describe, "", arguments, coco.options())
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts of the small files are the official ones."""
+    monkeypatch.setattr(coco, "COUNTS", {"coco_objects": SMALL, "coco_keypoints": SMALL})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", [*LEFT_OUT, *LAWFUL])
+def test_what_is_no_sample_is_counted_by_its_reason_and_official_files_have_none_but_the_lawful(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    more, reason = (LEFT_OUT | LAWFUL)[kind]
+    with_change(source, more)
+    out = tmp_path / "coco_objects"
+    assert run(source, out) == (0 if kind in LAWFUL else 2)
+    if kind not in LAWFUL:
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "building" not in line]
+        assert line.startswith("RequestError: instances_train2017.json: annotation ")
+        assert line.endswith(f", or say --partial to leave out {reason}")
+        assert not out.exists()
+    assert run(source, out, "--partial") == 0
+    counts = json.loads((out / "counts.json").read_text())["train2017"]
+    assert counts[f"{reason} left out"] == (2 if kind.startswith("a crowd") and kind in LAWFUL else 1)
+    made = built.samples(tmp_path, "coco_objects", "train")
+    assert list(made) == ["000000000001-100"]
+    assert all(sample.object_mask is not None and sample.object_mask.any() for sample in made.values())
+    if kind not in LAWFUL:
+        assert f"1 {reason}" in capsys.readouterr().err.split("left out of train2017: ")[1].splitlines()[0]
+    total = sum(count for name, count in counts.items() if name.endswith("left out"))
+    assert total + len(made) == 3
+
+
+@pytest.mark.parametrize("kind", UNDERSTOOD)
+def test_what_has_one_meaning_alone_is_the_same_crop(source: Path, tmp_path: Path, kind: str) -> None:
+    build(source, tmp_path / "plain" / "coco_objects")
+    with_change(source, UNDERSTOOD[kind])
+    build(source, tmp_path / "coco_objects")
+    assert built.tree(tmp_path / "coco_objects").keys() == built.tree(tmp_path / "plain" / "coco_objects").keys()
+    plain, made = (built.members(root, "coco_objects") for root in (tmp_path / "plain", tmp_path))
+    assert made == plain
+
+
+@pytest.mark.usefixtures("small")
+def test_annotation_ids_that_come_again_lose_nothing_uncounted(source: Path, tmp_path: Path) -> None:
+    dog, human, crowd = INSTANCES["train2017"]
+    elsewhere = {**human, "id": dog["id"], "image_id": 2}
+    change(source, "instances_train2017.json", annotations=[dog, human, crowd, elsewhere, dog, {**human, "id": dog["id"]}])
+    build(source, tmp_path / "coco_objects")
+    assert list(built.samples(tmp_path, "coco_objects", "train")) == ["000000000001-100", "000000000001-101", "000000000002-101"]
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["train2017"] == {
+        "images": 2,
+        "crops": 3,
+        "crowds left out": 1,
+        "annotations whose id comes again, word for word left out": 1,
+        "annotations whose id comes again with other content left out": 1,
+    }
+    change(source, "instances_train2017.json", annotations=[dog, elsewhere])
+    with pytest.raises(RequestError, match=r"instances_train2017\.json: annotation 101: expected ids that differ, got it with two images"):
+        coco.describe(source, data_set="coco_objects")
+
+
+def test_a_file_of_boxes_alone_is_refused_with_the_reason_and_leaves_nothing(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(source, "instances_train2017.json", annotations=[{**note, "segmentation": []} for note in INSTANCES["train2017"]])
+    assert run(source, tmp_path / "out" / "coco_objects", "--partial") == 2
+    error = capsys.readouterr().err
+    assert "got none in train (train2017); left out of train2017: 2 annotations without an outline, 1 crowds" in error
+    assert not (tmp_path / "out").exists()
+
+
+NASTY: list[Any] = [None, True, -1, 10**400, 1e308, NAN, "", "a", "1", [], {}, [None], [[]], [[1e9] * 6], {"size": [HEIGHT, WIDTH], "counts": [-5]}]
+
+
+def test_any_value_anywhere_is_a_sample_a_counted_loss_or_one_line(source: Path, tmp_path: Path) -> None:
+    """Every value of an image, an annotation and a category, in turn by every nasty one."""
+    outcomes, refusals = set(), []
+    for name, kind in (("coco_objects", "instances"), ("coco_keypoints", "person_keypoints")):
+        path = source / "annotations" / f"{kind}_val2017.json"
+        text = path.read_text()
+        for table, value in itertools.product(("images", "annotations", "categories"), NASTY):
+            for key in json.loads(text)[table][0]:
+                plain = json.loads(text)
+                plain[table][0][key] = value
+                path.write_text(json.dumps(plain))
+                try:
+                    data_set = coco.describe(source, data_set=name, partial=True)
+                except RequestError as error:
+                    refusals.append(str(error))
+                    continue
+                for item in data_set.splits["test"]:
+                    try:
+                        record = data_set.make(item)
+                    except Unfit as error:
+                        outcomes.add(error.reason)
+                    else:
+                        assert record.object_mask is None or record.object_mask.any()
+                outcomes.add("made")
+        path.write_text(text)
+    assert "made" in outcomes
+    assert refusals
+    assert not [line for line in refusals if "\n" in line or len(line) > 600]
+
+
+# --- pictures that EXIF turns -----------------------------------------------------------------------------------------
+
+
+def turned(orientation: int | None, width: int = HEIGHT, height: int = WIDTH) -> bytes:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["coco_objects", "coco_keypoints"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_size_that_exif_alone_exchanges_names_exif_and_the_remedy(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, orientation: int
+) -> None:
+    built.write(source / "val2017" / "000000000012.jpg", turned(orientation))
+    assert run(source, tmp_path / name) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"000000000012.jpg: expected 40×30 pixels, got 30×40: its EXIF orientation {orientation} turns it by 90°" in error
+    assert "ImageOps.exif_transpose" in error
+    keeps_another = name == "coco_objects"  # of the test split, that is
+    assert run(source, tmp_path / name, "--partial") == (0 if keeps_another else 2)
+    if keeps_another:
+        counts = json.loads((tmp_path / name / "counts.json").read_text())
+        assert counts["val2017"]["images turned by EXIF alone left out"] == 1
+    else:
+        assert "1 images turned by EXIF alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("orientation", "width", "height"), [(None, HEIGHT, WIDTH), (1, HEIGHT, WIDTH), (3, HEIGHT, WIDTH), (6, 20, WIDTH)])
+def test_another_size_for_another_reason_does_not_name_exif(source: Path, tmp_path: Path, orientation: int | None, width: int, height: int) -> None:
+    built.write(source / "val2017" / "000000000012.jpg", turned(orientation, width, height))
+    with pytest.raises(RequestError, match="; get the image again") as caught:
+        recipe.build(coco.describe(source, data_set="coco_objects", partial=True), tmp_path / "coco_objects")
+    assert "EXIF" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff\xd8\xff cut", "broken images"),
+        (b"GIF89a", "broken images"),
+        (built.picture(12)[:300], "broken images"),
+    ],
+)
+def test_an_image_that_is_none_is_left_out_and_counted(source: Path, tmp_path: Path, content: bytes, reason: str) -> None:
+    built.write(source / "val2017" / "000000000012.jpg", content)
+    recipe.build(coco.describe(source, data_set="coco_objects", partial=True), tmp_path / "coco_objects", leave_out=True)
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"][f"{reason} left out"] == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_an_image_deeper_than_8_bit_is_no_crop(source: Path, tmp_path: Path, dtype: Any) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 3000, dtype)).save(file, "TIFF")
+    built.write(source / "val2017" / "000000000012.jpg", file.getvalue())
+    recipe.build(coco.describe(source, data_set="coco_objects", partial=True), tmp_path / "coco_objects", leave_out=True)
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["images deeper than 8 bit left out"] == 1
+
+
+# --- keypoints of other categories ------------------------------------------------------------------------------------
+
+HORSE = {"id": 3, "name": "horse", "keypoints": ["nose", "tail"]}
+ROBOT = {"id": 9, "name": "robot", "keypoints": ["nose", "grip", "foot"]}
+CHAIR = {"id": 4, "name": "chair"}
+
+
+def with_categories(source: Path, categories: list[dict[str, Any]], notes: list[dict[str, Any]]) -> None:
+    for name, image in (("train2017", 1), ("val2017", 12)):
+        entries = [{**note, "image_id": image} for note in notes]
+        change(source, f"person_keypoints_{name}.json", categories=categories, annotations=entries)
+
+
+def horse(number: int, **more: Any) -> dict[str, Any]:
+    return {**thing(number, 1, 3, [1.0, 2.0, 20.0, 25.0]), "keypoints": [10, 5, 2, 20, 5, 1], **more}
+
+
+def robot(number: int) -> dict[str, Any]:
+    return {**thing(number, 1, 9, [4.0, 4.0, 8.0, 8.0]), "keypoints": [4, 4, 2, 5, 5, 2, 0, 0, 0]}
+
+
+def test_one_category_that_is_no_person_has_its_own_name(source: Path, tmp_path: Path) -> None:
+    with_categories(source, [HORSE], [horse(1)])
+    build(source, tmp_path / "coco_keypoints")
+    manifest = load_manifest(str(tmp_path), "coco_keypoints")
+    assert (manifest.classes, manifest.parts, manifest.part_of) == (("horse",), ("nose", "tail"), {"nose": "horse", "tail": "horse"})
+
+
+def test_several_categories_are_all_carried_and_the_rest_is_counted(source: Path, tmp_path: Path) -> None:
+    with_categories(source, [ROBOT, CHAIR, HORSE], [horse(1), robot(2), thing(3, 1, 4, [1, 1, 5, 5]), thing(4, 1, 4, [1, 1, 5, 5])])
+    build(source, tmp_path / "coco_keypoints")
+    manifest = load_manifest(str(tmp_path), "coco_keypoints")
+    assert manifest.classes == ("horse", "robot")
+    assert manifest.parts == ("horse_nose", "horse_tail", "robot_nose", "robot_grip", "robot_foot")
+    assert manifest.part_of == {part: part.partition("_")[0] for part in manifest.parts}
+    scene = built.samples(tmp_path, "coco_keypoints", "test")["000000000012"]
+    assert [box.label for box in scene.boxes] == [0, 1]
+    assert [(point.part, point.instance) for point in scene.keypoints] == [
+        ("horse_nose", 0),
+        ("horse_tail", 0),
+        ("robot_nose", 1),
+        ("robot_grip", 1),
+    ]
+    counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())["val2017"]
+    assert counts == {"images": 3, "instances": 2, "images with keypoints": 1, "annotations of categories without keypoints left out": 2}
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([CHAIR], "expected a category that has keypoints, got none of 'chair'"),
+        ([{**HORSE, "keypoints": []}], "expected a category that has keypoints, got none of 'horse'"),
+        ([{**HORSE, "keypoints": ["nose", "nose"]}], "category 'horse': expected keypoints whose names differ, got 'nose' twice"),
+        ([{**HORSE, "keypoints": ["nose", 3]}], "category 'horse': expected names of keypoints"),
+        ([{**HORSE, "keypoints": "nose"}], "category 'horse': expected names of keypoints, got 'nose'"),
+        ([{"id": 1, "name": "a", "keypoints": ["b_c"]}, {"id": 2, "name": "a_b", "keypoints": ["c"]}], "got 'a_b_c' twice; rename one of them"),
+    ],
+)
+def test_categories_whose_keypoints_have_no_sure_names_are_refused(source: Path, categories: list[dict[str, Any]], message: str) -> None:
+    with_categories(source, categories, [horse(1)])
+    with pytest.raises(RequestError, match=message):
+        coco.describe(source, data_set="coco_keypoints", partial=True)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"keypoints": None}, "annotations without the keypoints of their category"),
+        ({"keypoints": [1, 2, 2]}, "annotations without the keypoints of their category"),
+        ({"keypoints": [NAN, 5, 2, 20, 5, 1]}, "annotations without the keypoints of their category"),
+        ({"keypoints": ["10", 5, 2, 20, 5, 1]}, "annotations without the keypoints of their category"),
+        ({"keypoints": [10, 5, 3, 20, 5, 1]}, "annotations with other visibilities than 0, 1 and 2"),
+        ({"keypoints": [10, 5, 0.5, 20, 5, 1]}, "annotations with other visibilities than 0, 1 and 2"),
+        ({"keypoints": [1e9, 5, 2, 20, 5, 1]}, "annotations with keypoints far outside of their image"),
+        ({"bbox": [1, 2, NAN, 4]}, "boxes that are not four finite numbers"),
+        ({"bbox": [1, 2, -3, 4]}, "boxes of negative size"),
+        ({"category_id": 4}, "annotations of categories without keypoints"),
+    ],
+)
+def test_an_instance_that_is_none_is_counted_and_official_files_have_none(source: Path, tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+    with_categories(source, [HORSE, CHAIR], [horse(1, **more), horse(2)])
+    with pytest.raises(RequestError, match=f"annotation 1: expected .*, or say --partial to leave out {reason}"):
+        coco.describe(source, data_set="coco_keypoints")
+    build(source, tmp_path / "coco_keypoints")
+    counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())
+    assert counts["train2017"] == {"images": 2, "instances": 1, "images with keypoints": 1, f"{reason} left out": 1}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.core import Metric
 from harness.metrics import METRICS
 from harness.report.board import column_of, make_board, reason, status, titles
 from harness.report.units import interval, number, plain
@@ -127,12 +128,34 @@ def test_what_differs_in_a_protocol_is_what_its_column_says() -> None:
 
 
 def test_a_metric_in_a_unit_of_its_own_is_neither_percent_nor_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Loss:
+    class Loss(Metric):
         name, unit = "loss", "nats"
 
     monkeypatch.setitem(METRICS, "loss", Loss())
     assert number(0.4567, "loss") == "0.457"
     assert best([row("a", 0.5, metric="loss"), row("b", 0.7, metric="loss")]) == [set()]
+
+
+def test_where_lower_is_better_the_lowest_is_best_and_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ErrorRate(Metric):
+        name, lower_is_better = "error_rate", True
+
+    monkeypatch.setitem(METRICS, "error_rate", ErrorRate())
+    rows = [row(name, value, metric="error_rate") for name, value in (("a", 0.5), ("b", 0.2), ("c", 0.7), ("d", 0.2))]
+    board = make_board(rows)
+    assert [one["encoder"] for one in board.ranked(board.columns[0])] == ["b", "d", "a", "c"]
+    assert best(rows) == [{"b", "d"}]
+    assert best([row(name, value) for name, value in (("a", 0.5), ("b", 0.2))]) == [{"a"}]
+
+
+def test_what_stands_beside_ok_values_is_told_once_for_all_that_it_is_true_of() -> None:
+    said = "1 of the tested classes has no training row: owl"
+    failed = row("d", None, status="failed", error="no")
+    board = make_board([row("a", 0.5, error=said), row("b", 0.4, error=said), row("c", 0.3, error="other"), failed])
+    assert [(encoders, text) for _, encoders, text in board.notes()] == [("a, b", said), ("c", "other")]
+    assert [(encoders, text) for _, encoders, text in make_board([row("a", 0.5, error=said), row("b", 0.4, error=said)]).notes()] == [
+        ("all encoders", said)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from harness.report.paired import compare
 from harness.report.palette import look
 from harness.report.run import read_run
 from harness.report.scatter import object_part, pairs
-from harness.report.sections import selection
+from harness.report.sections import provenance, selection
 from report_example import Example, Row, name_of
 
 FIGURES = ("object_part.png", "learning_rates.png", "gallery.png")
@@ -123,6 +123,22 @@ def test_provenance_is_on_the_page(whole: tuple[Path, Page]) -> None:
     assert "part-retrieval @ strict" in page.text
     assert "seen + failed = expected" in page.text
     assert "tiny test 2 24 3 72 72 0 0" in page.text  # 2 shards with 24 samples, in 3 banks
+
+
+def test_the_table_of_encoders_names_their_preprocessing_and_where_it_comes_from(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    results = read_run(out).results
+    encoder = results[0]["encoder"]
+    values = {"size": [224, 224], "resize": 256, "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    told = {encoder: {"preprocessing": values, "preprocessing_source": "mean, std: config.json beside the file"}}
+    words = {
+        name.text: preprocessing for name, _, _, preprocessing in provenance(results, look([row["encoder"] for row in results], {}), told).encoders
+    }
+    assert words.pop(encoder) == (
+        "shorter side 256 (bicubic), crop 224×224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225; mean, std: config.json beside the file"
+    )
+    assert set(words.values()) == {"–"}
+    assert "preprocessing, and where it comes from" in page.text
 
 
 def test_the_same_run_gives_the_same_report(whole: tuple[Path, Page]) -> None:

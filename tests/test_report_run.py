@@ -75,6 +75,33 @@ def test_a_table_of_another_schema_is_refused(run: Path, tmp_path: Path, table: 
         read_run(tmp_path)
 
 
+def test_a_run_of_an_earlier_version_is_read(run: Path, tmp_path: Path) -> None:
+    """Whose predictions named neither encoder nor task, and whose results had columns that are gone."""
+    for path in run.rglob("*.parquet"):
+        table = pq.read_table(path)
+        if path.parts[len(run.parts)] in ("predictions", "neighbours"):
+            table = table.drop_columns(["encoder", "task"])
+        else:
+            table = table.append_column("of_another_version", table[table.column_names[0]])
+        place = tmp_path / path.relative_to(run)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, place)
+    earlier, found = read_run(tmp_path), read_run(run)
+    assert (earlier.results, earlier.trials, earlier.ledger) == (found.results, found.trials, found.ledger)
+    mine, theirs = (one.predictions("alpha", "tiny/object-knn", "dino") for one in (earlier, found))
+    assert mine is not None
+    assert theirs is not None
+    assert (list(mine.keys), mine.scores.tolist()) == (list(theirs.keys), theirs.scores.tolist())
+
+
+def test_a_column_of_another_type_is_refused_by_name(run: Path, tmp_path: Path) -> None:
+    table = pq.read_table(run / "results.parquet")
+    changed = table.set_column(table.column_names.index("value"), "value", table["value"].cast("string"))
+    pq.write_table(changed, tmp_path / "results.parquet")
+    with pytest.raises(RequestError, match=r"results\.parquet: expected a column value of double, got string; run the sweep again"):
+        read_run(tmp_path)
+
+
 def test_a_damaged_table_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_bytes((run / "results.parquet").read_bytes()[:-9])
     with pytest.raises(RequestError, match="expected a Parquet table"):

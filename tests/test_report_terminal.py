@@ -103,6 +103,16 @@ def test_many_reasons_are_counted_and_not_all_told() -> None:
     assert "28 more" in text
 
 
+def test_what_stands_beside_a_value_is_told_below_the_table_once() -> None:
+    said = "2 of the tested classes have no training row: owl, wren"
+    text = printed([row("a", 0.5, error=said), row("b", 0.4, error=said), row("c", 0.3)], 200)
+    assert text.count(said) == 1
+    assert f"note: a, b · object-linear: {said}" in text
+    many_notes = printed([row(f"e{i}", 0.5, error=f"said {i}") for i in range(20)], 200)
+    assert many_notes.count("note: ") == 12
+    assert "8 more notes" in many_notes
+
+
 def test_a_name_is_text_and_nothing_else() -> None:
     text = printed([row("[red]a[/red]", 0.5), row("\x1b]0;title\x07b", 0.6, status="failed", error="[bold]\x1b[2Jx\ny")])
     assert "[red]a[/red]" in text

@@ -6,17 +6,21 @@ import math
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
+from harness import search
 from harness.bank import BankSpec
 from harness.device import device_type
+from harness.errors import BankError, ProbeError, RunError
 from harness.propose import HeadScore, choose, first_rates, propose
-from harness.search import Journal, Proposer, StudyState, StudyTrial
-from harness.study import BankRef, Round, Score, Study
+from harness.search import MAX_FAILURES, Journal, Losses, Proposer, StudyState, StudyTrial
+from harness.study import BankRef, Round, Score, Study, StudyRunner
 
 READOUTS = ("cls", "mean")
 
@@ -244,3 +248,134 @@ def test_the_journal_brings_a_study_back_to_where_it_was(tmp_path: Path) -> None
     other = StudyState(study=study("b"), test={})
     Journal(tmp_path).load(other, lambda *_: True)
     assert other.rounds == []
+
+
+# --- what could not be done ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_of_the_place_is_tried_again_some_times_and_then_fails_its_study_for_this_run() -> None:
+    states = [StudyState(study=study(name), test={}) for name in "ab"]
+    journalled: list[str] = []
+    proposer = Proposer(states, lambda state: journalled.append(state.study.name))
+    asked = []
+    for trial in range(MAX_FAILURES + 1):
+        config = proposer.suggest(str(trial))
+        assert isinstance(config, dict)
+        asked.append(config)
+        proposer.on_trial_complete(str(trial), {"error": "OSError: [Errno 5] Input/output error", "again": True, "done": True})
+    assert all(config == asked[0] for config in asked), "the same step again"
+    assert proposer.errors == {0: f"gave up after {MAX_FAILURES + 1} attempts: OSError: [Errno 5] Input/output error"}
+    following = proposer.suggest("next")
+    assert isinstance(following, dict)
+    assert following["study"] == 1
+    assert journalled == []
+
+
+def test_a_step_that_goes_well_at_the_second_try_is_as_if_at_the_first() -> None:
+    values = []
+    for failures in (0, 2):
+        state = StudyState(study=study("a"), test={})
+        proposer = Proposer([state], lambda _: None)
+        trial = 0
+        while isinstance(config := proposer.suggest(str(trial)), dict):
+            if trial < failures:
+                proposer.on_trial_complete(str(trial), {"error": "x", "again": True})
+            else:
+                finish(proposer, str(trial), config)
+            trial += 1
+        assert proposer.errors == {}
+        values.append((state.heads, state.score))
+    assert values[0] == values[1]
+
+
+def test_an_unexpected_exception_keeps_its_traceback_and_is_not_tried_again(tmp_path: Path) -> None:
+    state = StudyState(study=study("a"), test={})
+    proposer = Proposer([state], lambda _: None, tmp_path)
+    proposer.suggest("1")
+    proposer.on_trial_complete("1", {"error": "TypeError: x", "traceback": "Traceback …\nTypeError: x\n", "done": True})
+    assert proposer.errors == {0: f"TypeError: x; the traceback is in errors/{state.study.id}.txt"}
+    assert (tmp_path / "errors" / f"{state.study.id}.txt").read_text() == "Traceback …\nTypeError: x\n"
+    assert proposer.suggest("2") == Searcher.FINISHED
+
+
+def test_a_lost_process_is_told_with_what_ray_says_of_it() -> None:
+    class Trial:
+        config: ClassVar = {"study": 0}
+
+        def get_pickled_error(self) -> Exception:
+            return RayActorError()
+
+    proposer = Proposer([StudyState(study=study("a"), test={})], lambda _: None)
+    proposer.suggest("1")
+    proposer.on_trial_complete("1", None, error=True)
+    Losses(proposer).on_trial_error(0, [], Trial())
+    assert proposer.errors[0].startswith(f"the trial's process was lost {MAX_FAILURES + 1} times: RayActorError: The actor ")
+
+
+class Reads:
+    """A runner whose rounds end in an exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def run_round(self, *_: Any) -> Round:
+        raise self._error
+
+
+def step_ending_in(error: Exception, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(search.time, "sleep", lambda _: None)
+    trial = StudyTrial.__new__(StudyTrial)
+    trial.config = {"study": 0, "step": {"round": 0, "proposals": [("cls", 0.1)]}}
+    trial.setup(trial.config, states=[(study("a"), {})], cache="", gpu=False, threads=1, device_type=device_type(False))
+    monkeypatch.setattr(trial, "_runner_of", lambda _: Reads(error))
+    return trial.step()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), MemoryError(), BankError("a part is damaged"), TimeoutError("slow"), OutOfMemoryError("x")]
+)
+def test_a_step_says_that_it_may_go_better(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = step_ending_in(error, monkeypatch)
+    assert (told["again"], told["done"], "payload" in told) == (True, True, False)
+    assert str(error) in told["error"]
+
+
+def test_a_step_that_met_a_fault_of_the_program_gives_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = step_ending_in(TypeError("two\nlines"), monkeypatch)
+    assert told["error"] == "TypeError: two"
+    assert "in run_round" in told["traceback"]
+    assert "again" not in told
+
+
+@pytest.mark.parametrize("error", [ProbeError("no rows"), RunError("another device")])
+def test_a_step_that_has_an_answer_gives_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert step_ending_in(error, monkeypatch) == {"error": str(error), "done": True}
+
+
+def bank_of(shard: str) -> BankRef:
+    return BankRef(bank=BankSpec(dataset="x", split="train", shards=((shard, "", 1),), readout="cls", view="v", identity=()))
+
+
+def test_a_bank_that_cannot_be_read_is_no_outcome_of_a_round(tmp_path: Path) -> None:
+    lost = replace(study("a"), train={"cls": bank_of("a.tar")}, val={"cls": bank_of("b.tar")})
+    with pytest.raises(BankError, match="run the sweep again"):
+        StudyRunner(str(tmp_path), torch.device("cpu")).run_round(lost, 0, [("cls", 0.1)])
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_journal_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+    state = StudyState(study=study("a"), test={})
+    journal = Journal(tmp_path)
+    proposer = Proposer([state], journal.save)
+    for trial in range(2):
+        finish(proposer, str(trial), proposer.suggest(str(trial)))  # type: ignore[arg-type]
+    second = journal.folder(state.study) / "round-1.json"
+    whole = second.read_text()
+    for cut in ("", whole[:40], "[]", "{}"):
+        second.write_text(cut)
+        again = StudyState(study=study("a"), test={})
+        journal.load(again, lambda *_: True)
+        assert again.rounds == state.rounds[:1]
+        again.rounds = state.rounds
+        journal.save(again)
+        assert second.read_text() == whole

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,9 @@ import pytest
 
 import tiny
 from harness.core import Sample
-from harness.errors import ShardError
+from harness.errors import RunError, SampleError, ShardError
 from harness.manifest import Rules, Shard
-from harness.stream import ShardAudit, decode_sample, in_order, read_samples
+from harness.stream import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
 
 Records = list[list[tuple[str, bytes]]]
 COUNT = 6
@@ -146,6 +148,15 @@ def key_with_a_suffix(made: Records) -> None:
     made[2] = [(name.replace("-", "#"), data) for name, data in made[2]]
 
 
+def key_in_latin_1(made: Records) -> None:
+    made[2] = [(f"caf\udce9.{name.partition('.')[2]}", data) for name, data in made[2]]
+
+
+def twelve_bits(made: Records) -> None:
+    grey = np.arange(tiny.SIZE**2, dtype=np.uint16).reshape(tiny.SIZE, tiny.SIZE)
+    made[2][0] = (made[2][0][0].replace("jpg", "png"), tiny.encode(grey, "PNG"))
+
+
 def duplicate_member(made: Records) -> None:
     made[2].append(made[2][1])
 
@@ -166,6 +177,13 @@ def not_adjacent(made: Records) -> None:
         (missing_image, 5, 0, {"missing member: image": ["test-00002"]}),
         (duplicate_key, 6, 1, {"duplicate key": ["test-00000"]}),
         (key_with_a_suffix, 5, 0, {"key with #": ["test#00002"]}),
+        (key_in_latin_1, 5, 0, {"key that is not UTF-8": ["caf\\xe9"]}),
+        (
+            twelve_bits,
+            5,
+            0,
+            {"16-bit grey of 0 to 2303: state `range: [0, 4095]` in the manifest": ["test-00002"]},
+        ),
         (duplicate_member, 6, 1, {"duplicate member": ["test-00002.json"]}),
         (not_adjacent, 5, 1, {"missing member: object.png": ["test-00002"], "members not adjacent": ["test-00002"]}),
     ],
@@ -330,3 +348,345 @@ def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
     entry = tiny.write_tar(tmp_path / "a.tar", records())
     with pytest.raises(ShardError, match=r"b\.tar: cannot be read"):
         read(tmp_path / "b.tar", entry)
+
+
+# --- what no sample may cost beyond itself ------------------------------------------------------------------------------
+
+LABELS = Rules(annotations=frozenset({"label"}), classes=3, parts=frozenset(), mask_values={})
+
+
+def shard_of(path: Path, samples: int, **more: object) -> Shard:
+    data = path.read_bytes()
+    plain = {"file": "a.tar", "samples": samples, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **more}
+    return Shard.model_validate(plain)
+
+
+def record(key: str, **more: object) -> list[tuple[str, bytes]]:
+    picture = tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG")
+    return [(f"{key}.png", picture), (f"{key}.json", json.dumps({"label": 0, **more}).encode())]
+
+
+def account(path: Path, samples: int, rules: Rules = LABELS, **more: object) -> ShardAudit:
+    """The account of a shard of labels, whose JSON can be written and read again."""
+    shard = shard_of(path, samples, **more)
+    audit = ShardAudit(shard=shard.file, expected=samples)
+    for key, sample in in_order(read_samples(str(path), shard, rules, audit), threads=2):
+        if isinstance(sample, ShardError):
+            audit.fail(key, sample)
+        else:
+            audit.seen += 1
+    audit.close()
+    assert audit.seen + audit.failed == samples
+    json.dumps(audit.reasons, ensure_ascii=False).encode()
+    return audit
+
+
+def written(path: Path, records: Records, **options: Any) -> Path:
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in (member for members in records for member in members):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "gbk", "shift-jis"])
+def test_a_key_that_is_not_utf8_is_lost_alone(tmp_path: Path, encoding: str) -> None:
+    name = {"latin-1": "café", "gbk": "照片", "shift-jis": "写真"}[encoding]
+    path = written(tmp_path / "a.tar", [record("plain"), record(name), record("last")], format=tarfile.GNU_FORMAT, encoding=encoding)
+    audit = account(path, 3)
+    assert (audit.seen, audit.failed) == (2, 1)
+    escaped = "".join(chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in name.encode(encoding))
+    if encoding == "latin-1":
+        assert audit.reasons == {"key that is not UTF-8": [escaped]}
+    assert list(audit.reasons) == ["key that is not UTF-8"]
+
+
+@pytest.mark.parametrize("key", ["写真/图片 1", "naïve", "a b", "日本\u3000語"])
+def test_a_key_in_any_script_is_read(tmp_path: Path, key: str) -> None:
+    audit = account(written(tmp_path / "a.tar", [record(key)], format=tarfile.PAX_FORMAT), 1)
+    assert audit.complete
+
+
+@pytest.mark.parametrize("key", ["a\nb", "folder\n/a", "a\x1b[31mb", "tab\tbed", "del\x7f"])
+def test_a_key_with_control_characters_is_lost_alone_and_shown_in_one_line(tmp_path: Path, key: str) -> None:
+    audit = account(written(tmp_path / "a.tar", [record(key), record("b")]), 2)
+    assert audit.seen == 1
+    assert audit.reasons == {"key with control characters": [key.encode("unicode_escape").decode()]}
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"group": "\ud800"}, "group that is not UTF-8"),
+        ({"group": "a\0b"}, "group with control characters"),
+        ({"group": ["a"]}, "group that is not text"),
+        ({"label": 10**400}, "label that is not one of 3 classes"),
+        ({"label": {}}, "label that is not one of 3 classes"),
+    ],
+)
+def test_what_cannot_stand_in_a_table_is_lost_alone(tmp_path: Path, more: dict[str, object], reason: str) -> None:
+    audit = account(written(tmp_path / "a.tar", [record("a", **more), record("b")]), 2)
+    assert audit.reasons == {reason: ["a"]}
+    assert audit.seen == 1
+
+
+def test_a_group_of_any_script_and_with_a_hash_is_kept(tmp_path: Path) -> None:
+    assert account(written(tmp_path / "a.tar", [record("a", group="写真#1")]), 1).complete
+
+
+@pytest.mark.parametrize("about", [b'{"label": 10E400}', b'{"label": ' + b"9" * 5000 + b"}", b"[" * 100_000, b"\xff\xfe", b"null", b"7"])
+def test_label_and_group_are_none_where_they_cannot_be_read(about: bytes) -> None:
+    assert label_and_group({"json": about}) == (None, None)
+
+
+@pytest.mark.parametrize("plain", [{"label": True}, {"label": -1}, {"label": 2**63}, {"label": "3"}, {"group": "a"}])
+def test_label_and_group_are_what_a_table_holds(plain: dict[str, object]) -> None:
+    label, group = label_and_group({"json": json.dumps(plain).encode()})
+    assert label is None
+    assert group == plain.get("group")
+
+
+PICTURE = {"png": tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG")}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values"),
+    [
+        ("keypoints", [{"part": {}, "x": 1, "y": 1}]),
+        ("keypoints", [{"part": "head", "x": [1], "y": 1}]),
+        ("keypoints", [{"part": "head", "x": 10**400, "y": 1, "visible": False}]),
+        ("keypoints", [{"part": "head", "x": 1, "y": -(2**53), "visible": False}]),
+        ("keypoints", [{"part": "head", "x": 1, "y": 1, "instance": 10**30}]),
+        ("keypoints", [{"part": "head", "x": 1, "y": 1, "instance": []}]),
+        ("keypoints", [[["head", 1, 1]]]),
+        ("keypoints", {"part": "head"}),
+        ("keypoints", "head"),
+        ("keypoints", None),
+        ("boxes", [{"x": 10**400, "y": 0, "width": 1, "height": 1}]),
+        ("boxes", [{"x": 0, "y": 0, "width": 1e300, "height": 1}]),
+        ("boxes", [{"x": 0, "y": 0, "width": 1, "height": [[1]]}]),
+        ("boxes", [{"x": 0, "y": 0, "width": 1, "height": 1, "label": "a"}]),
+        ("boxes", [{"x": 0, "y": 0, "width": 1, "height": 1, "label": 10**400}]),
+        ("boxes", [{"x": 0, "y": 0, "width": 1, "height": 1, "iscrowd": 0}]),
+        ("boxes", 7),
+    ],
+)
+def test_annotations_of_any_shape_cost_their_sample_alone(annotation: str, values: object) -> None:
+    rules = replace(RULES, annotations=frozenset({"boxes", "keypoints"}))
+    members = {**PICTURE, "json": json.dumps({annotation: values}).encode()}
+    with pytest.raises(SampleError):
+        decode_sample("a", members, rules)
+
+
+def test_an_error_that_nobody_foresaw_is_the_samples_own() -> None:
+    def fails(error: BaseException) -> Callable[[], None]:
+        def job() -> None:
+            raise error
+
+        return job
+
+    odd = attempt(fails(ZeroDivisionError("by\nnought \udce9")))
+    assert isinstance(odd, SampleError)
+    assert str(odd) == "ZeroDivisionError: by nought \\xe9"
+    assert isinstance(odd.__cause__, ZeroDivisionError)
+    assert str(attempt(fails(MemoryError()))) == "MemoryError: "
+    assert str(attempt(fails(ShardError("broken image")))) == "broken image"
+    for others in (RunError("disk full"), KeyboardInterrupt(), SystemExit()):
+        with pytest.raises(type(others)):
+            attempt(fails(others))
+
+
+def test_what_a_view_raises_costs_its_sample_alone() -> None:
+    work = [("a", lambda: 1), ("b", lambda: 1 // 0), ("c", lambda: 3)]
+    outcomes = dict(in_order(work, threads=2))
+    assert (outcomes["a"], outcomes["c"]) == (1, 3)
+    assert isinstance(outcomes["b"], SampleError)
+
+
+def test_an_account_tells_a_bounded_number_of_reasons_and_names_apart() -> None:
+    audit = ShardAudit(shard="a.tar", expected=1000)
+    for index in range(1000):
+        audit.fail("k" * 10_000, f"reason {index}")
+    assert audit.failed == 1000
+    assert len(audit.reasons) <= 101
+    assert len(audit.reasons["other reasons"]) == 101
+    assert max(len(name) for names in audit.reasons.values() for name in names) <= 500
+
+
+def test_a_detail_stands_beside_the_key_and_the_reason_is_one() -> None:
+    audit = ShardAudit(shard="a.tar", expected=2)
+    for key, size in (("a", "9 × 9"), ("b", "8 × 9")):
+        audit.fail(key, SampleError(f"too large: {size}", reason="too large", detail=size))
+    assert audit.reasons == {"too large": ["a (9 × 9)", "b (8 × 9)"]}
+
+
+def test_the_manifests_range_and_bound_reach_the_decoders() -> None:
+    ramp = np.tile(np.arange(256, dtype=np.uint16) * 16, (16, 1))
+    members = {"png": tiny.encode(ramp, "PNG"), "json": b'{"label": 1}', "part.png": tiny.encode(np.zeros((160, 2560), np.uint8), "PNG")}
+    with pytest.raises(SampleError, match=r"state `range: \[0, 4095\]`"):
+        decode_sample("a", members, LABELS)
+    assert decode_sample("a", members, replace(LABELS, value_range=(0, 4080))).image[0, :, 1].tolist() == list(range(256))
+    with pytest.raises(SampleError, match=r"^too large: 16 × 256 pixels, at most 4,095;"):
+        decode_sample("a", members, replace(LABELS, value_range=(0, 4080), max_pixels=4095))
+    with pytest.raises(SampleError, match=r"^too large: 160 × 2,560 pixels, at most 4,096;"):
+        decode_sample("a", members, replace(LABELS, annotations=frozenset({"part"}), value_range=(0, 4080), max_pixels=4096))
+
+
+# --- members ------------------------------------------------------------------------------------------------------------
+
+
+def test_records_without_what_is_read_say_what_they_have(tmp_path: Path) -> None:
+    picture = tiny.encode(np.zeros((8, 8, 3), np.uint8), "JPEG")
+    path = written(tmp_path / "a.tar", [[(f"{key}.jpg", picture), (f"{key}.cls", b"1")] for key in "abc"])
+    assert account(path, 3).reasons == {"missing member: json; members are jpg, cls; label is read from json": ["a", "b", "c"]}
+    rules = replace(LABELS, annotations=frozenset({"keypoints", "boxes", "part"}), parts=frozenset({"head"}))
+    (reason,) = account(path, 3, rules).reasons
+    assert reason == ("missing member: json, part.png; members are jpg, cls; boxes and keypoints are read from json; part is read from part.png")
+
+
+def test_records_without_an_image_say_where_images_are_read_from(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tar", [[("a.tif", b"II"), ("a.json", b"{}")], [(f"b.{index}{'x' * 99}", b"") for index in range(9)]])
+    assert next(iter(account(path, 2).reasons)) == "missing member: image; members are tif, json; the image is read from jpg, jpeg, png or webp"
+    assert max(map(len, account(path, 2).reasons)) < 400
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_says_so_in_one_line(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, f"w:{compression}") as tar:  # type: ignore[call-overload]
+        tar.addfile(tarfile.TarInfo("a.json"))
+    name = {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}[compression]
+    with pytest.raises(
+        ShardError, match=rf"a\.tar: expected a plain tar, got one compressed with {name}; decompress it \({'gun' if compression == 'gz' else 'b?un'}"
+    ):
+        account(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf\x27\x1c", "7-Zip"), (b"\x04\x22\x4d\x18", "lz4")]
+)
+def test_other_archives_say_what_they_are(tmp_path: Path, start: bytes, name: str) -> None:
+    (tmp_path / "a.tar").write_bytes(start + bytes(2000))
+    with pytest.raises(ShardError, match=f"expected a plain tar, got one compressed with {name}"):
+        account(tmp_path / "a.tar", 1)
+
+
+@pytest.mark.parametrize("key", ["BZhang", "BZh91", "PK"])
+def test_a_tar_whose_first_name_looks_like_an_archives_start_is_read(tmp_path: Path, key: str) -> None:
+    assert account(written(tmp_path / "a.tar", [record(key)]), 1).complete
+
+
+def with_header(tmp_path: Path, edit: Callable[[tarfile.TarInfo], None], *, samples: int = 3) -> Path:
+    """Three records, the header of the second one's image edited, whatever its body is."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for key in "abc"[:samples]:
+            for name, data in record(key):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                if name == "b.png":
+                    edit(info)
+                tar.addfile(info, io.BytesIO(data) if info.size == len(data) else None)
+    return path
+
+
+def linked(kind: bytes) -> Callable[[tarfile.TarInfo], None]:
+    def edit(info: tarfile.TarInfo) -> None:
+        info.type, info.linkname, info.size = kind, "a.png", 0
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (tarfile.LNKTYPE, "member that is a link; pack the file itself (tar --dereference --hard-dereference)"),
+        (tarfile.SYMTYPE, "member that is a link; pack the file itself (tar --dereference --hard-dereference)"),
+        (tarfile.CHRTYPE, "member that is no file"),
+        (tarfile.BLKTYPE, "member that is no file"),
+        (tarfile.FIFOTYPE, "member that is no file"),
+    ],
+)
+def test_members_that_are_no_files_cost_their_sample_alone(tmp_path: Path, kind: bytes, reason: str) -> None:
+    audit = account(with_header(tmp_path, linked(kind)), 3)
+    assert audit.reasons == {reason: ["b"]}
+    assert audit.seen == 2
+
+
+def test_folders_and_members_that_nothing_reads_cost_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in [*record("folder/a"), ("__meta__", b"{}"), ("folder/a.__key__", b"x"), ("folder/a.__bad__", b"x")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("folder/a.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert account(path, 1).complete
+
+
+@pytest.mark.parametrize("size", [10**6, 10**9, 2**62])
+def test_a_header_that_promises_more_than_its_shard_costs_no_memory_and_no_time(tmp_path: Path, size: int) -> None:
+    def edit(info: tarfile.TarInfo) -> None:
+        info.size = size
+
+    path = with_header(tmp_path, edit)
+    tracemalloc.start()
+    audit = account(path, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert audit.seen == 1
+    assert audit.reasons.keys() <= {"truncated", "absent", "missing member: json", "member larger than its shard should be"}
+
+
+def test_a_member_larger_than_the_manifests_bytes_is_lost_alone(tmp_path: Path) -> None:
+    big = ("b.png", bytes(50_000))
+    path = written(tmp_path / "a.tar", [record("a"), [big, ("b.json", b'{"label": 0}')], record("c")])
+    audit = account(path, 3, bytes=20_000)
+    assert audit.reasons == {"member larger than its shard should be": ["b"]}
+    assert audit.seen == 2
+
+
+def test_a_sparse_member_is_not_unfolded(tmp_path: Path) -> None:
+    def edit(info: tarfile.TarInfo) -> None:
+        info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+
+    path = with_header(tmp_path, edit)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"b.png")
+    data[at + 483 : at + 495] = b"77777777777\0"  # the size that it has unfolded: 8 GiB of nothing
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+    audit = account(path, 3)
+    assert audit.reasons == {"sparse member; pack it without --sparse": ["b"]}
+    assert audit.seen == 2
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_an_endless_extended_header_ends_the_shard_and_not_the_run(tmp_path: Path, kind: bytes) -> None:
+    def edit(info: tarfile.TarInfo) -> None:
+        info.type, info.size = kind, 2**40
+
+    audit = account(with_header(tmp_path, edit), 3)
+    assert audit.reasons == {
+        "truncated": ["extended header of 1099511627776 bytes"],
+        "missing member: image": ["b"],
+        "absent": ["1 of 3 samples"],
+    } or (audit.seen == 1 and audit.reasons.keys() == {"truncated", "absent"})
+
+
+def test_headers_within_headers_end_the_shard_and_not_the_run(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tar", [record("a")])
+    long = tarfile.TarInfo("././@LongLink")
+    long.type = tarfile.GNUTYPE_LONGNAME
+    path.write_bytes(path.read_bytes()[: 4 * 512] + long.tobuf(tarfile.GNU_FORMAT) * 5000 + bytes(1024))
+    audit = account(path, 2)
+    assert audit.seen == 1
+    assert audit.reasons.keys() == {"truncated", "absent"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from harness.config import load_sweep
 from harness.core import Rows, Sample, StreamSetting
 from harness.device import Compute, device_type
 from harness.encoders import EncoderSpec, load
-from harness.errors import RequestError, ShardError
+from harness.errors import RequestError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch
 from harness.manifest import load_manifest, shard_url
 from harness.plan import Plan, make_plan
@@ -32,6 +34,7 @@ from harness.probes.segmentation_stream import SegmentationScorer, SegmentationT
 from harness.probes.streaming import PaddedEncoder
 from harness.stream import Source
 from harness.streamed import StreamedRunner
+from harness.streamed import _labels as labels_of
 from harness.study import BankRef, Study
 from harness.sweep import _outcome
 from harness.tasks import select, templates
@@ -194,6 +197,28 @@ def test_samples_that_cannot_be_used_are_accounted_for(data: Path) -> None:
     assert epoch.audits[0].reasons == {"no label": ["train-00007"]}
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("in a view"), MemoryError("no room"), ShardError("no label")])
+def test_whatever_the_work_on_a_sample_raises_costs_that_sample_alone(data: Path, error: Exception) -> None:
+    def prepare(sample: Sample) -> str:
+        if sample.key.endswith("7"):
+            raise error
+        return sample.key
+
+    epoch = Epoch(source=source_of(data, "tiny", "train"), threads=2)
+    assert len(list(epoch.read(prepare))) == 36 - 3
+    reason = str(error) if isinstance(error, ShardError) else f"{type(error).__name__}: {error}"
+    assert [audit.reasons for audit in epoch.audits] == [{reason: [key]} for key in ("train-00007", "train-00017", "train-00027")]
+    assert epoch.lost == dict.fromkeys(("train-00007", "train-00017", "train-00027"), reason)
+
+
+def test_an_error_that_is_no_samples_ends_the_epoch(data: Path) -> None:
+    def prepare(sample: Sample) -> str:
+        raise RunError("disk full")
+
+    with pytest.raises(RunError):
+        list(Epoch(source=source_of(data, "tiny", "train"), threads=2).read(prepare))
+
+
 @pytest.mark.parametrize("order", [None, 0, 1])
 def test_a_sample_that_two_shards_have_is_taken_once_and_counts_in_the_first(data: Path, order: int | None) -> None:
     source = source_of(data, "tiny", "train")
@@ -216,6 +241,28 @@ def test_a_shard_that_is_gone_is_lost_and_the_others_are_read(data: Path) -> Non
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TimeoutError("slow"), ConnectionResetError("peer")])
+def test_a_read_error_is_no_loss_of_a_shard_but_ends_the_pass(data: Path, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained on the rest would be another outcome; the same pass again, once the place is well, is as if nothing had been."""
+    source = source_of(data, "tiny", "train")
+    whole = keys_of(source, 0)
+    opened = fsspec.open
+
+    def ill(url: str, *arguments: Any) -> Any:
+        if url == source.shards[1][0]:
+            raise error
+        return opened(url, *arguments)
+
+    monkeypatch.setattr(fsspec, "open", ill)
+    with pytest.raises(ShardError, match="cannot be read") as caught:
+        keys_of(source, 0)
+    assert is_of_the_place(caught.value)
+    with pytest.raises(ShardError, match="cannot be read"):
+        list(labels_of(source))
+    monkeypatch.undo()
+    assert keys_of(source, 0) == whole
 
 
 def test_the_schedule_of_segmentation_value_by_value() -> None:

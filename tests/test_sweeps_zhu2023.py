@@ -24,6 +24,7 @@ from harness import sweep as command
 from harness.config import Sweep, load_sweep
 from harness.core import EncoderInfo, Preprocessing
 from harness.encoders import EncoderSpec, describe, family_of
+from harness.encoders._preprocessing import decide
 from harness.plan import Plan, StudyPlan, make_plan
 from harness.propose import first_rates
 from harness.report.published import Apart, Beside, Published, compare_published, table
@@ -207,13 +208,16 @@ def paper_encoders(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """What encoders.json says of the paper's encoders, called as `sweep` calls them."""
     told = {figure.encoder: figure for figure in table() if figure.protocols}
     specs = [EncoderSpec.parse(entry, base=FOLDER) for entry in sweep.encoders]
+    chosen = {spec.name: decide(spec, OWN.get(spec.name, IMAGENET), "as its authors evaluate") for spec in specs}
     return {
         spec.name: {
-            "preprocessing": json.loads(json.dumps(asdict(spec.preprocessing.apply(OWN.get(spec.name, IMAGENET))))),
+            "preprocessing": json.loads(json.dumps(asdict(chosen[spec.name].values))),
+            "preprocessing_source": chosen[spec.name].source,
+            "preprocessing_replaced": list(chosen[spec.name].replaced),
             "family": told[spec.name].family,
             "architecture": told[spec.name].architecture,
             "random": False,
-            "notes": list(spec.preprocessing.notes()),
+            "notes": [],
             "load_report": {"file": Path(spec.checkpoint or "").name},
         }
         for spec in specs

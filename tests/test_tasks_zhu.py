@@ -30,11 +30,17 @@ COCO_PARTS = ("nose", "left_eye", "right_wrist", "left_knee", "left_ankle")
 HEAVY = ("object-attentive", "part-attentive", "object-logistic", "part-logistic", "object-lowshot")
 
 
-def manifest(parts: tuple[str, ...] = CUB_PARTS, annotations: tuple[str, ...] = ("label", "keypoints")) -> Manifest:
+DATA_SETS = {CUB_PARTS: "cub", COCO_PARTS: "coco_keypoints"}
+
+
+def manifest(
+    parts: tuple[str, ...] = CUB_PARTS, annotations: tuple[str, ...] = ("label", "keypoints"), dataset: str | None = None, **more: Any
+) -> Manifest:
+    """Of the data set that has these parts, unless it is to be another one."""
     return Manifest.model_validate(
         {
             "schema": 1,
-            "dataset": "any",
+            "dataset": dataset or DATA_SETS.get(parts, "any"),
             "version": "1",
             "license": "-",
             "source": "-",
@@ -42,6 +48,7 @@ def manifest(parts: tuple[str, ...] = CUB_PARTS, annotations: tuple[str, ...] = 
             "parts": parts,
             "annotations": annotations,
             "splits": {"test": {"samples": 0, "shards": ()}},
+            **more,
         }
     )
 
@@ -59,12 +66,63 @@ def task(of: tuple[str, ...], name: str, protocol: str | None = None, **override
     [
         (CUB_PARTS, ("right eye", "right leg", "left wing", "tail")),
         (COCO_PARTS, ("nose", "right_wrist", "left_ankle")),
-        (("head", "tail", "eye"), ("head", "tail")),
+        (("head", "tail", "eye"), ("head", "tail", "eye")),
     ],
 )
 def test_the_published_parts_are_the_classes_where_a_data_set_has_them(parts: tuple[str, ...], expected: tuple[str, ...]) -> None:
     for name in ("part-retrieval", "part-linear", "part-knn", "part-attentive", "part-logistic"):
         assert task(parts, name).classes == expected
+
+
+@pytest.mark.parametrize("parts", [CUB_PARTS, COCO_PARTS, ("head", "body", "foot", "tail", "eye"), ("nose", "right_wrist", "left_ankle")])
+def test_parts_that_are_merely_called_so_are_of_no_published_data_set(parts: tuple[str, ...]) -> None:
+    renamed = tuple(f"its {part}" for part in parts)
+    for dataset in ("mine", "cub2", "my_coco_keypoints", "CUB"):
+        named, other = (templates(manifest(one, dataset=dataset)) for one in (parts, renamed))
+        for name, template in named.items():
+            for protocol, fields in template.protocols.items():
+                if "parts" in fields:
+                    assert fields["parts"] == parts, f"{dataset}: {name}@{protocol}"
+                assert {**fields, "parts": None} == {**other[name].protocols[protocol], "parts": None}
+
+
+def test_a_data_set_of_a_published_name_with_other_parts_takes_all_of_its_own() -> None:
+    for dataset in ("cub", "coco_keypoints", "stamps"):
+        fields = templates(manifest(("wheel", "door"), dataset=dataset))["part-linear"].protocols["zhu2023"]
+        assert (fields["parts"], fields["min_parts"], fields["train_fit"]) == (("wheel", "door"), 1, "resize")
+
+
+def test_the_embedded_sample_leaves_the_eye_out_of_its_classes() -> None:
+    parts = ("head", "body", "foot", "tail", "eye")
+    assert templates(manifest(parts, dataset="stamps"))["part-knn"].protocols["dino"]["parts"] == parts[:-1]
+
+
+def test_levels_are_of_labels_even_where_parts_are_called_as_classes_are() -> None:
+    same = manifest(("a", "b"), levels={"coarse": (0, 0)})
+    named = {name: [metric.name for one in template.tasks(same, None, {}) for metric in one.metrics] for name, template in templates(same).items()}
+    assert "accuracy@coarse" in named["object-linear"]
+    assert not any("@" in metric for name, metrics in named.items() if name.startswith("part-") for metric in metrics)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "crop"),
+    [
+        ("ade20k", 512),
+        ("ade20k_object", 512),
+        ("pascal_part", 480),
+        ("pascal_parts", 480),
+        ("pascal_object", 480),
+        ("lip", 320),
+        ("lipstick", 512),
+        ("pascalized", 512),
+        ("mine", 512),
+    ],
+)
+def test_sizes_of_segmentation_go_by_the_whole_name(dataset: str, crop: int) -> None:
+    told = manifest((), ("part",), dataset, mask_classes={"part": ("background", "a", "b")})
+    fields = templates(told)["part-segmentation-streamed"].protocols["release"]
+    assert fields["crop"] == crop
+    assert fields["stride"] == (341 if crop == 512 else 161)
 
 
 def sides(of: Task, *keypoints: tuple[str, float, float, int]) -> dict[str, int]:
@@ -81,7 +139,7 @@ def test_crops_of_birds() -> None:
     assert sides(task(CUB_PARTS, "part-retrieval", "paper"), *BIRD) == {"a#0:right eye": 12, "a#1:tail": 30, "a#2:left wing": 30}
     assert sides(task(CUB_PARTS, "part-retrieval", "release"), *BIRD) == {"a#0:right eye": 100}
     both = task(CUB_PARTS, "part-retrieval", "release", min_distance=0.0)
-    assert sides(both, *BIRD) == {"a#0:right eye": 100, "a#1:tail": 15, "a#2:left wing": 15}
+    assert sides(both, *BIRD) == {"a#0:right eye": 100, "a#1:tail": 16, "a#2:left wing": 16}
     assert sides(task(CUB_PARTS, "part-retrieval", "paper", crop_neighbours="selected"), *BIRD)["a#0:right eye"] == 200
 
 
@@ -99,7 +157,17 @@ def test_crops_of_persons() -> None:
 
 @pytest.mark.parametrize("parts", [CUB_PARTS, COCO_PARTS, tiny.PARTS])
 def test_every_open_choice_is_a_field_of_every_protocol(parts: tuple[str, ...]) -> None:
-    choices = {"parts", "crop_side", "crop_neighbours", "neighbours_within", "min_distance", "max_distance", "min_parts", "min_parts_within"}
+    choices = {
+        "parts",
+        "crop_side",
+        "crop_rounding",
+        "crop_neighbours",
+        "neighbours_within",
+        "min_distance",
+        "max_distance",
+        "min_parts",
+        "min_parts_within",
+    }
     for name, template in templates(manifest(parts)).items():
         if not name.startswith("part-"):
             continue
@@ -115,6 +183,7 @@ def test_every_open_choice_is_a_field_of_every_protocol(parts: tuple[str, ...]) 
         {"neighbours_within": "person"},
         {"min_parts_within": "box"},
         {"crop_side": 0.0},
+        {"crop_rounding": "quarter"},
         {"min_distance": -1.0},
         {"min_parts": 0},
         {"parts": ["nose", "nosee"]},

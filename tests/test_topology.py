@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
 import tiny
-from runs import Run, encoding_workers, same_values, wait_for
+from gates import Gates
+from runs import Run, same_values
+
+pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy with much else
 
 TASKS = ["tiny/object-linear", "tiny/object-knn", "tiny/part-linear", "tiny/part-retrieval"]
-EPOCHS = 500
-"""So many that trials of linear probes take about a second, and one runs while another does."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, and an encoder slow enough to be killed while it encodes."""
+    """A data set, and a sweep over it."""
     root = tmp_path_factory.mktemp("topology")
     tiny.build(root / "shards")
-    encoder = {"name": "vit", "architecture": "vit_tiny_patch16_224", "random": True, "preprocessing": {"size": 128}}
-    (root / "sweep.yaml").write_text(tiny.sweep_text(root / "shards", encoders=[encoder], tasks=TASKS, protocol={"epochs": EPOCHS}))
+    encoder = {"name": "vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 64}}
+    (root / "sweep.yaml").write_text(tiny.sweep_text(root / "shards", encoders=[encoder], tasks=TASKS, protocol={"epochs": 20}))
     return root
 
 
 def new_run(folder: Path, name: str) -> Run:
     return Run(sweep=folder / "sweep.yaml", out=folder / name, cache=folder / f"{name}.cache")
+
+
+def gated_run(folder: Path, name: str) -> tuple[Run, Gates]:
+    gates = Gates(folder / f"{name}.gates")
+    return replace(new_run(folder, name), gates=gates), gates
+
+
+def leased(run: Run) -> set[str]:
+    """Actors that held a lease."""
+    return {event["actor"] for event in run.events if event["event"] == "lease"}
 
 
 def side_by_side(run: Run) -> set[frozenset[int]]:
@@ -66,37 +82,80 @@ def test_the_ledger_sums_to_the_manifest(alone: Run) -> None:
 
 
 def test_two_actors_and_two_trials_at_once_give_the_values_of_one(alone: Run, folder: Path) -> None:
-    run = new_run(folder, "two")
-    assert run.run("--set", "resources.actors=2") == 0, run.log
-    assert len({event["actor"] for event in run.events if event["event"] == "lease"}) == 2
+    run, gates = gated_run(folder, "two")
+    gates.close("encode")
+    gates.close("round")
+    process = run.start("--set", "resources.actors=2")
+    for gate in ("encode", "round"):
+        assert len({arrival.about for arrival in gates.wait(gate, 2, process)}) == 2, "two shards, then two studies, at once"
+        gates.open(gate)
+    assert run.finish(process) == 0, run.log
+    assert len(leased(run)) == 2
     assert not side_by_side(alone)
     assert any(len(studies) == 2 for studies in side_by_side(run)), "trials of two studies ran at once"
     same_values(alone, run)
 
 
-@pytest.mark.slow
-def test_a_cluster_of_several_nodes_gives_the_values_of_one(alone: Run, folder: Path) -> None:
-    run = new_run(folder, "nodes")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+@contextmanager
+def two_nodes(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster whose head computes nothing, beside two nodes of one core, and which soon misses a node that is gone."""
+    for name, value in gates.environment().items():
+        monkeypatch.setenv(name, value)
+    health = {"initial_delay_ms": 500, "period_ms": 500, "timeout_ms": 2000, "failure_threshold": 4}
+    quick = {f"health_check_{name}": value for name, value in health.items()}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": quick})
     try:
         for _ in range(2):
             nodes.add_node(num_cpus=1)
-        assert run.run("--address", nodes.address) == 0, run.log
+        yield nodes
     finally:
         nodes.shutdown()
-    assert len({event["actor"] for event in run.events if event["event"] == "lease"}) == 2
+
+
+@pytest.mark.slow
+def test_a_cluster_of_several_nodes_gives_the_values_of_one(alone: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, gates = gated_run(folder, "nodes")
+    gates.close("encode")
+    with two_nodes(gates, monkeypatch) as nodes:
+        process = run.start("--address", nodes.address)
+        gates.wait("encode", 2, process)
+        gates.open("encode")
+        assert run.finish(process) == 0, run.log
+    assert len(leased(run)) == 2
     same_values(alone, run)
     assert not list(run.out.glob("tune/search/**/checkpoint*")), "a trial on another node, which does not see this folder, could not keep one"
 
 
+@pytest.mark.slow
+def test_a_node_that_is_lost_and_not_replaced_costs_its_shards_time_and_nothing_else(
+    alone: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, gates = gated_run(folder, "lost-node")
+    gates.close("encode")
+    with two_nodes(gates, monkeypatch) as nodes:
+        process = run.start("--address", nodes.address)
+        victim = psutil.Process(gates.wait("encode", 2, process)[0].pid)
+        raylet = next(parent for parent in victim.parents() if parent.name() == "raylet")
+        for lost in [raylet, *raylet.children(recursive=True)]:
+            lost.kill()
+        gates.open("encode")
+        assert run.finish(process) == 0, run.log
+    losses = [event for event in run.events if event["event"] == "lost"]
+    assert len(losses) == 1, "the one that was leased to it"
+    assert not [event for event in run.events if event["event"] == "failed"]
+    same_values(alone, run)
+
+
 def test_an_actor_killed_within_a_lease_changes_nothing(alone: Run, folder: Path) -> None:
-    run = new_run(folder, "killed")
+    run, gates = gated_run(folder, "killed")
+    gates.close("encode")
     process = run.start("--set", "resources.actors=2")
-    victim = wait_for(lambda: encoding_workers(process), process, "an actor encodes")[0]
-    victim.send_signal(signal.SIGKILL)
+    victim = gates.wait("encode", 1, process)[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    gates.open("encode")
     assert run.finish(process) == 0, run.log
     lost = [event["shard"] for event in run.events if event["event"] == "lost"]
-    assert len(lost) == 1, "the victim held one lease"
+    assert lost == [victim.about], "the victim held one lease"
     # the part says which attempt published it: had the victim published before it died, its part would have stayed
     dataset, split, shard = lost[0].split("/")
     attempts = {row["attempts"] for row in run.table("ledger") if (row["dataset"], row["split"], row["shard"]) == (dataset, split, shard)}
@@ -114,20 +173,24 @@ def test_the_same_command_again_does_nothing_again(alone: Run) -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("phase", ["encode", "search", "collect"])
 def test_a_driver_stopped_in_any_phase_goes_on_from_there(alone: Run, folder: Path, phase: str, signal_number: signal.Signals) -> None:
-    run = new_run(folder, f"{phase}-{signal_number.name}")
+    run, gates = gated_run(folder, f"{phase}-{signal_number.name}")
+    gate = {"encode": "encode", "search": "round", "collect": "report"}[phase]
+    gates.close(gate, at=0 if phase == "collect" else 1)  # something of the phase is done
     process = run.start("--set", "resources.actors=2")
-    reached = {"encode": lambda: run.parts, "search": lambda: run.rounds, "collect": lambda: (run.out / "results.parquet").exists()}[phase]
-    wait_for(reached, process, phase)
+    gates.wait(gate, 1, process)
     process.send_signal(signal_number)
     status = run.finish(process)
     assert status == (130 if signal_number == signal.SIGINT else -signal.SIGKILL), run.log
+    gates.open(gate)
     parts, rounds = run.parts, run.rounds
-    leased = len(run.events)
+    assert rounds or (parts and phase == "encode")
+    assert (run.out / "results.parquet").exists() == (phase == "collect")
+    leases = len(run.events)
     assert run.run("--set", "resources.actors=1") == 0, run.log
     assert {name: run.parts[name] for name in parts} == parts, "no finished part is written again"
     assert {name: run.rounds[name] for name in rounds} == rounds, "no finished round is run again"
     whole = {path.split("/")[1] for path in parts}  # every bank of a shard is published by one lease
-    again = {event["shard"].rsplit("/", 1)[1].replace(".tar", ".arrow") for event in run.events[leased:] if event["event"] == "lease"}
+    again = {event["shard"].rsplit("/", 1)[1].replace(".tar", ".arrow") for event in run.events[leases:] if event["event"] == "lease"}
     if phase != "encode":
         assert not again
     assert all(sum(name.endswith(shard) for name in parts) < sum(name.endswith(shard) for name in run.parts) for shard in again & whole)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.core import Keypoint, Sample
+from harness.errors import SampleError
 from harness.views.keypoint_patch import KeypointPatch, crop_square, nearest_distance
 from harness.views.whole import Whole
 
@@ -75,3 +76,10 @@ def test_identity_names_every_parameter() -> None:
         KeypointPatch(parts=("head",), min_parts=2),
     ]
     assert len({base.identity, *(other.identity for other in others)}) == 7
+
+
+def test_a_patch_far_larger_than_any_picture_costs_its_sample() -> None:
+    strip = np.zeros((1, 20_000, 3), np.uint8)
+    assert crop_square(strip, 5.0, 0.5, 11.0).shape == (11, 11, 3)
+    with pytest.raises(SampleError, match="too large: a patch of 19,000 × 19,000 pixels, at most 178,956,970"):
+        crop_square(strip, 5.0, 0.5, 19_000.0)

@@ -26,7 +26,7 @@ from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.sweep import main
 from harness.tables import read_table
-from test_stream import about, broken_image, duplicate_key, missing_json, not_adjacent
+from test_stream import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
 
 Rows = list[dict[str, Any]]
 
@@ -204,6 +204,8 @@ DAMAGES = {
     "key": Damage(spoil=duplicate_key, seen=4, duplicates=1, reasons=frozenset({"duplicate key"})),
     "apart": Damage(spoil=not_adjacent, seen=3, duplicates=1, reasons=frozenset({"missing member: object.png", "members not adjacent"})),
     "label": Damage(spoil=about(label=99), seen=3, reasons=frozenset({"label that is not one of 3 classes"})),
+    "grey": Damage(spoil=twelve_bits, seen=3, reasons=frozenset({"16-bit grey within 0 to 4095: state `range: [0, 4095]` in the manifest"})),
+    "bytes": Damage(spoil=key_in_latin_1, seen=3, reasons=frozenset({"key that is not UTF-8"})),
     "digest": Damage(sha256="0" * 64, seen=4, reasons=frozenset({"sha256"})),
     "empty": Damage(cut=lambda _: b"", seen=0, reasons=frozenset({"truncated", "sha256", "absent"})),
 }

@@ -11,14 +11,16 @@ import functools
 import hashlib
 import importlib
 import pkgutil
+import re
 from typing import Protocol, cast
 
 from harness.core import Encoder, EncoderInfo
 from harness.encoders._digest import file_sha256
-from harness.encoders._spec import EncoderSpec
+from harness.encoders._preprocessing import beside
+from harness.encoders._spec import EncoderSpec, read_by_file, refuse_unknown_keys
 from harness.errors import EncoderError, nearest
 
-__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load"]
+__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load", "refuse_unknown_keys"]
 
 
 class Family(Protocol):
@@ -59,6 +61,10 @@ def family_of(spec: EncoderSpec) -> Family:
     asked = spec.encoder or spec.architecture or ""
     if timm.is_model(asked.partition(".")[0]):
         raise EncoderError(f"unknown encoder {asked!r}: it is timm's; write timm:{asked} for its published weights")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", asked):
+        if asked.startswith("timm/"):
+            raise EncoderError(f"unknown encoder {asked!r}: it is an id of Hugging Face's Hub; write hf-hub:{asked}")
+        raise EncoderError(f"unknown encoder {asked!r}: it looks like a transformers id, none of timm's; {read_by_file(asked)}")
     raise EncoderError(
         f"unknown encoder {asked!r}: expected a registered name, timm:<model> or hf-hub:<id>{nearest(asked, known_names())}; "
         "python -m harness.encoders lists them"
@@ -84,19 +90,19 @@ def load(spec: EncoderSpec) -> Encoder:
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """What `load(spec).info` says. Loads the weights on the CPU once a process, spec and checkpoint, and lets go of them.
+    """What `load(spec).info` says. Loads the weights on the CPU once a process, spec, checkpoint and files beside it, and lets go of them.
 
     Raises EncoderError where the encoder is unknown or does not load.
     """
-    digest = None
+    digests = []
     if spec.checkpoint is not None:
         with contextlib.suppress(OSError):  # loading says what is wrong with the file
-            digest = file_sha256(spec.checkpoint)
-    return _describe(spec, digest)
+            digests = [file_sha256(str(file)) for file in (spec.checkpoint, *beside(spec.checkpoint))]
+    return _describe(spec, tuple(digests))
 
 
 @functools.lru_cache(maxsize=256)
-def _describe(spec: EncoderSpec, checkpoint_sha256: str | None) -> EncoderInfo:
+def _describe(spec: EncoderSpec, digests: tuple[str, ...]) -> EncoderInfo:
     return load(spec).info
 
 

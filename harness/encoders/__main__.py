@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -12,32 +13,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.command import Parser, complain
+from harness.command import OK, Parser, run_command
 from harness.core import EncoderInfo
 from harness.encoders import EncoderSpec, describe, families
-from harness.errors import EncoderError, RequestError
+from harness.errors import EncoderError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 2, with one line, where the request is wrong."""
+    """Exit status 0; 2, with one line, where the request is wrong; 1 where the program failed."""
     parser = Parser(prog="python -m harness.encoders", description="List the encoders that a sweep file can name, or describe one.")
     parser.add_argument("name", nargs="?", help="a name, timm:<model>, or a sweep file's mapping, e.g. '{architecture: test_vit, random: true}'")
     parser.add_argument("--json", action="store_true", help="describe as JSON")
+    return run_command(parser, arguments, _show)
+
+
+def _show(options: argparse.Namespace) -> int:
     console = Console()
-    try:
-        given = parser.parse_args(arguments)
-        if given.name is None:
-            _list(console)
-            return 0
-        info = describe(EncoderSpec.parse(_entry(given.name)))
-    except RequestError as error:
-        complain(error)
-        return 2
-    if given.json:
+    if options.name is None:
+        _list(console)
+        return OK
+    info = describe(EncoderSpec.parse(_entry(options.name)))
+    if options.json:
         print(json.dumps(facts(info), indent=2))
     else:
         _describe(console, info)
-    return 0
+    return OK
 
 
 def facts(info: EncoderInfo) -> dict[str, str | int | list[str]]:
@@ -60,6 +60,7 @@ def facts(info: EncoderInfo) -> dict[str, str | int | list[str]]:
             f"shorter side to {preprocessing.resize} ({preprocessing.interpolation}), centre crop {preprocessing.size[0]}x{preprocessing.size[1]}, "
             f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"
         ),
+        "preprocessing from": info.preprocessing_source,
     }
     if info.float32_only:
         described["precision"] = "float32 always"

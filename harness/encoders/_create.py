@@ -15,6 +15,7 @@ from torch import nn
 from harness.core import Encoder, Preprocessing
 from harness.encoders._identity import Identity
 from harness.encoders._map import MapEncoder
+from harness.encoders._preprocessing import IMAGENET, at_side, differences
 from harness.encoders._resize import one_line
 from harness.encoders._spec import Option, PreprocessingOverride
 from harness.encoders._vit import VitEncoder, is_vit
@@ -32,6 +33,11 @@ def check_architecture(name: str) -> None:
     if tag and tag not in tags:
         known = ", ".join(tags) or "none"
         raise EncoderError(f"unknown tag {tag!r} of timm architecture {architecture}: expected one of {known}{nearest(tag, tags)}")
+
+
+def tag_of(name: str) -> str:
+    """The tag of timm's weights that a model's name means, its default one where it names none; empty where timm publishes none."""
+    return name.partition(".")[2] or getattr(timm.get_pretrained_cfg(name), "tag", None) or ""
 
 
 def create(
@@ -95,17 +101,40 @@ def create_random(architecture: str, options: Options, seed: int, *, model: str 
     return network, (note,)
 
 
-def timm_preprocessing(network: nn.Module, options: Options = ()) -> tuple[Preprocessing, tuple[str, ...]]:
-    """The preprocessing that timm keeps for a network, at the img_size of `options` if given, and what of it could not be kept."""
+def known_preprocessing(network: nn.Module, name: str, options: Options = (), *, published: bool = True) -> tuple[Preprocessing, str]:
+    """The preprocessing of a network of timm, at the img_size of `options` if given, and where it comes from, in words.
+
+    Weights that `name` names, by timm's tag or a hub's id, have what timm keeps for them. An architecture alone names none: its weights are taken to
+    be trained as self-supervised ViTs are, with ImageNet's mean and standard deviation, at the architecture's default size.
+    """
+    kept, notes = _kept_by_timm(network)
+    built_for = dict(options).get("img_size")
+    if published or "." in name:
+        values = kept if built_for is None else _at_size(kept, built_for)
+        config = f"config.json of {name}" if name.startswith("hf-hub:") else f"timm's for {_tagged(network, name)}"
+        return values, f"{config} ({', '.join(notes)})" if notes else config
+    values = at_side(IMAGENET, kept.size if built_for is None else _pair(built_for))
+    other = differences(kept)
+    return values, "by default, ImageNet's" + (f" (the weights that timm publishes for {name} have {other})" if other else "")
+
+
+def _tagged(network: nn.Module, name: str) -> str:
+    """`name` with the tag that timm takes where it has none."""
+    tag = getattr(network, "pretrained_cfg", {}).get("tag")
+    return name if "." in name or not tag else f"{name}.{tag}"
+
+
+def _kept_by_timm(network: nn.Module) -> tuple[Preprocessing, list[str]]:
+    """The preprocessing that timm keeps for a network, and what of it is not followed."""
     config = resolve_model_data_config(network)
     _, height, width = config["input_size"]
     notes = []
     interpolation = config["interpolation"]
     if interpolation not in ("bicubic", "bilinear"):
-        notes.append(f"bicubic interpolation in place of timm's {interpolation}")
+        notes.append(f"bicubic in place of {interpolation}")
         interpolation = "bicubic"
     if config["crop_mode"] != "center":
-        notes.append(f"centre crop in place of timm's {config['crop_mode']}")
+        notes.append(f"centre crop in place of {config['crop_mode']}")
     preprocessing = Preprocessing(
         size=(height, width),
         resize=math.floor(min(height, width) / config["crop_pct"]),
@@ -113,14 +142,17 @@ def timm_preprocessing(network: nn.Module, options: Options = ()) -> tuple[Prepr
         mean=_triple(config["mean"]),
         std=_triple(config["std"]),
     )
-    built_for = dict(options).get("img_size")
-    return (preprocessing if built_for is None else _at_size(preprocessing, built_for)), tuple(notes)
+    return preprocessing, notes
 
 
 def _at_size(own: Preprocessing, size: Option) -> Preprocessing:
     """`own` for crops of a side, or of [height, width], in pixels, with the crop's share of the resized image kept."""
+    return PreprocessingOverride(size=_pair(size)).apply(own)
+
+
+def _pair(size: Option) -> tuple[int, int]:
     height, width = size if isinstance(size, tuple) else (size, size)
-    return PreprocessingOverride(size=(int(height), int(width))).apply(own)  # type: ignore[arg-type]
+    return int(height), int(width)  # type: ignore[arg-type]
 
 
 def wrap(trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> Encoder:

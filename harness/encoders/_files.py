@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -21,7 +25,14 @@ from harness.errors import EncoderError
 _DEPTH = 8  # nested dictionaries in a checkpoint; real ones have three or four
 _SHARED = 100_000  # entries that are reached more than once: one state dict under two names is usual
 _NAME = 1000  # characters in a tensor's dotted path
-_HARMLESS = (argparse.Namespace,)  # the training arguments that many authors save beside the weights: a bag of plain values
+_WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
+_HARMLESS: dict[str, Any] = {
+    "argparse.Namespace": argparse.Namespace,
+    **{f"{module}.{name}": pathlib.PurePosixPath for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath", "Path")},
+    **{f"{module}.{name}": pathlib.PureWindowsPath for module in ("pathlib", "pathlib._local") for name in ("WindowsPath", "PureWindowsPath")},
+}
+"""What may lie beside tensors, by its name in the file: the training arguments that many authors save, a bag of plain values, and paths, each read as
+a pure one, which touches no file. `pathlib._local` is where Python 3.13 has them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +42,10 @@ class Checkpoint:
     path: str
     sha256: str
     tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a safetensors file says of itself."""
+    args: Mapping[str, object] = field(default_factory=dict)
+    """The training arguments that many authors save beside the weights in a torch file, by name."""
 
     @property
     def file(self) -> str:
@@ -44,6 +59,7 @@ def read_checkpoint(path: str) -> Checkpoint:
         head = _head(path)
         kind = _kind(path, head)
         content = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
+        metadata = _metadata(path) if kind == "safetensors" else {}
         sha256 = file_sha256(path)
     except OSError as error:
         raise EncoderError(f"checkpoint {path}: cannot be read: {error.strerror or error}; check the path, relative to the sweep file") from error
@@ -52,7 +68,18 @@ def read_checkpoint(path: str) -> Checkpoint:
         raise EncoderError(f"checkpoint {path}: expected tensors by name, found none; give the file that holds the weights")
     for name, tensor in tensors.items():
         _check_storage(path, name, tensor)
-    return Checkpoint(path=path, sha256=sha256, tensors=tensors)
+    return Checkpoint(path=path, sha256=sha256, tensors=tensors, metadata=metadata, args=_args(content))
+
+
+def unwrapped(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[Checkpoint, str | None]:
+    """`checkpoint`, and a prefix of its keys, without the names that compiling or sharding a network puts between those of its parts.
+
+    Both stay as they are where two tensors would then have one name.
+    """
+    tensors = {_WRAPPED.sub("", name): tensor for name, tensor in checkpoint.tensors.items()}
+    if len(tensors) != len(checkpoint.tensors):
+        return checkpoint, prefix
+    return replace(checkpoint, tensors=tensors), None if prefix is None else _WRAPPED.sub("", prefix)
 
 
 def _head(path: str) -> bytes:
@@ -87,11 +114,25 @@ def _read_safetensors(path: str) -> Mapping[str, object]:
         raise EncoderError(f"checkpoint {path}: damaged safetensors file: {one_line(error)}; download or save it again") from error
 
 
+def _metadata(path: str) -> dict[str, str]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _args(content: object) -> dict[str, object]:
+    """The plain settings under `args`, a namespace or a mapping."""
+    args = content.get("args") if isinstance(content, Mapping) else None
+    settings = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(settings, Mapping):
+        return {}
+    return {str(name): value for name, value in settings.items() if isinstance(value, str | int | float | list | tuple | dict)}
+
+
 def _read_torch(path: str, kind: str) -> object:
     if kind == "zip":
         _check_zip(path)
     try:
-        with torch.serialization.safe_globals(list(_HARMLESS)):
+        with torch.serialization.safe_globals([(kind, name) for name, kind in _HARMLESS.items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise EncoderError(_unsafe(path, error)) from error
@@ -125,9 +166,8 @@ def _unsafe(path: str, error: Exception) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # only its names are wanted, and it fails on what it cannot parse
         names = []
-    harmless = {f"{kind.__module__}.{kind.__qualname__}" for kind in _HARMLESS}
-    listed = sorted(set(names) - harmless)
-    if listed:
+    if set(names) - set(_HARMLESS):
+        listed = sorted(set(names) - {"argparse.Namespace"})  # paths too: it may be their methods that would be called
         return (
             f"checkpoint {path}: holds objects that need code to load ({', '.join(listed[:5])}), expected plain tensors; "
             "load it where you trust it and save its state_dict()"

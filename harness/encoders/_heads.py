@@ -16,6 +16,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 def mlp(tensors: Tensors, activation: Callable[[], nn.Module]) -> nn.Sequential:
     """The sequence that `tensors` (`0.weight`, `1.running_mean`, …) were saved from: linear layers, batch norms, and activations where no key is."""
+    if not tensors:
+        raise ValueError("it has no layers")
     last = max(int(name.partition(".")[0]) for name in tensors)
     layers: list[nn.Module] = []
     for index in range(last + 1):
@@ -30,11 +32,13 @@ def mlp(tensors: Tensors, activation: Callable[[], nn.Module]) -> nn.Sequential:
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head (Caron et al. 2021, arXiv 2104.14294), also iBOT's: an MLP with GELU, L2 normalisation, a weight-normalised linear layer."""
+    """DINO's head (Caron et al. 2021, arXiv 2104.14294), also iBOT's: an MLP with GELU, or what iBOT's training was told, L2 normalisation,
+    a weight-normalised linear layer.
+    """
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors, activation: Callable[[], nn.Module] = nn.GELU) -> None:
         super().__init__()
-        self.mlp = mlp({name.removeprefix("mlp."): tensor for name, tensor in tensors.items() if name.startswith("mlp.")}, nn.GELU)
+        self.mlp = mlp({name.removeprefix("mlp."): tensor for name, tensor in tensors.items() if name.startswith("mlp.")}, activation)
         self.last_layer = WeightNormed(tensors["last_layer.weight_v"])
 
     def forward(self, cls_BD: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.core import LoadReport, Preprocessing
+from harness.core import LoadReport
 from harness.encoders._digest import weights_sha256
 from harness.encoders._positions import PositionResize
+from harness.encoders._preprocessing import Chosen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,7 +20,7 @@ class Identity:
     family: str
     architecture: str
     source: str
-    preprocessing: Preprocessing
+    preprocessing: Chosen
     position_resize: PositionResize = "antialias"
     random: bool = False
     load_report: LoadReport | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.core import LoadReport
 from harness.encoders._files import Checkpoint
+from harness.encoders._positions import has_moco_positions
 from harness.errors import EncoderError
 
 USUAL_WRAPPERS = frozenset(
@@ -85,22 +86,42 @@ def _start(name: str) -> str:
 
 
 def _elsewhere(tensors: Mapping[str, torch.Tensor], prefix: str) -> tuple[str, ...]:
-    groups = Counter(_start(name) for name in tensors if not name.startswith(prefix))
+    return grouped(name for name in tensors if not name.startswith(prefix))
+
+
+def grouped(names: Iterable[str]) -> tuple[str, ...]:
+    """Keys by the first part of their path, with counts."""
+    groups = Counter(map(_start, names))
     return tuple(f"{start}* ({count})" if start.endswith(".") else start for start, count in sorted(groups.items()))
 
 
 def _rename(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """`tensors` by their new names: every rule reads the file's own names, and none what another rule wrote.
+
+    Where two rules match at one place, the longer one is applied, whatever their order.
+    """
+    longest_first = sorted((old for old, _ in rules), key=len, reverse=True)
+    pattern, new_texts = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"), dict(rules)
+    applied: set[str] = set()
     renamed: dict[str, torch.Tensor] = {}
+
+    def replaced(match: re.Match[str]) -> str:
+        applied.add(match[0])
+        return new_texts[match[0]]
+
     for name, tensor in tensors.items():
-        new = name
-        for old, replacement in rules:
-            new = new.replace(old, replacement)
+        new = pattern.sub(replaced, name)
         if new in renamed:
             raise EncoderError(f"checkpoint {checkpoint.path}: rename gives two tensors the name {new!r}; make the rules more specific")
         renamed[new] = tensor
     for old, _ in rules:
+        if old in applied:
+            continue
         if not any(old in name for name in tensors):
             raise EncoderError(f"checkpoint {checkpoint.path}: rename rule {old!r} matches no key; a key is e.g. {next(iter(tensors))}")
+        raise EncoderError(
+            f"checkpoint {checkpoint.path}: rename rule {old!r} is never applied: other rules take every key that it matches; leave it out"
+        )
     return renamed
 
 
@@ -132,23 +153,63 @@ def _detect(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], expecte
             "name the right architecture, or give prefix and rename"
         )
     missing = sorted(name for name in wanted if f"{best}{name}" not in tensors)
+    unexpected = [name.removeprefix(best) for name in tensors if name.startswith(best) and name.removeprefix(best) not in wanted]
     raise EncoderError(
         f"checkpoint {checkpoint.path}: does not fit {architecture}: {len(missing)} of {len(wanted)} keys missing under {best!r} ({_some(missing)}); "
-        "name the right architecture, or give prefix and rename"
+        + (_remedy(architecture, missing, unexpected) or "name the right architecture, or give prefix and rename")
     )
 
 
-def refuse_silent_misfit(checkpoint: Checkpoint, *, width: object, heads: int | None, what: str) -> None:
-    """Raise EncoderError where the file is one of MoCo v3 or CAE and `what` would read its small ViT with other than 12 heads.
+def _remedy(what: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """The one thing to do about keys that tell it; empty where they do not."""
+    architecture = what.partition("(")[0]
+    if "reg_token" in missing:
+        plain = re.sub(r"_reg\d+", "", architecture)
+        return f"it has no registers: give architecture: {plain}" if plain != architecture else "it has no registers: leave reg_tokens out of options"
+    if "reg_token" in unexpected:
+        return "it has registers: give the architecture with as many of them (…_reg4_…), or options: {reg_tokens: …, no_embed_class: true}"
+    if list(missing) == ["cls_token"]:
+        return "it has no cls token: give options: {class_token: false, global_pool: avg, fc_norm: false}"
+    if unexpected and not missing and {name.rpartition(".")[0] for name in unexpected} in ({"head"}, {"fc"}):
+        return f"drop: [{unexpected[0].partition('.')[0]}.] leaves its classifier out"
+    if {name.rpartition(".")[2] for name in (*missing, *unexpected)} == {"gamma"}:
+        if not unexpected:
+            return "its blocks have no layer scales: give options: {init_values: null}"
+        if not missing:
+            return "its blocks have layer scales: give options: {init_values: 1.0}"
+    return ""
+
+
+def refuse_silent_misfit(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], *, width: object, heads: int | None, what: str) -> None:
+    """Raise EncoderError where the file is one of MoCo v3 or CAE and `what` would read its small ViT, `tensors`, with other than 12 heads.
 
     The number of heads leaves no trace in the weights: they fit in shape and compute something else.
     """
+    by_positions = has_moco_positions(tensors.get("pos_embed"))  # CAE's are the same, in BEiT's blocks
+    split = any(name.endswith(".q_bias") for name in tensors)
     for family, (pattern, widths) in _TWELVE_HEADS.items():
-        if width in widths and heads != 12 and any(re.search(pattern, name) for name in checkpoint.tensors):
+        telling = any(re.search(pattern, name) for name in checkpoint.tensors) or (by_positions and split == (family == "cae"))
+        if width in widths and heads != 12 and telling:
             raise EncoderError(
                 f"checkpoint {checkpoint.path}: looks like one of {family}, whose small ViT has 12 attention heads where {what} has {heads}: "
                 f"its weights would fit and compute something else; use encoder: {family}, or give options: {{num_heads: 12}} or {heads}"
             )
+
+
+def check_keys(network: nn.Module, selection: Selection, *, what: str, droppable: Sequence[str] = ()) -> list[str]:
+    """Keys that are left out, all of which `droppable` allows. Raises EncoderError, with keys and remedy, for any that are missing or unexpected."""
+    path, tensors, state = selection.checkpoint.path, selection.tensors, network.state_dict()
+    missing = sorted(name for name in state if name not in tensors and not name.endswith(_OPTIONAL))
+    extra = sorted(name for name in tensors if name not in state)
+    dropped = [name for name in extra if name.startswith(tuple(droppable))]
+    unexpected = [name for name in extra if name not in set(dropped)]
+    if not missing and not unexpected:
+        return dropped
+    found = [f"{len(names)} {word} ({_some(names)})" for names, word in ((missing, "missing"), (unexpected, "unexpected")) if names]
+    remedy = _remedy(what, missing, unexpected) or (
+        "name the right architecture" + ("; what is to be left out on purpose goes under drop" if unexpected else " or rename keys")
+    )
+    raise EncoderError(f"checkpoint {path}: does not fit {what}: keys {', '.join(found)}; {remedy}")
 
 
 def load_into(
@@ -164,18 +225,7 @@ def load_into(
     """
     path, tensors = selection.checkpoint.path, selection.tensors
     state = network.state_dict()
-    missing = sorted(name for name in state if name not in tensors and not name.endswith(_OPTIONAL))
-    extra = sorted(name for name in tensors if name not in state)
-    dropped = [name for name in extra if name.startswith(tuple(droppable))]
-    unexpected = [name for name in extra if name not in set(dropped)]
-    if missing or unexpected:
-        found = []
-        if missing:
-            found.append(f"{len(missing)} missing ({_some(missing)})")
-        if unexpected:
-            found.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
-        remedy = "name the right architecture" + ("; what is to be left out on purpose goes under drop" if unexpected else " or rename keys")
-        raise EncoderError(f"checkpoint {path}: does not fit {what}: keys {', '.join(found)}; {remedy}")
+    dropped = check_keys(network, selection, what=what, droppable=droppable)
     used = {name: tensor for name, tensor in tensors.items() if name in state}
     _check_shapes(path, what, used, state)
     _check_values(path, used, state)

@@ -26,7 +26,7 @@ class MapEncoder:
     def __init__(self, trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> None:
         self._network = Network(trunk, projector).eval().requires_grad_(False)
         self._identity = identity
-        self._native_size = _native_size(trunk, identity.preprocessing.size)
+        self._native_size = _native_size(trunk, identity.preprocessing.values.size)
         self._copies = SizedCopies(identity.name, self._native_size)
         self._stride = (1, 1)
         self._float32_only = _loses_too_much_in_half(trunk)
@@ -113,15 +113,15 @@ class MapEncoder:
     def _describe(self) -> EncoderInfo:
         identity, trunk = self._identity, self._network.trunk
         with torch.inference_mode():
-            cls, final, stages = self._run(torch.zeros(1, 3, *identity.preprocessing.size), None)
+            cls, final, stages = self._run(torch.zeros(1, 3, *identity.preprocessing.values.size), None)
             projection = self._project(final) if self._network.projector is not None else None
         notes, report = list(identity.notes), identity.load_report
         if _head_norm(trunk) is not None:
             notes.append("final norm applied at every position of the map (timm applies it after mean pooling)")
-        if hasattr(trunk, "set_input_size") and identity.preprocessing.size != self._native_size:
+        if hasattr(trunk, "set_input_size") and identity.preprocessing.values.size != self._native_size:
             notes.append(f"resized from {self._native_size[0]}x{self._native_size[1]} px as timm does for this architecture")
             if report is not None:
-                sized = self._copies.at(trunk, identity.preprocessing.size).state_dict()
+                sized = self._copies.at(trunk, identity.preprocessing.values.size).state_dict()
                 changed = (name for name, tensor in trunk.state_dict().items() if name in sized and sized[name].shape != tensor.shape)
                 report = dataclasses.replace(report, resized=tuple(changed))
         if self._float32_only:
@@ -140,7 +140,9 @@ class MapEncoder:
             registers=0,
             projection_dim=None if projection is None else projection.shape[1],
             positions=_position_kind(trunk),
-            preprocessing=identity.preprocessing,
+            preprocessing=identity.preprocessing.values,
+            preprocessing_source=identity.preprocessing.source,
+            preprocessing_replaced=identity.preprocessing.replaced,
             random=identity.random,
             float32_only=self._float32_only,
             load_report=report,

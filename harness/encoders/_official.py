@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,19 +14,19 @@ from torch import nn
 
 from harness.core import Encoder, LoadReport, Preprocessing
 from harness.encoders._create import fair_residuals, wrap
-from harness.encoders._files import Checkpoint, read_checkpoint
+from harness.encoders._files import Checkpoint, read_checkpoint, unwrapped
 from harness.encoders._heads import Tensors, WeightNormed
 from harness.encoders._identity import Identity
+from harness.encoders._layouts import refuse_other_authors, translate
 from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
 from harness.encoders._positions import PositionResize
+from harness.encoders._preprocessing import IMAGENET, Chosen, at_side, decide, of_family
 from harness.encoders._resize import one_line
 from harness.encoders._spec import EncoderSpec
 from harness.encoders._vit_shape import VitShape
 from harness.errors import EncoderError
 
-IMAGENET = Preprocessing(size=(224, 224), resize=256)
-"""Shorter side 256, bicubic, centre crop 224, ImageNet's mean and standard deviation: what most of these authors evaluate with."""
-
+_ANCHORS = ("patch_embed.proj.weight", "conv1.weight")
 _TRAINING = ("optimizer.", "lr_scheduler.", "scheduler.", "scaler.", "fp16_scaler.")
 """Beginnings of keys of the training's state, which any of the authors may save."""
 
@@ -48,6 +49,8 @@ class Place:
 
     trunk: str
     head: str | None = None
+    telling: Callable[[Tensors], bool] | None = None
+    """What the tensors there, by their own names, must show, where other formats lie in the same place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,8 @@ class Format:
     """Beginnings of keys among the encoder's that its authors save and it does not need."""
     beside: tuple[str, ...] = ()
     """Beginnings of keys, by their full path, that its authors save outside the encoder and its head."""
-    make_head: Callable[[Tensors], nn.Module] | None = None
+    make_head: Callable[[Tensors, Mapping[str, object]], nn.Module] | None = None
+    """From the head's tensors and the training arguments in the file."""
     head_droppable: tuple[str, ...] = ()
     convert: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
     """The authors' names into the network's."""
@@ -112,30 +116,30 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
         if entry.shape is None:
             sized = ", ".join(name for name, other in fmt.entries.items() if other.shape is not None)
             raise EncoderError(f"encoder {spec.name}: a random twin of {spec.encoder} has no size: give checkpoint: FILE, or one of {sized}")
-        return _random(fmt, spec, entry.shape, None)
-    checkpoint = read_checkpoint(spec.checkpoint)
-    place, what = _find(fmt, entry, checkpoint, spec)
-    trunk_tensors, head_tensors = _parts(fmt, checkpoint, place, spec)
+        return _random(fmt, spec, entry.shape, None, None)
+    fmt, found = _find(fmt, spec, read_checkpoint(spec.checkpoint))
+    checkpoint, place, what = found.checkpoint, found.place, found.what
+    trunk_tensors, head_tensors, classifier = _parts(fmt, found, spec)
+    refuse_other_authors(checkpoint, trunk_tensors)
     shape = fmt.read_shape(checkpoint.path, trunk_tensors, heads)
     _check_shape(fmt, spec, entry, shape)
     if heads is None and isinstance(shape, VitShape):
-        refuse_silent_misfit(checkpoint, width=shape.width, heads=shape.heads, what=spec.encoder or fmt.family)
+        refuse_silent_misfit(checkpoint, trunk_tensors, width=shape.width, heads=shape.heads, what=spec.encoder or fmt.family)
     head = _make_head(fmt, checkpoint, head_tensors)
     if spec.random:
-        return _random(fmt, spec, shape, head)
+        return _random(fmt, spec, shape, head, checkpoint)
     trunk = _create(shape, 0)
-    preprocessing = spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size))
-    report = _load(fmt, spec, checkpoint, place, (trunk, trunk_tensors), (head, head_tensors))
+    report = _load(fmt, spec, found, (trunk, trunk_tensors), (head, head_tensors), classifier)
     where = f", under {place.trunk!r}" if place.trunk else ""
     identity = Identity(
         name=spec.name,
         family=fmt.family,
         architecture=shape.describe(),
         source=f"{fmt.paper}: {what} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(fmt, spec, shape, checkpoint),
         position_resize=fmt.position_resize,
         load_report=report,
-        notes=(*fmt.notes, *spec.preprocessing.notes()),
+        notes=(*fmt.notes, *(("a classifier lies in the file and is left out: the encoder may be fine-tuned",) if classifier else ())),
     )
     return wrap(trunk, identity, head)
 
@@ -144,7 +148,7 @@ def _make_head(fmt: Format, checkpoint: Checkpoint, tensors: Tensors) -> nn.Modu
     if not tensors or fmt.make_head is None:
         return None
     try:
-        return fmt.make_head(tensors)
+        return fmt.make_head(tensors, checkpoint.args)
     except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
         example = ", ".join(list(tensors)[:3])
         raise EncoderError(
@@ -164,16 +168,36 @@ def _given_heads(spec: EncoderSpec) -> int | None:
     return heads
 
 
-def _find(fmt: Format, entry: Entry, checkpoint: Checkpoint, spec: EncoderSpec) -> tuple[Place, str]:
-    """The first of the entry's places that has an encoder in it, or the one under the given prefix, with its head where the format has that place;
-    and what lies there.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """An encoder in a file."""
+
+    checkpoint: Checkpoint
+    place: Place
+    what: str
+    translated: Selection | None = None
+    """Its tensors by timm's names, where the file has those of other authors for them."""
+
+
+def _find(fmt: Format, spec: EncoderSpec, given: Checkpoint) -> tuple[Format, _Found]:
+    """The encoder that the spec means, and the format by the names that its keys then have.
+
+    Looked for as its authors save it, then without the wrappers that training in parallel leaves in the keys, then under other authors' names for the
+    same network. Raises EncoderError where it is nowhere.
     """
-    if spec.prefix is not None:
-        known = ((place, other.what) for other in (entry, *fmt.entries.values()) for place in other.places)
-        return next((found for found in known if found[0].trunk == spec.prefix), (Place(trunk=spec.prefix), "the encoder"))
-    for place in entry.places:
-        if any(f"{place.trunk}{anchor}" in checkpoint.tensors for anchor in ("patch_embed.proj.weight", "conv1.weight")):
-            return place, entry.what
+    checkpoint, prefix = unwrapped(given, spec.prefix)
+    for form, file, start in ((fmt, checkpoint, prefix), _without_modules(fmt, checkpoint, prefix)):
+        found = _look(form, form.entries[spec.encoder or ""], file, start)
+        if found is not None:
+            return form, found
+    other = None if spec.rename else translate(checkpoint, prefix)
+    entry = fmt.entries[spec.encoder or ""]
+    if other is not None:
+        return fmt, _Found(
+            checkpoint=checkpoint, place=Place(trunk=other[0].prefix), what=f"{entry.what}, {other[1].name} names", translated=other[0]
+        )
+    if prefix is not None:
+        return fmt, _Found(checkpoint=checkpoint, place=Place(trunk=prefix), what="the encoder")
     tried = ", ".join(repr(place.trunk) for place in entry.places)
     starts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in checkpoint.tensors})[:6])
     raise EncoderError(
@@ -182,17 +206,61 @@ def _find(fmt: Format, entry: Entry, checkpoint: Checkpoint, spec: EncoderSpec) 
     )
 
 
-def _parts(fmt: Format, checkpoint: Checkpoint, place: Place, spec: EncoderSpec) -> tuple[Tensors, Tensors]:
-    """The trunk's tensors and the head's, by the network's names."""
-    selection = select(checkpoint, (), prefix=place.trunk, rename=spec.rename, architecture=fmt.family)
+def _look(fmt: Format, entry: Entry, checkpoint: Checkpoint, prefix: str | None) -> _Found | None:
+    """The first of the entry's places that has an encoder in it, or the one under the given prefix, with its head where the format has that place;
+    and what lies there.
+    """
+    if prefix is not None:
+        if not any(name.startswith(prefix) for name in checkpoint.tensors):
+            return None
+        known = ((place, other.what) for other in (entry, *fmt.entries.values()) for place in other.places)
+        place, what = next((found for found in known if found[0].trunk == prefix), (Place(trunk=prefix), "the encoder"))
+        if not any(f"{prefix}{anchor}" in checkpoint.tensors for anchor in _ANCHORS) and translate(checkpoint, prefix) is not None:
+            return None
+        return _Found(checkpoint=checkpoint, place=place, what=what)
+    for place in entry.places:
+        if not any(f"{place.trunk}{anchor}" in checkpoint.tensors for anchor in _ANCHORS):
+            continue
+        inside = {name.removeprefix(place.trunk): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(place.trunk)}
+        if place.telling is None or place.telling(inside):
+            return _Found(checkpoint=checkpoint, place=place, what=entry.what)
+    return None
+
+
+def _without_modules(fmt: Format, checkpoint: Checkpoint, prefix: str | None) -> tuple[Format, Checkpoint, str | None]:
+    """All of them as if nothing had been wrapped for training in parallel, once or more often; as they are where two tensors would have one name."""
+    tensors = {_plain(name): tensor for name, tensor in checkpoint.tensors.items()}
+    if len(tensors) != len(checkpoint.tensors):
+        return fmt, checkpoint, prefix
+    entries = {name: dataclasses.replace(entry, places=tuple(map(_plain_place, entry.places))) for name, entry in fmt.entries.items()}
+    plain = dataclasses.replace(fmt, entries=entries, beside=tuple(map(_plain, fmt.beside)))
+    return plain, dataclasses.replace(checkpoint, tensors=tensors), None if prefix is None else _plain(prefix)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"(?<![^.])module\.", "", name)
+
+
+def _plain_place(place: Place) -> Place:
+    return dataclasses.replace(place, trunk=_plain(place.trunk), head=None if place.head is None else _plain(place.head))
+
+
+def _parts(fmt: Format, found: _Found, spec: EncoderSpec) -> tuple[Tensors, Tensors, tuple[str, ...]]:
+    """The trunk's tensors and the head's, by the network's names, and the full keys of a classifier that lies where a pretraining head would."""
+    if found.translated is not None:
+        return fmt.convert(found.translated.tensors), {}, ()
+    checkpoint, place = found.checkpoint, found.place
+    trunk = select(checkpoint, (), prefix=place.trunk, rename=spec.rename, architecture=fmt.family).tensors
     head: Tensors = {}
     if place.head is not None and not (spec.drop and "head.".startswith(spec.drop)):
         head = {name.removeprefix(place.head): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(place.head)}
-    trunk = selection.tensors
+    classifier: tuple[str, ...] = ()
+    if head and set(head) <= {"weight", "bias"}:  # one linear layer in the place of a pretraining head
+        classifier, head = tuple(f"{place.head}{name}" for name in head), {}
     if head and place.head is not None and place.head.startswith(place.trunk):
         inside = place.head.removeprefix(place.trunk)
         trunk = {name: tensor for name, tensor in trunk.items() if not name.startswith(inside)}
-    return fmt.convert(trunk), fmt.convert_head(head)
+    return fmt.convert(trunk), fmt.convert_head(head), classifier
 
 
 def _check_shape(fmt: Format, spec: EncoderSpec, entry: Entry, shape: Shape) -> None:
@@ -208,16 +276,20 @@ def _check_shape(fmt: Format, spec: EncoderSpec, entry: Entry, shape: Shape) -> 
 def _load(
     fmt: Format,
     spec: EncoderSpec,
-    checkpoint: Checkpoint,
-    place: Place,
+    found: _Found,
     trunk: tuple[nn.Module, Tensors],
     head: tuple[nn.Module | None, Tensors],
+    classifier: tuple[str, ...],
 ) -> LoadReport:
     """Both parts, strictly, and one account of the whole file."""
-    used = tuple(prefix for prefix in (place.trunk, place.head if head[0] is not None else None) if prefix is not None)
-    outside = _elsewhere(fmt, spec, checkpoint, place, used)
-    selection = Selection(checkpoint=checkpoint, prefix=place.trunk, tensors=trunk[1], elsewhere=outside)
-    report = load_into(trunk[0], selection, what=f"{fmt.family} {spec.encoder}", droppable=(*fmt.droppable, *spec.drop))
+    checkpoint, place = found.checkpoint, found.place
+    if found.translated is None:
+        used = tuple(prefix for prefix in (place.trunk, place.head if head[0] is not None else None) if prefix is not None)
+        selection = Selection(checkpoint=checkpoint, prefix=place.trunk, tensors=trunk[1], elsewhere=_elsewhere(fmt, spec, checkpoint, place, used))
+    else:
+        selection = dataclasses.replace(found.translated, tensors=trunk[1])
+    left = tuple(name.removeprefix(place.trunk) for name in classifier)
+    report = load_into(trunk[0], selection, what=f"{fmt.family} {spec.encoder}", droppable=(*fmt.droppable, *left, *spec.drop))
     if head[0] is None:
         return report
     assert place.head is not None
@@ -244,7 +316,7 @@ def _elsewhere(fmt: Format, spec: EncoderSpec, checkpoint: Checkpoint, place: Pl
     return tuple(f"{start}.* ({count})" if count > 1 else start for start, count in sorted(groups.items()))
 
 
-def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None) -> Encoder:
+def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None, checkpoint: Checkpoint | None) -> Encoder:
     trunk = _create(shape, spec.seed)
     changed = fair_residuals(trunk)
     scales = f", {changed} residual scales set to 1" if changed else ""
@@ -253,10 +325,10 @@ def _random(fmt: Format, spec: EncoderSpec, shape: Shape, head: nn.Module | None
         family=fmt.family,
         architecture=shape.describe(),
         source="random weights, never trained",
-        preprocessing=spec.preprocessing.apply(_at_size(fmt.preprocessing, shape.size)),
+        preprocessing=_preprocessing(fmt, spec, shape, checkpoint),
         position_resize=fmt.position_resize,
         random=True,
-        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes, *spec.preprocessing.notes()),
+        notes=(f"random weights, seed {spec.seed}{scales}", *fmt.notes),
     )
     return wrap(trunk, identity, _redraw(head, spec.seed))
 
@@ -281,9 +353,10 @@ def _create(shape: Shape, seed: int) -> nn.Module:
         return shape.create().eval()
 
 
-def _at_size(base: Preprocessing, side: int) -> Preprocessing:
-    """The authors' evaluation at the side that the encoder was trained at, the crop's share of the image kept."""
-    return dataclasses.replace(base, size=(side, side), resize=round(base.resize * side / base.size[0]))
+def _preprocessing(fmt: Format, spec: EncoderSpec, shape: Shape, checkpoint: Checkpoint | None) -> Chosen:
+    """The authors' evaluation at the side that the encoder was trained at, unless something else is stated."""
+    known = at_side(fmt.preprocessing, (shape.size, shape.size))
+    return decide(spec, known, of_family(fmt.family, known), checkpoint)
 
 
 def replace_interpolation(base: Preprocessing, interpolation: Literal["bicubic", "bilinear"]) -> Preprocessing:

@@ -5,6 +5,9 @@ Shape legend: B batch, N patches, D features, h w patch grid.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -20,6 +23,37 @@ DESCRIPTION: dict[PositionResize, str] = {
     "bicubic": "bicubic without antialiasing (as DeiT, MAE, BEiT)",
     "offset": "bicubic without antialiasing, scale factor from grid + 0.1 (as DINO, iBOT, DINOv2)",
 }
+
+
+_FILES: tuple[tuple[str, PositionResize], ...] = (
+    (r"(^|\.)masked_embed$|(^|\.)(ibot|dino)_loss\.", "offset"),
+    (r"(^|\.)(teacher|student)\.(module\.)?backbone\.", "offset"),
+    (r"(^|\.)last_layer\.weight_[gv]$", "offset"),
+    (r"(^|\.)decoder_(embed\.|pos_embed$|blocks\.)", "bicubic"),
+    (r"(^|\.)(base_encoder|momentum_encoder)\.", "bicubic"),
+    (r"(^|\.)target_encoder\.", "bicubic"),
+)
+"""Keys that tell whose training a file comes from, wherever the encoder lies in it, and how those authors resize positions: iBOT, DINO and DINOv2
+with teacher and student; MAE with its decoder; MoCo v3; I-JEPA."""
+
+
+def position_rule(architecture: str, tag: str = "", keys: Iterable[str] = ()) -> PositionResize:
+    """How the authors of an encoder's weights resize its absolute positions: by timm's architecture and tag, else by the keys of its whole file.
+
+    One rule for weights that timm fetches, for files given in their place and for checkpoints of one's own.
+    """
+    base, _, named = architecture.partition(".")
+    tag = tag or named
+    if "dinov2" in base:
+        return "antialias" if "_reg" in base else "offset"
+    if tag == "dino":
+        return "offset"
+    if tag.startswith("mae") or "ijepa" in tag or base.startswith(("deit_", "deit3_")):
+        return "bicubic"
+    if tag:
+        return "antialias"
+    names = list(keys)
+    return next((rule for pattern, rule in _FILES if any(re.search(pattern, name) for name in names)), "antialias")
 
 
 def resize_positions(positions_1ND: torch.Tensor, native: tuple[int, int], grid: tuple[int, int], method: PositionResize) -> torch.Tensor:
@@ -75,3 +109,21 @@ def _geometric_distances(source: int, target: int) -> list[float]:
         distances.append(reach)
         reach += factor ** (step + 1)
     return [-distance for distance in reversed(distances)] + [0.0] + distances
+
+
+def has_moco_positions(positions: torch.Tensor | None) -> bool:
+    """Whether positions [1, 1 + N, D] are MoCo v3's: fixed sines and cosines of a square grid, the row's frequencies first, zero for the cls token.
+
+    Nobody else's of that shape are: MAE's and I-JEPA's have the column first. Source: vits.py of github.com/facebookresearch/moco-v3.
+    """
+    if positions is None or positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[2] % 4 or not positions.is_floating_point():
+        return False
+    side, quarter = math.isqrt(positions.shape[1] - 1), positions.shape[2] // 4
+    if side < 2 or side * side != positions.shape[1] - 1:
+        return False
+    angles_sq = torch.arange(side)[:, None] / 10000 ** (torch.arange(quarter) / quarter)
+    waves = torch.cat([angles_sq.sin(), angles_sq.cos()], dim=1)
+    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
+    grid = torch.cat([rows, columns], dim=2).reshape(side * side, -1)
+    expected = torch.cat([torch.zeros(1, grid.shape[1]), grid])
+    return bool((positions[0].float() - expected).abs().max() < 5e-3)  # bfloat16 moves them by up to 4e-3

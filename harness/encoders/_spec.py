@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,27 @@ class PreprocessingOverride:
             )
         return merged
 
-    def notes(self) -> tuple[str, ...]:
-        """A line for the record that names the overridden fields, if any."""
-        names = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
-        return (f"preprocessing overridden: {', '.join(names)}",) if names else ()
+
+_PREPROCESSING_KEYS = tuple(field.name for field in dataclasses.fields(PreprocessingOverride))
+
+
+def refuse_unknown_keys(value: object) -> None:
+    """Raises EncoderError, with the nearest match, for a key that an encoder's entry, its preprocessing or its options cannot have.
+
+    Looks at nothing else, so that a misspelt key is told before what follows from it.
+    """
+    if not isinstance(value, Mapping):
+        return
+    titles = (value.get(key) for key in ("name", "encoder", "architecture"))
+    title = f"encoder {next((text[:60] for text in titles if isinstance(text, str) and text.strip()), 'without a name')}"
+    for mapping, keys, where, noun in (
+        (value, KEYS, title, "key"),
+        (value.get("preprocessing"), _PREPROCESSING_KEYS, f"{title}: preprocessing", "key"),
+        (value.get("options"), OPTIONS, title, "option"),
+    ):
+        for key in mapping if isinstance(mapping, Mapping) else ():
+            if key not in keys:
+                raise EncoderError(f"{where}: unknown {noun} {key!r}; known {noun}s: {', '.join(keys)}{nearest(str(key), keys)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +136,14 @@ class EncoderSpec:
         return spec
 
 
+def read_by_file(repository: str) -> str:
+    """What to do about a repository of transformers."""
+    return (
+        f"fetch its weights (hf download {repository} model.safetensors config.json preprocessor_config.json) "
+        "and give {architecture: <timm model>, checkpoint: model.safetensors}"
+    )
+
+
 def _check_name(name: str) -> None:
     """Names are printed, and name folders and files."""
     if not name.isprintable() or len(file_name(name)) > MAX_NAME:
@@ -139,9 +165,7 @@ def _from_name(value: str) -> EncoderSpec:
 def _from_mapping(value: object, base: Path) -> EncoderSpec:
     if not isinstance(value, Mapping):
         raise EncoderError(f"an encoder is a name or a mapping, got {type(value).__name__} {value!r}; write e.g. timm:vit_small_patch16_224.dino")
-    for key in value:
-        if key not in KEYS:
-            raise EncoderError(f"encoder {_label(value)}: unknown key {key!r}; known keys: {', '.join(KEYS)}{nearest(str(key), KEYS)}")
+    refuse_unknown_keys(value)
     label = _label(value)
     reader = _Reader(value, f"encoder {label}")
     encoder, architecture, checkpoint = reader.text("encoder"), reader.text("architecture"), reader.text("checkpoint")
@@ -154,7 +178,7 @@ def _from_mapping(value: object, base: Path) -> EncoderSpec:
         name=label,
         encoder=encoder,
         architecture=architecture,
-        checkpoint=str((base / Path(checkpoint).expanduser()).resolve()) if checkpoint is not None else None,
+        checkpoint=os.path.abspath(base / Path(checkpoint).expanduser()) if checkpoint is not None else None,  # links stay: files lie beside them
         prefix=reader.text("prefix", empty=True),
         rename=reader.rename(),
         drop=reader.texts("drop"),
@@ -202,12 +226,8 @@ def _check_combination(label: str, encoder: str | None, architecture: str | None
 def _parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
     if value is None:
         return PreprocessingOverride()
-    fields = tuple(field.name for field in dataclasses.fields(PreprocessingOverride))
     if not isinstance(value, Mapping):
-        raise EncoderError(f"{what}: expected a mapping of {', '.join(fields)}, got {value!r}")
-    for key in value:
-        if key not in fields:
-            raise EncoderError(f"{what}: unknown key {key!r}; known keys: {', '.join(fields)}{nearest(str(key), fields)}")
+        raise EncoderError(f"{what}: expected a mapping of {', '.join(_PREPROCESSING_KEYS)}, got {value!r}")
     reader = _Reader(value, what)
     return PreprocessingOverride(
         size=reader.size(),
@@ -300,8 +320,6 @@ class _Reader:
             raise self._fail("options", f"a mapping of {', '.join(OPTIONS)}")
         options = dict(value)
         for key, scalar in value.items():
-            if key not in OPTIONS:
-                raise EncoderError(f"{self._what}: unknown option {key!r}; known options: {', '.join(OPTIONS)}{nearest(str(key), OPTIONS)}")
             if key == "img_size":
                 size = _Reader(value, f"{self._what}: option").size("img_size")
                 options[key] = scalar if isinstance(scalar, int) else size

@@ -212,7 +212,7 @@ class VitEncoder:
 
     def _describe(self, norm_note: str | None) -> EncoderInfo:
         identity, trunk = self._identity, self._network.trunk
-        size = identity.preprocessing.size
+        size = identity.preprocessing.values.size
         with torch.inference_mode():
             images = torch.zeros(1, 3, *size)
             tokens = self._encode(images, (), False, None, None)
@@ -241,7 +241,9 @@ class VitEncoder:
             registers=0 if tokens.registers is None else tokens.registers.shape[1],
             projection_dim=None if projection is None else projection.shape[1],
             positions=self._positions,
-            preprocessing=identity.preprocessing,
+            preprocessing=identity.preprocessing.values,
+            preprocessing_source=identity.preprocessing.source,
+            preprocessing_replaced=identity.preprocessing.replaced,
             random=identity.random,
             chooses_tokens=self._positions == "absolute" and self._stepped,
             load_report=report,

@@ -15,10 +15,13 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from harness.encoders._positions import has_moco_positions
 from harness.errors import EncoderError
 
 Kind = Literal["vit", "distilled", "beit", "cae"]
 _SIZE = 224
+_MOCO_WIDTH, _MOCO_HEADS = 384, 12
+"""MoCo v3's ViT-S, whose weights would fit the 6 heads of everybody else's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,8 @@ def read_shape(path: str, tensors: Mapping[str, torch.Tensor], kind: Kind, heads
     width, patch = cls.shape[2], embed.shape[2]
     table = tensors.get("rel_pos_bias.relative_position_bias_table")
     known = table.shape[1] if table is not None and table.ndim == 2 else heads.get(width)
+    if kind == "vit" and width == _MOCO_WIDTH and has_moco_positions(tensors.get("pos_embed")):
+        known = _MOCO_HEADS  # MoCo v3's, whatever names its keys were given
     if given_heads is not None and table is not None and given_heads != known:
         raise EncoderError(
             f"checkpoint {path}: options num_heads is {given_heads}, but its position bias table has {known} heads; leave num_heads out"

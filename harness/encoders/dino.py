@@ -37,7 +37,7 @@ _FORMAT = Format(
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=(),
     beside=("teacher.", "student.", "dino_loss."),
-    make_head=PrototypeHead,
+    make_head=lambda tensors, args: PrototypeHead(tensors),
     position_resize="offset",
 )
 

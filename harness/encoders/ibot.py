@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
-from harness.encoders._heads import PrototypeHead
+from harness.encoders._heads import PrototypeHead, Tensors
 from harness.encoders._official import Entry, Format, Place, bind
 from harness.encoders._vit_shape import VitShape, read_shape
 
@@ -15,6 +16,7 @@ DESCRIPTION = (
     "iBOT ViT backbone files and full checkpoints, teacher or student, with the cls head where there is one: {encoder: ibot, checkpoint: FILE}"
 )
 
+_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 _BACKBONE = (Place(trunk="state_dict.", head="state_dict.head."), Place(trunk="", head="head."))
 _TEACHER = (Place(trunk="teacher.backbone.", head="teacher.head."), Place(trunk="teacher.module.backbone.", head="teacher.module.head."))
@@ -29,6 +31,14 @@ def _sized(size: str, width: int, depth: int) -> Entry:
 def _layer_scale(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """iBOT has its layer scales, where it has any, beside the layers; timm's ViT has them as layers."""
     return {name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma"): tensor for name, tensor in tensors.items()}
+
+
+def _head(tensors: Tensors, args: Mapping[str, object]) -> PrototypeHead:
+    """The cls head, with the activation that `--act_in_head` gave its training where the file tells it."""
+    activation = args.get("act_in_head") or "gelu"
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"act_in_head in its args is {activation!r}, expected {' or '.join(_ACTIVATIONS)}")
+    return PrototypeHead(tensors, _ACTIVATIONS[str(activation)])
 
 
 _FORMAT = Format(
@@ -47,7 +57,7 @@ _FORMAT = Format(
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=("masked_embed",),
     beside=("teacher.", "student.", "ibot_loss."),
-    make_head=PrototypeHead,
+    make_head=_head,
     head_droppable=("last_layer2.",),  # the patch tokens' head
     convert=_layer_scale,
     position_resize="offset",

@@ -8,7 +8,9 @@ from __future__ import annotations
 from torch import nn
 
 from harness.encoders._heads import mlp
-from harness.encoders._official import IMAGENET, Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._official import Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._positions import has_moco_positions
+from harness.encoders._preprocessing import IMAGENET
 from harness.encoders._vit_shape import VitShape, read_shape
 
 FAMILY = "moco_v3"
@@ -16,7 +18,10 @@ DESCRIPTION = "MoCo v3 ViT pretraining checkpoints, with the projector: {encoder
 
 _HEADS = {384: 12, 768: 12}
 _WRAPPERS = ("state_dict.module.", "state_dict.")
-_PLACES = tuple(Place(trunk=f"{wrapper}base_encoder.", head=f"{wrapper}base_encoder.head.") for wrapper in _WRAPPERS)
+_PLACES = (
+    *(Place(trunk=f"{wrapper}base_encoder.", head=f"{wrapper}base_encoder.head.") for wrapper in _WRAPPERS),
+    *(Place(trunk=trunk, telling=lambda tensors: has_moco_positions(tensors.get("pos_embed"))) for trunk in ("model.", "")),  # convert_to_deit.py's
+)
 
 
 def _sized(size: str, width: int) -> Entry:
@@ -35,7 +40,7 @@ _FORMAT = Format(
     read_shape=lambda path, tensors, heads: read_shape(path, tensors, "vit", _HEADS, heads),
     droppable=(),
     beside=tuple(f"{wrapper}{part}." for wrapper in _WRAPPERS for part in ("base_encoder", "momentum_encoder", "predictor")),
-    make_head=lambda tensors: mlp(tensors, nn.ReLU),
+    make_head=lambda tensors, args: mlp(tensors, nn.ReLU),
     preprocessing=replace_interpolation(IMAGENET, "bilinear"),  # as its main_lincls.py
     notes=("its authors publish no resizing of positions; DeiT's is used, as in their fine-tuning",),
 )

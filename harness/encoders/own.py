@@ -10,11 +10,15 @@ from timm.models.beit import Beit
 from torch import nn
 
 from harness.core import Encoder
-from harness.encoders._create import create, describe_architecture, timm_preprocessing, wrap
-from harness.encoders._files import read_checkpoint
+from harness.encoders._create import create, describe_architecture, known_preprocessing, tag_of, wrap
+from harness.encoders._files import Checkpoint, read_checkpoint, unwrapped
 from harness.encoders._identity import Identity
-from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
+from harness.encoders._layouts import Layout, refuse_other_config, translate
+from harness.encoders._load import Selection, check_keys, load_into, refuse_silent_misfit, select
+from harness.encoders._positions import position_rule
+from harness.encoders._preprocessing import at_side, decide, differences
 from harness.encoders._spec import EncoderSpec
+from harness.encoders.timm import build_published
 from harness.errors import EncoderError
 
 _TABLE = "relative_position_bias_table"
@@ -36,36 +40,69 @@ def claims(spec: EncoderSpec) -> bool:
 def build(spec: EncoderSpec) -> Encoder:
     """The architecture with the file's weights. Raises EncoderError unless every key is accounted for."""
     assert spec.checkpoint is not None
+    checkpoint, prefix = unwrapped(read_checkpoint(spec.checkpoint), spec.prefix)
+    try:
+        return _build(spec, checkpoint, prefix)
+    except EncoderError:
+        if spec.encoder is None or spec.prefix is not None or spec.rename or spec.drop or spec.options:
+            raise
+        try:  # timm's own way with a file that it may publish for this name, under names that it converts
+            return build_published(spec, spec.checkpoint)
+        except EncoderError:
+            pass
+        raise
+
+
+def _build(spec: EncoderSpec, checkpoint: Checkpoint, prefix: str | None) -> Encoder:
     architecture = spec.architecture if spec.encoder is None else spec.encoder.removeprefix("timm:")
     assert architecture is not None
     options = dict(spec.options)
-    checkpoint = read_checkpoint(spec.checkpoint)
     outline = create(architecture, options.items(), device="meta")
     what = describe_architecture(architecture, options.items())
-    selection = select(checkpoint, list(outline.state_dict()), prefix=spec.prefix, rename=spec.rename, architecture=what)
+    selection, layout = _select(spec, checkpoint, prefix, outline, what)
     _refuse_idle_drops(spec, selection)
     if "num_heads" not in options:
-        refuse_silent_misfit(checkpoint, width=getattr(outline, "embed_dim", None), heads=_attention_heads(outline), what=architecture)
+        heads, width = _attention_heads(outline), getattr(outline, "embed_dim", None)
+        refuse_silent_misfit(checkpoint, selection.tensors, width=width, heads=heads, what=architecture)
+    refuse_other_config(checkpoint, architecture, outline)
     native = None if "img_size" in options else native_size(outline, selection.tensors)
     if native is not None:
         options["img_size"] = native
     network = create(architecture, options.items())
+    droppable = [*_classifiers(network), *spec.drop]
+    check_keys(network, selection, what=what, droppable=droppable)
     _refuse_another_size(spec, selection.tensors, network)
-    preprocessing, notes = timm_preprocessing(network, options.items())
-    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    declared = [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
-    report = load_into(network, selection, what=what, droppable=[*declared, *spec.drop])
+    known, source = known_preprocessing(network, architecture, options.items(), published=spec.encoder is not None)
+    if layout is not None and layout.preprocessing is not None and spec.encoder is None and "." not in architecture:
+        known = at_side(layout.preprocessing, known.size)
+        source = f"as for files with {layout.name} names ({differences(known)}, unlike most)"
+    report = load_into(network, selection, what=what, droppable=droppable)
     where = f" under {selection.prefix!r}" if selection.prefix else ""
+    named = f", {layout.name} names" if layout is not None else ""
     identity = Identity(
         name=spec.name,
         family=FAMILY,
         architecture=describe_architecture(architecture, spec.options),
-        source=f"own checkpoint {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
-        preprocessing=spec.preprocessing.apply(preprocessing),
+        source=f"own checkpoint {checkpoint.file}{where}{named}, sha256 {checkpoint.sha256[:12]}",
+        preprocessing=decide(spec, known, source, checkpoint),
+        position_resize=position_rule(architecture, tag_of(architecture) if spec.encoder is not None else "", checkpoint.tensors),
         load_report=report,
-        notes=(*notes, *spec.preprocessing.notes()),
     )
     return wrap(network, identity)
+
+
+def _select(spec: EncoderSpec, checkpoint: Checkpoint, prefix: str | None, outline: nn.Module, what: str) -> tuple[Selection, Layout | None]:
+    """The encoder's tensors by timm's names, and the layout whose names they had where it is not timm's."""
+    other = None if spec.rename else translate(checkpoint, prefix)
+    if other is not None:
+        return other
+    return select(checkpoint, list(outline.state_dict()), prefix=prefix, rename=spec.rename, architecture=what), None
+
+
+def _classifiers(network: nn.Module) -> list[str]:
+    """Beginnings of the keys of a classifier, which a trunk is without."""
+    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    return [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
 
 
 def native_size(outline: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:

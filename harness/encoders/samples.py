@@ -21,6 +21,7 @@ from harness.encoders._files import Checkpoint, read_checkpoint
 from harness.encoders._identity import Identity
 from harness.encoders._load import Selection, load_into
 from harness.encoders._positions import PositionResize
+from harness.encoders._preprocessing import decide
 from harness.encoders._resize import one_line
 from harness.encoders._spec import EncoderSpec
 from harness.errors import EncoderError, nearest
@@ -105,11 +106,11 @@ def build(spec: EncoderSpec) -> Encoder:
         family=FAMILY,
         architecture=sample.architecture,
         source="random weights, never trained" if spec.random else sample.source,
-        preprocessing=spec.preprocessing.apply(sample.preprocessing),
+        preprocessing=decide(spec, sample.preprocessing, "as its makers prepare images"),
         position_resize=sample.position_resize,
         random=spec.random,
         load_report=report,
-        notes=(*notes, *spec.preprocessing.notes()),
+        notes=notes,
     )
     return wrap(network, identity)
 

@@ -54,7 +54,7 @@ _FORMAT = Format(
     read_shape=lambda path, tensors, heads: read_shape(path, tensors),
     droppable=("fc.",),
     beside=("opt_state_dict.",),
-    make_head=lambda tensors: mlp(tensors, nn.ReLU),
+    make_head=lambda tensors, args: mlp(tensors, nn.ReLU),
     convert_head=_number,
     preprocessing=Preprocessing(size=(224, 224), resize=256, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
 )

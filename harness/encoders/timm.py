@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -14,12 +15,14 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from torch import nn
 
 from harness.core import Encoder, LoadReport
-from harness.encoders._create import check_architecture, create, create_random, describe_architecture, timm_preprocessing, wrap
+from harness.encoders._create import check_architecture, create, create_random, describe_architecture, known_preprocessing, tag_of, wrap
 from harness.encoders._files import Checkpoint, read_checkpoint
 from harness.encoders._identity import Identity
-from harness.encoders._positions import PositionResize
+from harness.encoders._positions import PositionResize, position_rule
+from harness.encoders._preprocessing import decide
 from harness.encoders._resize import one_line
-from harness.encoders._spec import EncoderSpec
+from harness.encoders._spec import EncoderSpec, read_by_file
+from harness.encoders._stated import read_json
 from harness.errors import EncoderError
 
 FAMILY = "timm"
@@ -61,25 +64,34 @@ def build(spec: EncoderSpec) -> Encoder:
     """The model with its published weights, or its random twin. Raises EncoderError where the weights cannot be had."""
     if spec.checkpoint is not None:
         raise EncoderError(f"encoder {spec.name}: both checkpoint and random: true; keep one of them")
+    return _build(spec, None)
+
+
+def build_published(spec: EncoderSpec, file: str) -> Encoder:
+    """The model with a file in the place of its published weights, read as timm reads those. Raises EncoderError where it does not fit."""
+    return _build(spec, file)
+
+
+def _build(spec: EncoderSpec, file: str | None) -> Encoder:
     model = _model(spec)
     report = None
     if spec.random:
         network, notes = create_random(model.architecture, spec.options, spec.seed, model=model.name)
         source = "random weights, never trained"
     else:
-        network, report, notes = _pretrained(model, spec)
-        source = _source(model.name, network)
-    own, more = timm_preprocessing(network, spec.options)
+        network, report, notes = _pretrained(model, spec, file)
+        source = _source(model.name, network) if file is None else f"own checkpoint {file}, read as timm reads its weights of {model.name}"
+    known, words = known_preprocessing(network, model.name, spec.options, published=spec.encoder is not None)
     identity = Identity(
         name=spec.name,
         family=FAMILY,
         architecture=describe_architecture(model.architecture, model.options),
         source=source,
-        preprocessing=spec.preprocessing.apply(own),
+        preprocessing=decide(spec, known, words, None if file is None else read_checkpoint(file)),
         position_resize=_position_resize(model),
         random=spec.random,
         load_report=report,
-        notes=(*notes, *more, *spec.preprocessing.notes()),
+        notes=notes,
     )
     return wrap(network, identity)
 
@@ -88,10 +100,9 @@ def _model(spec: EncoderSpec) -> _Model:
     name = spec.architecture if spec.encoder is None else spec.encoder.removeprefix(_TIMM)
     assert name is not None
     if not name.startswith(_HUB):
-        published = None if spec.random else timm.get_pretrained_cfg(name)
-        tag = getattr(published, "tag", None) or name.partition(".")[2]
+        tag = name.partition(".")[2] if spec.encoder is None else tag_of(name)
         return _Model(name=name, architecture=name, tag=tag, options=spec.options)
-    _download(name.removeprefix(_HUB), "config.json", spec)
+    _refuse_transformers(name, _download(name.removeprefix(_HUB), "config.json", spec), spec)
     try:
         published, architecture, arguments = timm.models.load_model_config_from_hf(name.removeprefix(_HUB))
         options = {**arguments, **dict(spec.options)}
@@ -102,10 +113,21 @@ def _model(spec: EncoderSpec) -> _Model:
     return _Model(name=name, architecture=architecture, tag=tag, options=tuple(sorted(options.items())))
 
 
+def _refuse_transformers(name: str, config: str, spec: EncoderSpec) -> None:
+    """Raise EncoderError where a repository's config.json is transformers', with the way to read its weights."""
+    values = read_json(Path(config)) or {}
+    if "architecture" in values or not ({"model_type", "architectures"} & set(values)):
+        return
+    raise EncoderError(
+        f"encoder {spec.name}: {name} is a model of transformers ({values.get('model_type') or values['architectures']}), which timm does not load; "
+        f"{read_by_file(name.removeprefix(_HUB))}"
+    )
+
+
 # --- published weights ------------------------------------------------------------------------------------------------
 
 
-def _pretrained(model: _Model, spec: EncoderSpec) -> tuple[nn.Module, LoadReport, tuple[str, ...]]:
+def _pretrained(model: _Model, spec: EncoderSpec, given: str | None) -> tuple[nn.Module, LoadReport, tuple[str, ...]]:
     """timm's network with its published weights but no classifier, an account of the file's keys, and what to say of them.
 
     Raises EncoderError where a weight of the network would keep a random value, or where timm finds a key that it has no use for.
@@ -116,7 +138,7 @@ def _pretrained(model: _Model, spec: EncoderSpec) -> tuple[nn.Module, LoadReport
                 f"encoder {spec.name}: published weights have their own {option}: expected preprocessing: {{size: …}} for images of another size, "
                 f"got options {option}; leave it out"
             )
-    file = _download(model.name.removeprefix(_HUB), None, spec) if model.name.startswith(_HUB) else _published_file(model.name, spec)
+    file = given or (_download(model.name.removeprefix(_HUB), None, spec) if model.name.startswith(_HUB) else _published_file(model.name, spec))
     published = read_checkpoint(file)
     shapes = _shapes(published)
     try:  # with the classifier of the weights, since timm tolerates missing and unexpected keys where another one is asked for
@@ -250,8 +272,4 @@ def _source(name: str, network: nn.Module) -> str:
 
 def _position_resize(model: _Model) -> PositionResize:
     """How the authors of a tag's weights resize position embeddings."""
-    if model.tag == "dino" or ("dinov2" in model.architecture and "reg4" not in model.architecture):
-        return "offset"
-    if model.tag.startswith("mae") or model.architecture.startswith(("deit_", "deit3_")):
-        return "bicubic"
-    return "antialias"
+    return position_rule(model.architecture, model.tag)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from harness.encoders._heads import mlp
-from harness.encoders._official import IMAGENET, Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._official import Entry, Format, Place, bind, replace_interpolation
+from harness.encoders._preprocessing import IMAGENET
 from harness.encoders._resnet import ResnetShape, read_shape
 
 FAMILY = "vicreg"
@@ -36,7 +37,7 @@ _FORMAT = Format(
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors),
     droppable=(),
-    make_head=lambda tensors: mlp(tensors, nn.ReLU),
+    make_head=lambda tensors, args: mlp(tensors, nn.ReLU),
     preprocessing=replace_interpolation(IMAGENET, "bilinear"),  # as its evaluate.py
 )
 

@@ -26,7 +26,7 @@ METRICS: dict[str, Metric] = _discover()
 
 def sense(one: Metric) -> int:
     """1 where higher is better, -1 where lower is."""
-    return -1 if getattr(one, "lower_is_better", False) else 1
+    return -1 if one.lower_is_better else 1
 
 
 def metric(name: str, levels: Mapping[str, Sequence[int]] | None = None) -> Metric:

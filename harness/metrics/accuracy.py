@@ -6,6 +6,7 @@ Shape legend: N rows, G groups (images), C classes, M counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from harness.metrics.table import by_group, check_classes, group_index, grouped_
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Metric):
     """Share of items whose predicted class is their own, a fraction (top-1). Items without a target (-1) are left out."""
 
     name: str = "accuracy"
+    is_mean_of_outcomes: ClassVar[bool] = True
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: correct, counted. Raises ProbeError where a class does not exist."""
@@ -32,7 +34,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class MeanClassAccuracy:
+class MeanClassAccuracy(Metric):
     """Mean over the classes that occur among the targets of the accuracy within each, a fraction."""
 
     name: str = "mean_class_accuracy"

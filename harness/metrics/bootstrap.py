@@ -21,9 +21,14 @@ CELLS = 2**22
 """Most group weights held at once (32 MiB): 2,000 resamples of 50,000 images would be 800 MB."""
 
 
+_NO_WIDTH = 1e-12
+"""Bounds that are no further apart differ by rounding alone."""
+_ALIKE = "every resample has the same value"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its interval. None is undefined, and `reason` says why."""
+    """A value with its interval. None is undefined, and `reason` says why: of the value, or, where that is defined, of the interval."""
 
     value: float | None
     low: float | None
@@ -37,11 +42,29 @@ class Estimate:
 def interval(metric: Metric, predictions: Predictions, classes: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
     """The metric's value over all rows, and its percentile interval over groups.
 
-    `level` in (0, 1). No interval is given with fewer than two groups. Raises ProbeError on a level, or a number of resamples, that cannot be.
+    `level` in (0, 1). Where the bootstrap has no width, as at 0 and 1 and with a single group, a mean of outcomes that is 0 or 1 has Wilson's
+    interval by the groups that were counted, and any other value has none, with the reason. Raises ProbeError on a level, or a number of resamples,
+    that cannot be.
     """
-    found = _estimate(metric.value, metric.counts(predictions, classes), resamples, seed, level)
-    why = getattr(metric, "undefined", None)  # some metrics know better why they are undefined
-    return replace(found, reason=why) if found.value is None and found.n_groups and why else found
+    counts = metric.counts(predictions, classes)
+    found = _estimate(metric.value, counts, resamples, seed, level)
+    if found.value is None:
+        return replace(found, reason=metric.undefined or found.reason) if found.n_groups else found
+    if found.low is None and metric.is_mean_of_outcomes and found.value in (0.0, 1.0):
+        low, high = wilson(found.value, int(counts.any(axis=1).sum()), level)
+        return replace(found, low=low, high=high, reason=None)
+    return found
+
+
+def wilson(share: float, groups: int, level: float) -> tuple[float, float]:
+    """Wilson's interval (JASA 22, 1927, without continuity correction) of a `share` that is 0 or 1 in all of so many groups.
+
+    That the items of a group agree is not known, so a group counts once, however many items it has.
+    """
+    from scipy.stats import binomtest  # takes most of a second to import, and few values need it
+
+    bounds = binomtest(round(share * groups), groups).proportion_ci(level, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def paired_interval(
@@ -81,6 +104,8 @@ def _estimate(value: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, res
     if not len(defined):
         return Estimate(value=found, low=None, high=None, n_groups=groups, reason="undefined in every resample", undefined_resamples=resamples)
     low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
+    if high - low <= _NO_WIDTH:
+        return Estimate(value=found, low=None, high=None, n_groups=groups, reason=_ALIKE, undefined_resamples=resamples - len(defined))
     return Estimate(value=found, low=float(low), high=float(high), n_groups=groups, undefined_resamples=resamples - len(defined))
 
 

@@ -50,7 +50,7 @@ def score_bins(scores: np.ndarray, bins: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class AUROC:
+class AUROC(Metric):
     """Area under the ROC curve, a fraction: how often an item of class 1 scores higher than another, equal scores counting one half.
 
     The Mann-Whitney statistic (Fawcett, An introduction to ROC analysis, 2006); scikit-learn's roc_auc_score. Exact where the scores are no more than
@@ -86,7 +86,7 @@ def _areas(sums: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BalancedAccuracy:
+class BalancedAccuracy(Metric):
     """Mean of the shares of class 1 and of the others that are told as such, a fraction; one half for whoever tells everything the same."""
 
     name: str = "balanced_accuracy"
@@ -108,7 +108,7 @@ class BalancedAccuracy:
 
 
 @dataclass(frozen=True)
-class BCE:
+class BCE(Metric):
     """Mean binary cross entropy of the detector's probabilities, in nats; lower is better."""
 
     name: str = "bce"
@@ -130,7 +130,7 @@ class BCE:
 
 
 @dataclass(frozen=True)
-class BCEChance:
+class BCEChance(Metric):
     """What `bce` is for whoever knows the share of class 1 and nothing else: that share's entropy, in nats (0.500 at 0.2)."""
 
     name: str = "bce_chance"

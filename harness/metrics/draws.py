@@ -17,7 +17,7 @@ _DRAW = re.compile(r"#(\d+)$")
 
 
 @dataclass(frozen=True)
-class AccuracySD:
+class AccuracySD(Metric):
     """Standard deviation over draws of the accuracy of each, a fraction: over R draws, with R - 1 in the denominator.
 
     The draw is the number after the last `#` of a row's key; rows without one are of one draw. Draws without any item that has a target are left out.

@@ -15,7 +15,7 @@ from harness.metrics.table import by_group, check_classes, ratio
 
 
 @dataclass(frozen=True)
-class CosineToIntact:
+class CosineToIntact(Metric):
     """Mean over images of the cosine between the features of the altered image and of the intact one, from -1 to 1.
 
     It is the rows' score; images for which it is undefined (NaN: features of zeros) are left out.
@@ -24,13 +24,19 @@ class CosineToIntact:
     name: str = "cosine_to_intact"
     unit: ClassVar[str] = "cosine"
     undefined: str = "no image has both altered and intact features that are not zero"
+    uncounted: ClassVar[str] = "they have no altered or no intact features, or these are zero"
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of cosines, images. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        defined = ~np.isnan(predictions.scores)
+        defined = self.counted(predictions)
         scores = np.where(defined, predictions.scores, 0.0)
         return by_group(predictions.groups, scores, defined)
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the images whose cosine is defined."""
+        defined: np.ndarray = ~np.isnan(predictions.scores)
+        return defined
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where no image was counted."""

@@ -11,7 +11,7 @@ from harness.metrics.table import check_classes
 
 
 @dataclass(frozen=True)
-class AtLevel:
+class AtLevel(Metric):
     """`base` of what targets and predictions are at a coarser level: a wrong pose of the right variation is right as a variation."""
 
     base: Metric
@@ -22,6 +22,30 @@ class AtLevel:
     @property
     def name(self) -> str:
         return f"{self.base.name}@{self.level}"
+
+    @property
+    def unit(self) -> str:
+        return self.base.unit
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.base.lower_is_better
+
+    @property
+    def is_mean_of_outcomes(self) -> bool:
+        return self.base.is_mean_of_outcomes
+
+    @property
+    def undefined(self) -> str | None:
+        return self.base.undefined
+
+    @property
+    def uncounted(self) -> str:
+        return self.base.uncounted
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the rows that the base metric counts."""
+        return self.base.counted(predictions)
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, M] of the base metric. Raises ProbeError where a class does not exist."""

@@ -10,26 +10,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.core import Predictions, Quantity
+from harness.core import FRACTION, Metric, Predictions, Quantity
 from harness.metrics.table import by_group, ratio
 
 
 @dataclass(frozen=True)
-class MeanOf:
+class MeanOf(Metric):
     """The mean of one quantity over the items for which it is defined, in the quantity's own unit."""
 
-    name: str
-    number: int
+    name: str = ""
+    number: int = 0
     """Among the probe's quantities: the target of its rows."""
-    unit: str
-    undefined: str
+    unit: str = FRACTION
+    undefined: str = ""
     """Why it is NaN where it is."""
+
+    @property
+    def uncounted(self) -> str:
+        return self.undefined
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of the quantity, items for which it is defined."""
-        counted = (predictions.targets == self.number) & ~np.isnan(predictions.scores)
+        counted = self.counted(predictions)
         scores = np.where(counted, predictions.scores, 0.0)
         return by_group(predictions.groups, scores, counted)
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the rows of this quantity for which it is defined."""
+        defined: np.ndarray = (predictions.targets == self.number) & ~np.isnan(predictions.scores)
+        return defined
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where the quantity is defined for no item."""

@@ -6,6 +6,7 @@ Shape legend: N rows (queries), G groups (images), C classes, M counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,18 +29,28 @@ def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
     return float(np.mean(hits / retrieved))
 
 
+NO_RELEVANT = "nothing in their gallery is relevant to them"
+
+
 @dataclass(frozen=True)
-class AP:
+class AP(Metric):
     """Mean over queries of their average precision, a fraction. Queries whose own is undefined (NaN) are left out."""
 
     name: str = "AP"
+    undefined: ClassVar[str] = "no query has anything relevant in its gallery"
+    uncounted: ClassVar[str] = NO_RELEVANT
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: sum of average precisions, queries counted. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        defined = ~np.isnan(predictions.scores)
+        defined = self.counted(predictions)
         scores = np.where(defined, predictions.scores, 0.0)
         return by_group(predictions.groups, scores, defined)
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the queries whose average precision is defined."""
+        defined: np.ndarray = ~np.isnan(predictions.scores)
+        return defined
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where no query was counted."""
@@ -47,19 +58,26 @@ class AP:
 
 
 @dataclass(frozen=True)
-class MAP:
+class MAP(Metric):
     """Mean over the classes that have a counted query of the mean average precision of each class's queries, a fraction."""
 
     name: str = "mAP"
+    undefined: ClassVar[str] = "no query has anything relevant in its gallery"
+    uncounted: ClassVar[str] = NO_RELEVANT
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2C]: sum of average precisions by the query's class, then queries counted by class."""
         check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
-        defined = ~np.isnan(predictions.scores) & (predictions.targets >= 0)
+        defined = self.counted(predictions)
         scores = np.where(defined, predictions.scores, 0.0)
         targets = np.where(defined, predictions.targets, 0)
         return np.concatenate([grouped_sum(index, len(groups), targets, classes, what) for what in (scores, defined)], axis=1)
+
+    def counted(self, predictions: Predictions) -> np.ndarray:
+        """bool [N]: the queries that have a class and whose average precision is defined."""
+        defined: np.ndarray = ~np.isnan(predictions.scores) & (predictions.targets >= 0)
+        return defined
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2C] counts to [...]; NaN where no query was counted."""

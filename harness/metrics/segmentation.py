@@ -9,6 +9,7 @@ Shape legend: N rows, G groups (images), C classes, M counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def cell_counts(metric: str, predictions: Predictions, classes: int) -> np.ndarr
 
 
 @dataclass(frozen=True)
-class MIoU:
+class MIoU(Metric):
     """Mean IoU, a fraction: per class right / (of the class + predicted - right), then the mean over classes that occur in target or prediction."""
 
     name: str = "mIoU"
@@ -48,7 +49,7 @@ class MIoU:
 
 
 @dataclass(frozen=True)
-class MAcc:
+class MAcc(Metric):
     """Mean class accuracy over pixels, a fraction: per class right / of the class, then the mean over classes that occur in the target."""
 
     name: str = "mAcc"
@@ -64,10 +65,11 @@ class MAcc:
 
 
 @dataclass(frozen=True)
-class AAcc:
+class AAcc(Metric):
     """Accuracy over all labelled pixels, a fraction."""
 
     name: str = "aAcc"
+    is_mean_of_outcomes: ClassVar[bool] = True
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 3C], see cell_counts."""

@@ -9,17 +9,19 @@ Shape legend: N images, B images of a batch, h w patch grid, T = h w, H W mask p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 import torch
 
+from harness.augment import UNLABELLED, counted, left_out_classes
 from harness.core import Predictions, Rows, State
 from harness.errors import ProbeError
 from harness.probes.features import Normaliser, checked_features, on_device
-from harness.probes.fields import Count, NonNegative
+from harness.probes.fields import Count, NonNegative, as_tuple
 from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
 from harness.probes.patch_labels import PatchLabels, PatchTarget
 from harness.probes.schedule import cosine, polynomial
@@ -44,19 +46,29 @@ class DenseFields(NormedFields):
     """Linear from 1e-6 of the rate."""
     patch_target: PatchTarget = "soft"
     """Shares of classes in a patch, or its most frequent class alone."""
-    ignore_index: Annotated[int, pydantic.Field(ge=0)] | None = 255
-    """Mask value that is not counted. Where it is a class, that class is left out altogether."""
+    ignore_index: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (UNLABELLED,)
+    """Mask values that are not counted; one value may be given without brackets, None is no value. One that is a class is left out altogether."""
+
+    @pydantic.field_validator("ignore_index", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        if given is None:
+            return ()
+        if isinstance(given, int) and given < 0:
+            raise ValueError("expected a mask value, which is at least 0")
+        return (given,) if isinstance(given, int) else as_tuple(given)
 
 
-def checked_masks(rows: Rows, classes: int, ignore: int | None) -> np.ndarray:
+def checked_masks(rows: Rows, classes: int, ignored: Sequence[int]) -> np.ndarray:
     """Masks [N, H, W]. Raises ProbeError where there are none, or a value is neither a class nor ignored."""
     if rows.masks is None or rows.masks.ndim != 3 or len(rows.masks) != len(rows):
         got = "none" if rows.masks is None else f"shape {rows.masks.shape}"
         raise ProbeError(f"{NAME} probe: expected masks [N, H, W], one a row of {len(rows)}, got {got}; choose a task whose data set has masks")
     for key, mask in zip(rows.keys, rows.masks, strict=True):
-        top = int(np.max(mask, initial=0, where=mask != (-1 if ignore is None else ignore)))
+        top = int(np.max(mask, initial=0, where=counted(mask, ignored)))
         if top >= classes:
-            raise ProbeError(f"{NAME} probe: expected mask values below {classes} or {ignore} (ignored), got {top} in {key!r}; correct ignore_index")
+            values = f"below {classes} or among {', '.join(map(str, ignored)) or 'none'} (ignored)"
+            raise ProbeError(f"{NAME} probe: expected mask values {values}, got {top} in {key!r}; correct ignore_index")
     return rows.masks
 
 
@@ -77,8 +89,7 @@ class DenseHead(AffineHead[DenseFields, Shares]):
 
     def __init__(self, tensors: State, fields: DenseFields) -> None:
         super().__init__(tensors, sgd_or_adamw(fields.optimizer, momentum=fields.momentum, weight_decay=fields.weight_decay))
-        ignore = fields.ignore_index
-        self._left_out = ignore if ignore is not None and ignore < len(self.weight) else None
+        self._left_out = list(left_out_classes(fields.ignore_index, len(self.weight)))
 
     @classmethod
     def drawn(cls, width: int, classes: int, fields: DenseFields, generator: torch.Generator) -> State:
@@ -92,7 +103,7 @@ class DenseHead(AffineHead[DenseFields, Shares]):
     def step(self, inputs: torch.Tensor, target: Shares, lr: float, seeds: tuple[int, int]) -> None:
         """One step on the cross entropy over tokens [M, D], each weighted by its labelled share, divided by the sum of these."""
         logits_CM = torch.addmm(self.bias[:, None], self.weight, inputs.T)
-        if self._left_out is not None:
+        if self._left_out:
             logits_CM[self._left_out] = -torch.inf
         gradient_CM = logits_CM.softmax(dim=0).mul_(target.weight_M).sub_(target.target_CM).div_(target.total)
         self.descend(gradient_CM @ inputs, gradient_CM.sum(dim=1), lr)
@@ -100,7 +111,7 @@ class DenseHead(AffineHead[DenseFields, Shares]):
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """float32 [M, C] of tokens [M, D]; the lowest there is for a class that is left out."""
         out = torch.addmm(self.bias, inputs, self.weight.T)
-        if self._left_out is not None:
+        if self._left_out:
             # not -inf, which interpolation would make NaN
             out[:, self._left_out] = torch.finfo(out.dtype).min
         return out
@@ -111,10 +122,10 @@ class DenseProbe(TrainedProbe[DenseFields]):
     """Linear segmentation of banked patch tokens [N, h, w, D] with masks [N, H, W]."""
 
     def examples(self, rows: Rows, classes: int, fields: DenseFields, device: torch.device) -> Examples:
-        features, ignore = checked_features(NAME, rows, dims=4), fields.ignore_index
-        labels = PatchLabels.of(checked_masks(rows, classes, ignore), (features.shape[1], features.shape[2]), classes, ignore, fields.patch_target)
+        features, ignored = checked_features(NAME, rows, dims=4), fields.ignore_index
+        labels = PatchLabels.of(checked_masks(rows, classes, ignored), (features.shape[1], features.shape[2]), classes, ignored, fields.patch_target)
         if not any(len(cells) for cells in labels.tokens):
-            raise ProbeError(f"{NAME} probe: expected labelled pixels, got none in {len(rows)} images; check ignore_index, now {ignore}")
+            raise ProbeError(f"{NAME} probe: expected labelled pixels, got none in {len(rows)} images; check ignore_index, now {list(ignored)}")
         normaliser = Normaliser.fit(fields.norm, features, device)
         features = on_device(features, device)
 
@@ -133,17 +144,17 @@ class DenseProbe(TrainedProbe[DenseFields]):
 
     def predict(self, stack: HeadStack[DenseFields], rows: Rows, head: int) -> Predictions:
         """Confusion cells: a row per (image, true class, predicted class) that occurs, under the image's key, with its pixels as the score."""
-        fitted, ignore = stack.heads[head], stack.fields.ignore_index
+        fitted, ignored = stack.heads[head], stack.fields.ignore_index
         if not fitted.is_finite():
             raise stack.diverged(head, "weights")
         width, classes = fitted.shape(fitted.tensors())
         features = checked_features(NAME, rows, dims=4, width=width)
-        masks = checked_masks(rows, classes, ignore)
+        masks = checked_masks(rows, classes, ignored)
         size = max(1, LOGITS // (classes * masks.shape[1] * masks.shape[2]))
         cells = []
         for start in range(0, len(rows), size):
             predicted = labels(stack, features[start : start + size], head, masks.shape[1:])
-            cells.append(confusion_cells(predicted, masks[start : start + size], start, classes, ignore))
+            cells.append(confusion_cells(predicted, masks[start : start + size], start, classes, ignored))
         image, target, predicted, pixels = (np.concatenate([part[i] for part in cells]) for i in range(4))
         return Predictions(
             keys=[rows.keys[i] for i in image],
@@ -168,12 +179,12 @@ def labels(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int, size:
 
 
 def confusion_cells(
-    predicted: np.ndarray, masks: np.ndarray, first: int, classes: int, ignore: int | None
+    predicted: np.ndarray, masks: np.ndarray, first: int, classes: int, ignored: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Image, true class, predicted class and pixels of each confusion cell that occurs, images counted from `first`."""
     tables = []
     for mask, guess in zip(masks, predicted, strict=True):
-        kept = np.ones_like(mask, dtype=bool) if ignore is None else mask != ignore
+        kept = counted(mask, ignored)
         tables.append(np.bincount(mask[kept].astype(np.int64) * classes + guess[kept], minlength=classes * classes))
     table = np.stack(tables)
     image, cell = np.nonzero(table)

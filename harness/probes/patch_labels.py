@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from harness.augment import counted
+
 PatchTarget = Literal["soft", "majority"]
 
 
@@ -35,11 +37,11 @@ class PatchLabels:
     grid_size: int
 
     @classmethod
-    def of(cls, masks: np.ndarray, grid: tuple[int, int], classes: int, ignore: int | None, target: PatchTarget) -> PatchLabels:
-        """From label maps [N, H, W] with values below `classes` or equal to `ignore`."""
+    def of(cls, masks: np.ndarray, grid: tuple[int, int], classes: int, ignored: Sequence[int], target: PatchTarget) -> PatchLabels:
+        """From label maps [N, H, W] with values below `classes` or in `ignored`."""
         patch, size = patch_of_pixel(masks.shape[1], masks.shape[2], grid), grid[0] * grid[1]
         pixels = np.bincount(patch.ravel(), minlength=size)
-        cells = [_cells(mask, patch, size, classes, ignore, target) for mask in masks]
+        cells = [_cells(mask, patch, size, classes, ignored, target) for mask in masks]
         return cls(
             tokens=[torch.from_numpy(token) for token, _, _ in cells],
             classes=[torch.from_numpy(label) for _, label, _ in cells],
@@ -57,10 +59,10 @@ class PatchLabels:
 
 
 def _cells(
-    mask: np.ndarray, patch: np.ndarray, size: int, classes: int, ignore: int | None, target: PatchTarget
+    mask: np.ndarray, patch: np.ndarray, size: int, classes: int, ignored: Sequence[int], target: PatchTarget
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Token, class and number of pixels of each pair that occurs."""
-    kept = np.ones_like(mask, dtype=bool) if ignore is None else mask != ignore
+    kept = counted(mask, ignored)
     counts = np.bincount(patch[kept] * classes + mask[kept], minlength=size * classes).reshape(size, classes)
     if target == "majority":
         # the lowest of equal classes takes the whole labelled share

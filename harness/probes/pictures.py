@@ -28,6 +28,11 @@ class Pictured:
     target: int
     group: str
 
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The labels that are trained on with it."""
+        return (self.target,)
+
 
 def label_of(sample: Sample, classes: int) -> int:
     """The sample's class. Raises ShardError where it has none of these."""

@@ -15,7 +15,7 @@ import pydantic
 import torch
 from torch.nn.functional import conv2d, cross_entropy, interpolate
 
-from harness.augment import IGNORED, fitting
+from harness.augment import IGNORED, fitting, left_out_classes
 from harness.core import EncoderInfo, Passes, Proposal, Reading, Scorer, State, StreamProbe, StreamSetting, Trainer
 from harness.errors import RequestError
 from harness.probes.fields import Count, Fields, NonNegative
@@ -92,7 +92,7 @@ class SegmentationHead:
         self.bias = torch.nn.Parameter(torch.zeros_like(weight_CD[:, 0]))
         self.lr = lr
         self._fields = fields
-        self._left_out = left_out(fields, len(weight_CD))
+        self._left_out = left_out_classes(fields.ignore_label, len(weight_CD))
         self._optimizer = torch.optim.AdamW([self.weight, self.bias], lr=lr, betas=(0.9, 0.999), weight_decay=fields.weight_decay, foreach=False)
 
     def step(self, features: torch.Tensor, labels: torch.Tensor, factor: float) -> None:
@@ -134,11 +134,6 @@ class SegmentationHead:
             self._optimizer.state[parameter] = {
                 key: tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True) for key, tensor in moments.items()
             }
-
-
-def left_out(fields: SegmentationFields, classes: int) -> tuple[int, ...]:
-    """Ignored values that are classes."""
-    return tuple(value for value in fields.ignore_label if value < classes)
 
 
 def block_indices(fields: SegmentationFields, info: EncoderInfo) -> tuple[int, ...]:
@@ -188,7 +183,7 @@ def slide(
             bias,
             size=(fields.crop, fields.crop),
             upsample=fields.upsample,
-            left_out=left_out(fields, len(weight)),
+            left_out=left_out_classes(fields.ignore_label, len(weight)),
         )[0]
         count[top:bottom, left:right] += 1
     return total / count

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from harness.augment import Scene, SceneAugmentation, as_pixels, fitting, labelled, normalised, padded, resized
+from harness.augment import IGNORED, Scene, SceneAugmentation, as_pixels, fitting, labelled, normalised, padded, resized
 from harness.core import Predictions, Proposal, Sample, State, StreamSetting, Tokens
 from harness.errors import ProbeError, ShardError
 from harness.probes.fields import learning_rates
@@ -28,6 +28,12 @@ class Labelled:
     """float32 [3, crop, crop]."""
     labels: torch.Tensor
     """int32 [crop, crop]."""
+
+    @property
+    def shown(self) -> list[int]:
+        """The labels that are trained on with it."""
+        found: list[int] = torch.bincount(self.labels[self.labels != IGNORED]).nonzero()[:, 0].tolist()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

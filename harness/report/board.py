@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.probes import quantities
 from harness.report.points import is_point
-from harness.report.units import FRACTION, is_defined, unit
+from harness.report.units import FRACTION, is_defined, sense_of, unit
 
 Row = Mapping[str, Any]
 LEVELS = ("object", "part")
@@ -55,14 +55,15 @@ class Board:
     cells: Mapping[tuple[str, Column], Row]
 
     def ranked(self, column: Column) -> list[Row]:
-        """The column's rows that can be ranked, the highest first; none where higher need not be better, as of what is no fraction or no score."""
+        """The column's rows that can be ranked, the best first; none where neither end need be better, as of what is no fraction or no score."""
         if unit(column.metric) != FRACTION or column.metric in quantities():
             return []
         rows = [row for encoder in self.encoders if is_ranked(row := self.cells.get((encoder, column)))]
-        return sorted((row for row in rows if row is not None), key=lambda row: -row["value"])
+        better = sense_of(column.metric)
+        return sorted((row for row in rows if row is not None), key=lambda row: -better * row["value"])
 
     def best(self, column: Column) -> frozenset[str]:
-        """The encoders with the column's highest value; none where fewer than two can be ranked."""
+        """The encoders with the column's best value; none where fewer than two can be ranked."""
         rows = self.ranked(column)
         return frozenset(row["encoder"] for row in rows if row["value"] == rows[0]["value"]) if len(rows) > 1 else frozenset()
 
@@ -74,6 +75,23 @@ class Board:
             for encoder in self.encoders
             if (row := self.cells.get((encoder, column))) is not None and status(row) != "ok"
         ]
+
+    def notes(self) -> list[tuple[Column, str, str]]:
+        """Column, encoders and text of what has to be known beside values that are ok; what is true of several encoders comes once."""
+        encoders_of_note: dict[tuple[Column, str], list[str]] = {}
+        for column in self.columns:
+            for encoder in self.encoders:
+                if text := note(self.cells.get((encoder, column))):
+                    encoders_of_note.setdefault((column, text), []).append(encoder)
+        everyone = list(self.encoders) if len(self.encoders) > 1 else None
+        return [
+            (column, "all encoders" if encoders == everyone else ", ".join(encoders), text) for (column, text), encoders in encoders_of_note.items()
+        ]
+
+
+def note(row: Row | None) -> str:
+    """What has to be known beside a value that is ok; empty where there is nothing, or the row is not ok."""
+    return str(row["error"] or "") if row is not None and status(row) == "ok" else ""
 
 
 def status(row: Row) -> str:

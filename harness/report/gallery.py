@@ -9,17 +9,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness.core import NeighbourKind, Task, View
-from harness.errors import HarnessError
+from harness.errors import HarnessError, ShardError
 from harness.manifest import load_manifest, shard_url
 from harness.probes import probes
 from harness.report.board import Board, Column, parsed
 from harness.report.run import Run
-from harness.stream import ShardAudit, read_samples
+from harness.stream import ShardAudit, attempt, read_samples
 from harness.tasks import select
 
 _ROWS = 16
@@ -120,10 +121,9 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
             place = bisect_left(wanted, key)
             if place == len(wanted) or not wanted[place].startswith(key):
                 continue  # an item's key begins with its sample's
-            try:
-                sample = decode()
-                items = view(sample)
-            except HarnessError:
+            sample = attempt(decode)
+            items = sample if isinstance(sample, ShardError) else attempt(partial(view, sample))
+            if isinstance(sample, ShardError) or isinstance(items, ShardError):
                 continue
             found |= {item.key: Cut(image=item.image, target=item.target, group=item.group, label=sample.label) for item in items if item.key in keys}
             if len(found) == len(wanted):

@@ -104,6 +104,7 @@ def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     figures = {drawing.name: _figure(drawing) for drawing in drawings}
+    encoders = read_encoders(run.out)
     return environment.get_template("report.html.j2").render(
         title=str(run.sweep.get("name") or run.out.resolve().name),
         headline=headline(board, looks, compared, along),
@@ -113,11 +114,11 @@ def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings:
         portraits=[figure for name, figure in figures.items() if name.startswith(PORTRAIT)],
         galleries=[figure for name, figure in figures.items() if name.startswith(GALLERY)],
         paired=paired_table(board, looks, compared),
-        published=published_table(compare_published(run.results, read_encoders(run.out)), looks),
+        published=published_table(compare_published(run.results, encoders), looks),
         studies=study_lines(board, looks, run.trials),
         selection=selection(run.results),
         ledger=ledger_sum(run.ledger),
-        provenance=provenance(run.results, looks),
+        provenance=provenance(run.results, looks, encoders),
         records=records(run.results, looks),
         sweep=_sweep_text(run),
         has_twins=bool(looks.twins),

@@ -47,7 +47,7 @@ class Comparisons:
 
     column: Column
     encoders: tuple[str, ...] = ()
-    """Those that could be compared, the highest first."""
+    """Those that could be compared, the best first."""
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -101,7 +101,7 @@ def _compare(run: Run, board: Board, column: Column, twins: Mapping[str, str | N
 
 
 def _chosen_pairs(encoders: Sequence[str], twins: Mapping[str, str | None], *, everyone: bool) -> list[tuple[str, str]]:
-    """(higher, lower) pairs of `encoders`, which come the highest first."""
+    """(better, worse) pairs of `encoders`, which come the best first."""
     pairs = [(ahead, behind) for i, ahead in enumerate(encoders) for behind in encoders[i + 1 :]]
     if everyone:
         return pairs

@@ -15,7 +15,7 @@ from harness.config import parse_yaml, resolve_path
 from harness.core import Predictions
 from harness.errors import RequestError
 from harness.report.board import Row
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, SCHEMA_VERSION, TRIALS, file_name
+from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, conformed, file_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,12 +104,10 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise RequestError(f"{path}: expected a Parquet table, got: {' '.join(str(error).split())[:200]}; run the sweep again") from None
-    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
-    if version != str(SCHEMA_VERSION) or not table.schema.equals(schema):
-        raise RequestError(
-            f"{path}: expected a table of schema {SCHEMA_VERSION}, got {version}; run the sweep again, or read it with the version that wrote it"
-        )
-    return table
+    try:
+        return conformed(table, schema)
+    except ValueError as error:
+        raise RequestError(f"{path}: {error}; run the sweep again, or read it with the version that wrote it") from None
 
 
 def _sweep(path: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.report.board import LEVELS, Board, Column, Row, parsed, reason, status, titles
+from harness.report.board import LEVELS, Board, Column, Row, note, parsed, reason, status, titles
 from harness.report.curves import Curve, not_ok
 from harness.report.learning_rates import edge_of
 from harness.report.paired import Comparisons, shows_all_pairs
@@ -63,6 +63,8 @@ class Headline:
     rows: Sequence[tuple[Name, Sequence[Cell]]]
     not_ok: Sequence[tuple[str, str, str, str]]
     """Encoder, task, status, reason."""
+    notes: Sequence[tuple[str, str, str]]
+    """Encoders, task, what has to be known beside their values, which are ok."""
     not_ok_count: int
     """Records that these lines speak of: a line may speak of many points of one curve."""
     counts: Sequence[tuple[str, int]]
@@ -86,6 +88,7 @@ def headline(board: Board, look: Look, compared: Sequence[Comparisons], found: S
             *((row["encoder"], " · ".join(word for word in named[column] if word), status(row), reason(row)) for column, row in odd),
             *((one.encoder, one.where, one.status, one.reason) for one in odd_points),
         ],
+        notes=[(encoders, " · ".join(word for word in named[column] if word), text) for column, encoders, text in board.notes()],
         not_ok_count=len(odd) + sum(one.points for one in odd_points),
         counts=Counter(status(row) for row in (*board.cells.values(), *points)).most_common(),
         curves=len(found),
@@ -128,7 +131,7 @@ def _cell(board: Board, encoder: str, column: Column, compared: Comparisons | No
         text=number(value, column.metric),
         between=interval(row["ci_low"], row["ci_high"], column.metric) or "no interval",
         status=state,
-        reason="" if state == "ok" else reason(row),
+        reason=note(row) if state == "ok" else reason(row),
         best=encoder in best,
         level_with_best=level,
         bar=_bar(row) if unit(column.metric) == FRACTION else None,
@@ -312,8 +315,8 @@ class Provenance:
     """Where the numbers come from."""
 
     facts: Sequence[tuple[str, str]]
-    encoders: Sequence[tuple[Name, str, str]]
-    """Name, millions of parameters, SHA-256 of the weights."""
+    encoders: Sequence[tuple[Name, str, str, str]]
+    """Name, millions of parameters, SHA-256 of the weights, preprocessing and where it comes from."""
     protocols: Sequence[tuple[str, str, str, str, Sequence[tuple[str, str]]]]
     """Task, protocol, view, probe, fields."""
     banks: Sequence[tuple[str, str, str]]
@@ -321,7 +324,8 @@ class Provenance:
     versions: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def provenance(results: Sequence[Row], look: Look) -> Provenance:
+def provenance(results: Sequence[Row], look: Look, described: Mapping[str, Mapping[str, Any]]) -> Provenance:
+    """`described` is what is known of the run's encoders, as in encoders.json."""
     encoders = {row["encoder"]: row for row in results}
     protocols = {(row["task"], row["protocol"], row["protocol_fields"], row["view"], row["probe"]): None for row in results}
     banks = {(row["encoder"], row["task"], ", ".join(row["bank_keys"] or ())): None for row in results}
@@ -338,13 +342,29 @@ def provenance(results: Sequence[Row], look: Look) -> Provenance:
             ("git commit", ", ".join(_distinct(results, "git_commit")) or "not run from a checkout"),
         ],
         encoders=[
-            (name(encoder, look), f"{row['params_m']:.1f}" if is_defined(row["params_m"]) else "–", row["weights_sha256"] or "–")
+            (
+                name(encoder, look),
+                f"{row['params_m']:.1f}" if is_defined(row["params_m"]) else "–",
+                row["weights_sha256"] or "–",
+                _preprocessing(described.get(encoder) or {}),
+            )
             for encoder, row in encoders.items()
         ],
         protocols=[(task, str(protocol), str(view), str(probe), _fields(fields)) for task, protocol, fields, view, probe in protocols],
         banks=list(banks),
         versions=sorted(versions),
     )
+
+
+def _preprocessing(encoder: Mapping[str, Any]) -> str:
+    """How an encoder's images are prepared and where that comes from, in words; a dash where the run does not tell."""
+    values = encoder.get("preprocessing")
+    if not values:
+        return "–"
+    mean, std = (" ".join(f"{value:.3f}" for value in values[name]) for name in ("mean", "std"))
+    size = "×".join(map(str, values["size"]))
+    source = encoder.get("preprocessing_source")
+    return f"shorter side {values['resize']} ({values['interpolation']}), crop {size}, mean {mean}, std {std}" + (f"; {source}" if source else "")
 
 
 def _precisions(results: Sequence[Row]) -> str:
@@ -391,7 +411,7 @@ def records(results: Sequence[Row], look: Look) -> list[Record]:
                 row["readout"] or "–",
             ],
             status=status(row),
-            reason="" if status(row) == "ok" else reason(row),
+            reason=note(row) if status(row) == "ok" else reason(row),
         )
         for row in results
     ]

@@ -129,3 +129,9 @@ def _notes(board: Board, odd_points: Sequence[NotOk], width: int) -> Iterator[Te
         yield line.append(plain(f"{where}: {why}", max(60, 2 * width)), style="default")
     if len(reasons) > _REASONS:
         yield Text(f"… and {len(reasons) - _REASONS} more that are not ok; the report lists all of them.")
+    notes = board.notes()
+    for column, encoders, text in notes[:_REASONS]:
+        where = " · ".join(plain(word) for word in (encoders, *named[column]) if word)
+        yield Text("note: ", style=_STYLES["incomplete"]).append(plain(f"{where}: {text}", max(60, 2 * width)), style="default")
+    if len(notes) > _REASONS:
+        yield Text(f"… and {len(notes) - _REASONS} more notes; the report has all of them.")

@@ -1,6 +1,6 @@
 """How a metric's value is written. Values are fractions everywhere else; here alone they become percent.
 
-A metric is a fraction unless it has an attribute `unit` that says otherwise ("nats", say); values of other units are written as they are.
+A metric is a fraction unless its `unit` says otherwise ("nats", say); values of other units are written as they are.
 """
 
 from __future__ import annotations
@@ -9,16 +9,23 @@ import math
 import unicodedata
 from typing import Any, TypeGuard
 
+from harness.core import FRACTION as FRACTION
+from harness.metrics import sense
 from harness.probes import all_metrics
 
-FRACTION = "fraction"
 NONE = "–"
 
 
 def unit(metric: str | None) -> str | None:
     """The unit of the metric of that name, at whatever level of the classes; None where it is not one that this version knows."""
     name = str(metric).partition("@")[0]
-    return getattr(all_metrics()[name], "unit", FRACTION) if name in all_metrics() else None
+    return all_metrics()[name].unit if name in all_metrics() else None
+
+
+def sense_of(metric: str | None) -> int:
+    """1 where higher is better by the metric of that name, -1 where lower is."""
+    name = str(metric).partition("@")[0]
+    return sense(all_metrics()[name]) if name in all_metrics() else 1
 
 
 def is_defined(value: Any) -> TypeGuard[float]:

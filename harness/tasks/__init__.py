@@ -113,8 +113,9 @@ class Template:
         told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
         classes = self.classes(fields)
         metrics = self.metrics or tuple(metric(name) for name in probe(self.probe).metrics)
-        scored = classes == manifest.classes and any(one.name == "accuracy" for one in metrics)
-        levels = manifest.levels if scored else {}
+        # equal names alone say nothing: parts may be called as classes are
+        predicts_labels = self.level == "object" and classes == manifest.classes and any(one.name == "accuracy" for one in metrics)
+        levels = manifest.levels if predicts_labels else {}
         return Task(
             name=f"{manifest.dataset}/{self.name}",
             level=self.level,
@@ -206,7 +207,7 @@ def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:
     if highest >= len(manifest.classes):
         raise RequestError(
             f"{task.name}: expected counterparts among the {len(manifest.classes)} classes of {manifest.dataset}, got label {highest}; "
-            "build both data sets with their recipes"
+            "correct `counterparts` in the manifest, or build both data sets again"
         )
     return replace(task, classes=manifest.classes)
 
@@ -215,6 +216,8 @@ def _same_type(key: str, default: Any, value: Any) -> Any:
     """`value` as the type of the field's default, or a RequestError."""
     if default is None:
         return value
+    if isinstance(default, tuple) and default and type(value) is type(default[0]) and not isinstance(value, tuple):
+        return (value,)  # one value in place of a list of one
     if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) > 0:
         return tuple(_same_type(key, default[0], one) for one in value) if default else tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -1,11 +1,11 @@
-"""Object-level tasks on whole images: linear probe, k-NN, retrieval, figure/ground segmentation."""
+"""Object-level tasks on whole images: linear probe, k-NN, retrieval, segmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from harness.augment import CropAndFlip
+from harness.augment import CropAndFlip, uncounted_labels
 from harness.core import View
 from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest
@@ -85,6 +85,7 @@ def templates(manifest: Manifest) -> list[Template]:
             )
     if "object" in manifest.mask_classes:
         fields = {**defaults("dense"), "readouts": ("tokens",), "mask": "object"}
+        fields["ignore_index"] = uncounted_labels(len(manifest.mask_classes["object"]))
         found.append(
             Template(
                 name="object-segmentation",

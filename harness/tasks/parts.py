@@ -18,11 +18,9 @@ from harness.probes.fields import Count, EpochFields, NonNegative, Positive
 from harness.probes.fields import Fields as CheckedFields
 from harness.tasks import Fields, Template
 from harness.tasks.objects import GALLERIES, PUBLISHED, each_readout
-from harness.views.keypoint_patch import KeypointPatch
+from harness.views.keypoint_patch import KeypointPatch, Rounding
 
 READOUTS = ("mean", "cls", "mean@-3")
-NOT_SELECTED = ("eye",)
-"""Parts that lie inside another part: marked in some data sets, not among the default classes."""
 
 
 class CropFields(CheckedFields):
@@ -36,6 +34,8 @@ class CropFields(CheckedFields):
     """Whether d is measured to all visible keypoints or to those of selected parts."""
     neighbours_within: Literal["image", "instance"] = "image"
     """Whether it is measured across the image or within the keypoint's own instance."""
+    crop_rounding: Rounding = "side"
+    """How the square comes to lie on whole pixels: by its side, or by half of it, as in the release."""
     min_distance: NonNegative = 0.0
     max_distance: Positive | None = None
     """Patches whose d, in pixels, does not lie between the two are left out; None is no bound."""
@@ -47,7 +47,7 @@ class CropFields(CheckedFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A data set's parts as Zhu et al. take them, where it is one of theirs."""
+    """A data set's parts as its tasks take them unless told otherwise."""
 
     parts: tuple[str, ...]
     paper: Fields
@@ -61,8 +61,8 @@ class Selection:
 PAPER: Fields = {}
 """Side of the crop = d, the smallest distance to another keypoint. The paper measures d to all keypoints of the image; where a data set marks points
 inside others (an eye in a head), that would shrink every crop to nothing, so on data sets that are not the paper's only selected ones count."""
-RELEASE: Fields = {"crop_side": 0.5, "min_distance": 40.0, "max_distance": 2000.0}
-"""What the authors' released code does: d, to selected keypoints, kept between 40 and 2000 px, and a crop of about d/2."""
+RELEASE: Fields = {"crop_side": 0.5, "crop_rounding": "half", "min_distance": 40.0, "max_distance": 2000.0}
+"""What the authors' released code does: d, to selected keypoints, kept between 40 and 2000 px, and a crop of side 2 round(d / 4)."""
 CUB = Selection(
     parts=("right eye", "right leg", "left wing", "tail"),
     paper={"crop_neighbours": "all"},
@@ -75,18 +75,22 @@ COCO = Selection(
     parts=("nose", "right_wrist", "left_ankle"),
     paper={**PERSONS, "crop_neighbours": "all"},
     # the release counts the annotation's number as a coordinate, which keeps other persons far away: as near to it as what is meant comes
-    release={**PERSONS, **RELEASE, "neighbours_within": "instance"},
+    release={**PERSONS, **RELEASE, "crop_rounding": "half-of-pixel", "neighbours_within": "instance"},
     pool="train",
     train_fit="crop",
 )
+STAMPS = Selection(parts=("head", "body", "foot", "tail"), paper=PAPER, release=RELEASE)
+"""The eye lies inside the head, and is no class."""
+SELECTIONS: Mapping[str, Selection] = {"cub": CUB, "coco_keypoints": COCO, "stamps": STAMPS}
+"""By the data set's name, as its recipe gives it. Another data set may well call its parts as one of these does: it takes all of them."""
 
 
 def selection(manifest: Manifest) -> Selection:
     """The parts of a data set that are its classes unless told otherwise, and their crops."""
-    for known in (CUB, COCO):
-        if set(known.parts) <= set(manifest.parts):
-            return known
-    return Selection(parts=tuple(part for part in manifest.parts if part not in NOT_SELECTED), paper=PAPER, release=RELEASE)
+    named = SELECTIONS.get(manifest.dataset)
+    if named is not None and set(named.parts) <= set(manifest.parts):
+        return named
+    return Selection(parts=manifest.parts, paper=PAPER, release=RELEASE)
 
 
 def crops(manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -109,6 +113,7 @@ def patch(fields: Fields) -> KeypointPatch:
     return KeypointPatch(
         parts=crop.parts,
         side=crop.crop_side,
+        rounding=crop.crop_rounding,
         neighbours=crop.crop_neighbours,
         neighbours_within=crop.neighbours_within,
         min_distance=crop.min_distance,

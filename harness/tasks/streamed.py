@@ -5,8 +5,10 @@ Zhu et al., TMLR 2023 (arXiv 2301.11915).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from harness.augment import uncounted_labels
 from harness.core import Level, View
 from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest, MaskKind
@@ -22,8 +24,12 @@ from harness.views.whole import Whole
 ADE20K = {"train_scale": (2048, 512), "crop": 512, "test_scale": (2048, 512), "stride": 341}
 PASCAL = {"train_scale": (520, 520), "crop": 480, "test_scale": (3840, 480), "stride": 161}
 LIP = {"train_scale": (1024, 320), "crop": 320, "test_scale": (4096, 320), "stride": 161}
-SIZES = {"ade20k": ADE20K, "pascal": PASCAL, "lip": LIP}
-"""By the beginning of the data set's name; of any other data set, ADE20K's."""
+SIZES: Mapping[str, Fields] = {
+    **dict.fromkeys(("ade20k", "ade20k_object", "ade20k_part", "ade20k_parts"), ADE20K),
+    **dict.fromkeys(("pascal_object", "pascal_part", "pascal_parts"), PASCAL),
+    "lip": LIP,
+}
+"""By the data set's name; of any other data set, ADE20K's."""
 PAPER = {"blocks": (), "upsample": 4, "loss_mean": "labelled"}
 """The last layer's tokens, upsampled four times."""
 RELEASE = {"blocks": (3, 5, 7, 11), "upsample": 1, "loss_mean": "all"}
@@ -39,15 +45,11 @@ def checked(name: str, kind: type[CropFields] | type[SegmentationFields], fields
     return Whole()
 
 
-def ignored(classes: tuple[str, ...]) -> tuple[int, ...]:
-    """Values of a label map that do not count: 255 where it is no class, and 0, the background, but where there is one class beside it only."""
-    return (*((0,) if len(classes) > 2 else ()), *((255,) if len(classes) <= 255 else ()))
-
-
 def segmentation(manifest: Manifest, mask: MaskKind, level: Level) -> Template:
     classes = manifest.mask_classes[mask]
-    sizes = next((sizes for beginning, sizes in SIZES.items() if manifest.dataset.startswith(beginning)), ADE20K)
-    own: dict[str, Any] = {**SegmentationFields().model_dump(), "readouts": ("tokens",), "mask": mask, "ignore_label": ignored(classes), **sizes}
+    sizes = SIZES.get(manifest.dataset, ADE20K)
+    own: dict[str, Any] = {**SegmentationFields().model_dump(), "readouts": ("tokens",), "mask": mask, **sizes}
+    own["ignore_label"] = uncounted_labels(len(classes))
     return Template(
         name=f"{level}-segmentation-streamed",
         level=level,

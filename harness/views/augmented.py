@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from harness.augment import CropAndFlip, draw
-from harness.core import Fit, Item, Sample
+from harness.core import Fit, Item, Sample, View
 from harness.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomCrops:
+class RandomCrops(View):
     """`count` items a sample, `<key>#<crop>`, with the sample's label and group and without its label maps: random-resized crops, flipped at random.
 
     Crop v is what `augment` draws with the generator of (seed, v, key), as epoch v of a stream at that seed draws it. It is resized to the encoder's
@@ -36,6 +36,11 @@ class RandomCrops:
     def identity(self) -> str:
         scale, ratio = ("..".join(f"{bound:.9g}" for bound in bounds) for bounds in (self.augment.scale, self.augment.ratio))
         return f"random_crops(count={self.count};scale={scale};ratio={ratio};flip={self.augment.flip:.9g};seed={self.seed})"
+
+    @property
+    def items(self) -> int:
+        """Crops of a sample."""
+        return self.count
 
     def __call__(self, sample: Sample) -> list[Item]:
         return [self._crop(sample, index) for index in range(self.count)]

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from harness.augment import draw as generator_of
-from harness.core import Fit, Item, Sample
+from harness.core import Fit, Item, Sample, View
 from harness.errors import RequestError
 
 FRAME_SIDE = 224
@@ -31,7 +31,7 @@ def side_of_area(area: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bag:
+class Bag(View):
     """`draws` × `patches` items a sample, `<key>#<draw>.<index>`, each a square patch with the sample's label and group.
 
     Random: each patch anywhere in the frame, uniformly and independently, as drawn by (seed, draw, key). Grid: the k × k grid that fills the frame

@@ -8,14 +8,21 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from harness.core import Fit, Item, Keypoint, Sample
+from harness.core import Fit, Item, Keypoint, Sample, View
+from harness.errors import SampleError
+from harness.images import MAX_PIXELS
 
 Neighbours = Literal["all", "selected"]
 Within = Literal["image", "instance"]
+Rounding = Literal["side", "half", "half-of-pixel"]
+"""How a square comes to lie on whole pixels, with round to the even one of two equally near integers:
+`side`: the side is round(s), the corner round(x - side / 2). `half`: half the side is round(s / 2), the corner round(x - half), as in the release of
+Zhu et al. `half-of-pixel`: the same where coordinates were indices of pixels, as COCO's are, and have had half a pixel added to lie in their centres.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeypointPatch:
+class KeypointPatch(View):
     """One item for every visible selected keypoint: a square of side `side` × d, where d is the smallest distance to another keypoint.
 
     Pixels outside the image are black. Items without a defined d (a lone keypoint) or with d outside (`min_distance`, `max_distance`) are left out.
@@ -27,6 +34,8 @@ class KeypointPatch:
     """Side of the crop as a multiple of d: 1 in the paper, about 1/2 in its release."""
     neighbours: Neighbours = "all"
     """Which visible keypoints d is measured to: all of the image's (the paper), or the selected ones (the release)."""
+    rounding: Rounding = "side"
+    """How the square comes to lie on whole pixels: `side` (the paper does not say), or as the release does it."""
     min_distance: float = 0.0
     max_distance: float = math.inf
     min_parts: int = 1
@@ -46,7 +55,8 @@ class KeypointPatch:
         bounds = f"{self.min_distance:g}..{self.max_distance:g}"
         within = (("neighbours-within", self.neighbours_within, "image"), ("min-within", self.min_parts_within, "image"))
         # what is as usual is left out: banks that were made before there was a choice keep their names
-        told = "".join(f";{name}={value}" for name, value, usual in (*within, ("fit", self.fit, "resize")) if value != usual)
+        choices = (*within, ("fit", self.fit, "resize"), ("rounding", self.rounding, "side"))
+        told = "".join(f";{name}={value}" for name, value, usual in choices if value != usual)
         return f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={bounds};min={self.min_parts}{told})"
 
     def __call__(self, sample: Sample) -> list[Item]:
@@ -64,7 +74,7 @@ class KeypointPatch:
                     key=f"{sample.key}#{index}:{keypoint.part}",
                     group=sample.group or sample.key,
                     target=self.parts.index(keypoint.part),
-                    image=crop_square(sample.image, keypoint.x, keypoint.y, self.side * distance),
+                    image=crop_square(sample.image, keypoint.x, keypoint.y, self.side * distance, self.rounding),
                 )
             )
         return items
@@ -87,10 +97,29 @@ def nearest_distance(keypoint: Keypoint, others: list[Keypoint]) -> float | None
     return min((d for d in distances if d > 0), default=None)
 
 
-def crop_square(image: np.ndarray, x: float, y: float, side: float) -> np.ndarray:
-    """The uint8 [s, s, 3] square of side s = max(1, round(side)) centred on (x, y); what lies outside the image is black."""
-    size = max(1, round(side))
-    left, top = round(x - size / 2), round(y - size / 2)
+def placed(x: float, y: float, side: float, rounding: Rounding) -> tuple[int, int, int]:
+    """(left, top, side) in whole pixels, the side at least 1, of a square of side `side` about (x, y)."""
+    if rounding == "side":
+        size = max(1, round(side))
+        return round(x - size / 2), round(y - size / 2), size
+    half = max(1, round(side / 2))
+    if rounding == "half-of-pixel":
+        x, y = math.floor(x), math.floor(y)
+    return round(x - half), round(y - half), 2 * half
+
+
+def crop_square(image: np.ndarray, x: float, y: float, side: float, rounding: Rounding = "side") -> np.ndarray:
+    """The uint8 [s, s, 3] square of side s about (x, y), see `placed`; what lies outside the image is black.
+
+    Raises SampleError where the square would have more than MAX_PIXELS: in a picture of extreme aspect it is far larger than the picture.
+    """
+    left, top, size = placed(x, y, side, rounding)
+    if size * size > MAX_PIXELS:
+        raise SampleError(
+            f"too large: a patch of {size:,} × {size:,} pixels, at most {MAX_PIXELS:,}",
+            reason=f"too large: a patch of more than {MAX_PIXELS:,} pixels",
+            detail=f"{size:,} × {size:,}",
+        )
     patch = np.zeros((size, size, 3), dtype=np.uint8)
     height, width = image.shape[:2]
     x0, x1 = max(left, 0), min(left + size, width)

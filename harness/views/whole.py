@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.core import Alteration, Fit, Item, Sample
+from harness.core import Alteration, Fit, Item, Sample, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class Whole(View):
     """One item a sample: the image as it is, brought to the input size by the encoder's own resize and centre crop, and then altered, if so wanted.
 
     An altered image comes without its label maps, which would no longer lie on it.

@@ -1,0 +1,189 @@
+"""Files that one process alone may make: published whole, the first one staying, on file systems with and without hard links; and a driver's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RequestError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on POSIX
+    fcntl = None  # type: ignore[assignment]
+
+WITHOUT_LINKS = frozenset(
+    {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EBADRQC}
+)
+"""What link() answers where a file system has no hard links, or no more of them: EPERM on exFAT, FUSE and BeeGFS, EOPNOTSUPP on SMB."""
+STALE_SECONDS = 20.0
+"""Age of a claim whose process was stopped: what a claim is held for takes milliseconds."""
+LOCK = ".driver.lock"
+"""The lock of a folder of results."""
+
+
+class Publisher:
+    """Publishes local files whole, the first one staying; remembers whether the file system has hard links."""
+
+    def __init__(self) -> None:
+        self._links = True
+
+    def publish(self, target: Path, data: bytes, *, replace: bool) -> bool:
+        """Write `data` under `target`; False, and nothing is written, where the name is taken and `replace` is not asked for. Raises OSError."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            temporary.write_bytes(data)
+            if replace:
+                os.replace(temporary, target)
+                return True
+            return self._first(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _first(self, temporary: Path, target: Path) -> bool:
+        if self._links:
+            try:
+                os.link(temporary, target)  # unlike a rename, it refuses to take the place of a file that came first
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in WITHOUT_LINKS:
+                    raise
+                self._links = False
+        return _renamed_first(temporary, target)
+
+
+def _renamed_first(temporary: Path, target: Path) -> bool:
+    """Rename `temporary` to `target` unless that is there, under a claim: a file beside it that one process alone can create.
+
+    A claim that is older than STALE_SECONDS was left by a process that died, and is put aside. Should two processes ever hold one claim, as one
+    that slept for so long and one that put it aside, the later part takes the place of the earlier: readers see either of them whole.
+    """
+    claim = target.with_name(f".{target.name}.claim")
+    while not target.exists():
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            _put_aside_if_stale(claim, temporary)
+            continue
+        try:
+            if target.exists():
+                return False
+            os.replace(temporary, target)
+            return True
+        finally:
+            claim.unlink(missing_ok=True)
+    return False
+
+
+def _put_aside_if_stale(claim: Path, fresh: Path) -> None:
+    """Wait a little for whoever holds a claim, or take it away from a process that is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        fresh.touch()  # the file system's own clock, which may not be this machine's
+        if fresh.stat().st_mtime - claim.stat().st_mtime <= STALE_SECONDS:
+            time.sleep(0.02)
+            return
+        aside = claim.with_name(f"{claim.name}.{uuid.uuid4().hex[:8]}")
+        os.rename(claim, aside)  # of several processes one succeeds
+        aside.unlink(missing_ok=True)
+
+
+def create(system: Any, path: str, data: bytes) -> bool:
+    """Write `data` under a path of an fsspec file system; False where the path is taken.
+
+    Exclusive where the store can create so. Elsewhere two writers that come at the same moment both write, and the later one stays; what they write
+    is the same where this is used. Raises whatever the file system raises.
+    """
+    if system.exists(path):
+        return False
+    try:
+        system.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except (TypeError, NotImplementedError, ValueError):
+        system.pipe_file(path, data)
+    except Exception:  # each store has an error of its own for a condition that was not met
+        if system.exists(path):
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def only_driver(out: Path) -> Iterator[None]:
+    """Hold the folder `out` for this process. Raises RequestError, which names the other one, where a running process holds it.
+
+    The operating system drops the lock of a process that ends in whatever way. Where the file system cannot lock, a process of this machine that
+    the lock names and that is running holds it.
+    """
+    path = out / LOCK
+    try:
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"--out {out}: expected a folder that this user can lock, got: {error.strerror or error}; give another --out") from None
+    with opened as file:
+        if not _locked(file):
+            raise RequestError(f"--out {out}: expected no other sweep in this folder, got {_holder(path)}; wait for it, or give another --out")
+        file.seek(0)
+        file.truncate()
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        file.write(json.dumps(about))
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+
+
+def _locked(file: Any) -> bool:
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except (BlockingIOError, PermissionError):  # PermissionError: how some network file systems say that it is locked
+            return False
+        except OSError:  # the file system cannot lock
+            pass
+    file.seek(0)
+    about = _read(file.read())
+    return about.get("host") != socket.gethostname() or not _runs(about.get("pid"))
+
+
+def _runs(pid: object) -> bool:
+    if not isinstance(pid, int) or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        about = _read(path.read_text(encoding="utf-8"))
+        if about:
+            return f"process {about.get('pid')} on {about.get('host')} since {about.get('since')}"
+    return "one"
+
+
+def _read(text: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        plain = json.loads(text)
+        if isinstance(plain, dict):
+            return plain
+    return {}

@@ -1,0 +1,216 @@
+"""A picture's bytes to 8-bit RGB, and a label map's to its labels: bounded in pixels, and never on a scale that is only guessed.
+
+Whatever a file makes Pillow raise costs the sample that it belongs to, and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from harness.errors import HarnessError, SampleError
+
+MAX_PIXELS = 178_956_970
+"""Pixels of a picture or label map, unless its manifest states `max_pixels`: what Pillow itself refuses to go beyond."""
+Range = tuple[float, float]
+"""The values of black and of white."""
+
+_CONVERTED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), ("RGB",)),
+    "La": ("LA", "RGB"),  # Pillow has no direct way
+}
+"""Pillow's 8-bit modes, and the modes that each is converted to in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grey:
+    """A type of grey values wider than 8 bits."""
+
+    name: str
+    range: Range | None = None
+    """The type's own range, where data sets use the whole of it."""
+    is_fraction: bool = False
+    """Whether values from 0 to 1 are usual."""
+
+
+_WORDS = _Grey(name="16-bit grey", range=(0, 65535))
+_GREYS: Mapping[str, _Grey] = {
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), _WORDS),
+    "I": _Grey(name="32-bit grey"),
+    "F": _Grey(name="grey in floating point", is_fraction=True),
+}
+_WORDS_IN_INTEGERS = ("PNG", "PPM")
+"""Formats of at most 16 bits, whose grey Pillow may give as mode I; of PGM it has scaled the file's own range to 65535."""
+_REACH = 1 / 4
+"""Values of 16 bits are taken to use the type's range where they go beyond this share of it: 12 bits in 16, the usual other case, stay far below."""
+_PROGRAMS = ("EPS",)
+"""Formats that Pillow has other programs decode."""
+_PIXELS_AT_ONCE = 2**22
+_WHITE_IS_ZERO = 0  # of TIFF's tag PhotometricInterpretation
+_WORD_MODES = re.compile(";16[BLN]")  # of Pillow's raw modes: RGB;16B, RGBA;16L, …, but not BGR;16, which is 5, 6 and 5 bits
+_opening = threading.Lock()
+
+
+def decode_rgb(data: bytes, *, value_range: Range | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 [H, W, 3] of a JPEG, PNG, WebP or another format that Pillow reads; `value_range` is that of grey values wider than 8 bits.
+
+    Grey, palette and CMYK images become RGB as Pillow converts them, alpha is dropped, and, as in the pipelines that the published numbers come from,
+    neither an EXIF rotation nor a colour profile is applied. Raises SampleError where the image is broken, too large, or of values whose range is
+    not known.
+    """
+    with decoding("image"), _opened(data, max_pixels) as image:
+        return to_rgb(image, value_range)
+
+
+def decode_labels(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 or uint16 [H, W] of a PNG of one channel, the member `name`. Raises SampleError where it is none, or too large."""
+    with decoding(name), _opened(data, max_pixels, ("PNG",)) as image:
+        labels: np.ndarray = np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+    if labels.ndim != 2:
+        raise SampleError(f"{name} of more than one channel")
+    return labels
+
+
+@contextmanager
+def decoding(member: str) -> Iterator[None]:
+    """Whatever goes wrong within is the fault of one sample's member."""
+    try:
+        yield
+    except HarnessError:
+        raise
+    except MemoryError as error:
+        raise SampleError(f"{member} that does not fit into memory") from error
+    except Exception as error:  # a damaged file takes decoders down in every way: OSError, RuntimeError, TypeError, SystemError, struct.error …
+        raise SampleError(f"broken {member}") from error
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """An image of which only the header was read, of at most `max_pixels`."""
+    with _opening:  # the limit is Pillow's global, and says neither height nor width
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise SampleError(
+                f"too large: {height:,} × {width:,} pixels, at most {max_pixels:,}; state a larger `max_pixels` in the manifest to read it",
+                reason=f"too large: more than {max_pixels:,} pixels; state a larger `max_pixels` in the manifest to read it",
+                detail=f"{height:,} × {width:,}",
+            )
+        if not width * height:
+            raise SampleError("image without pixels")
+        if image.format in _PROGRAMS:
+            raise SampleError(f"image of a format that is not read: {image.format}")
+        yield image
+
+
+def to_rgb(image: Image.Image, value_range: Range | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] of an image of any of Pillow's modes. Raises SampleError for values whose range is not known."""
+    if image.mode in _GREYS:
+        return _grey(image, value_range)
+    if image.mode not in _CONVERTED:
+        raise SampleError(f"image of a mode that is not read: {image.mode}")
+    if _halved(image):
+        _check_colour(image, value_range)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for where, strip in _strips(image):
+        rgb[where] = np.asarray(_converted(strip))
+    return rgb
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    for mode in _CONVERTED[image.mode]:
+        image = image if image.mode == mode else image.convert(mode)
+    return image
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Image]]:
+    """(rows and columns, part) of an image, across its longer side: conversions and copies of a large one would take several times its own memory."""
+    width, height = image.size
+    if width * height <= _PIXELS_AT_ONCE:
+        yield (slice(None), slice(None)), image
+        return
+    step = max(1, _PIXELS_AT_ONCE // min(width, height))
+    for start in range(0, max(width, height), step):
+        right, low = (width, min(start + step, height)) if height >= width else (min(start + step, width), height)
+        left, top = (0, start) if height >= width else (start, 0)
+        yield (slice(top, low), slice(left, right)), image.crop((left, top, right, low))
+
+
+def _halved(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel, of which Pillow keeps the upper 8."""
+    return isinstance(image, ImageFile.ImageFile) and any(_WORD_MODES.search(str(tile.args)) for tile in image.tile)
+
+
+def _check_colour(image: Image.Image, value_range: Range | None) -> None:
+    """16-bit colour comes as its upper 8 bits: right where it uses the whole range, and not to be mended where it does not."""
+    extrema = image.getextrema()
+    bands = [extrema] if len(image.getbands()) == 1 else extrema
+    tops = [int(high) for name, (_, high) in zip(image.getbands(), bands, strict=True) if name not in "AaX"]  # type: ignore[misc, arg-type]
+    if value_range not in (None, _WORDS.range):
+        raise SampleError("16-bit colour, of which only values from 0 to 65535 are read; save it with 8 bits a channel")
+    if 0 < max(tops) <= 255 * _REACH:
+        top = _power(max(tops) * 256 + 255)
+        raise SampleError(f"16-bit colour within 0 to {top:.0f}, which would come out black; save it with 8 bits a channel")
+
+
+def _grey(image: Image.Image, value_range: Range | None) -> np.ndarray:
+    """uint8 [H, W, 3] of wide grey values: 255 (v - low) / (high - low), rounded; of 16 bits and their own range that is v / 257."""
+    kind = _WORDS if image.mode == "I" and image.format in _WORDS_IN_INTEGERS else _GREYS[image.mode]
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == _WHITE_IS_ZERO:
+        raise SampleError(f"{kind.name} that counts from white (TIFF's PhotometricInterpretation 0); save it counting from black")
+    low, high = _checked_range(image, kind, value_range)
+    grey = np.empty((image.height, image.width, 3), np.uint8)
+    for where, strip in _strips(image):
+        values = np.asarray(strip).astype(np.float64)
+        grey[where] = np.floor((values - low) * (255 / (high - low)) + 0.5)[..., None]
+    return grey
+
+
+def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None) -> Range:
+    """The values of black and of white. Raises SampleError where they are not known, or are not those of this image."""
+    extremes = [(float(part.min()), float(part.max())) for part in (np.asarray(strip) for _, strip in _strips(image))]
+    low, high = min(least for least, _ in extremes), max(most for _, most in extremes)
+    if not all(math.isfinite(value) for pair in extremes for value in pair):
+        raise SampleError(f"{kind.name} with values that are not finite")
+    if value_range is None:
+        return _own_range(kind, low, high)
+    if low < value_range[0] or high > value_range[1]:
+        raise SampleError(
+            f"{kind.name} of {low:g} to {high:g}, beyond the manifest's range of {value_range[0]:g} to {value_range[1]:g}",
+            reason=f"{kind.name} beyond the manifest's range of {value_range[0]:g} to {value_range[1]:g}",
+            detail=f"{low:g} to {high:g}",
+        )
+    return value_range
+
+
+def _own_range(kind: _Grey, low: float, high: float) -> Range:
+    """The type's range, where values from `low` to `high` use it. Raises SampleError, with the remedy, where they may be on another scale."""
+    if kind.range is not None and (high == 0 or high > kind.range[1] * _REACH):  # nothing but zero is black on any scale
+        return kind.range
+    seen = f"{low:.9g} to {high:.9g}"
+    as_fraction = kind.is_fraction and 0 < high <= 1
+    if low < 0 or not (as_fraction or high.is_integer()):
+        within, stated = "whose range is not known", "[LOW, HIGH]` (the values of black and of white)"
+    else:
+        top = 1.0 if as_fraction else _power(high)
+        within, stated = f"within 0 to {top:.0f}", f"[0, {top:.0f}]`"
+    remedy = f"state `range: {stated} in the manifest"
+    raise SampleError(f"{kind.name} of {seen}: {remedy}", reason=f"{kind.name} {within}: {remedy}", detail=seen)
+
+
+def _power(value: float) -> float:
+    """The largest value of the least number of bits, 8 or more, that `value` fits in."""
+    return 2.0 ** max(8, int(value).bit_length()) - 1

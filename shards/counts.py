@@ -1,0 +1,68 @@
+"""What a build keeps of a data set and what it leaves out, by split and reason: for counts.json beside the manifest, and for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from harness.errors import RequestError
+
+FILE_NAME = "counts.json"
+UNFIT = "unfit samples"
+"""The reason where a recipe's refusal gives none of its own."""
+_LEFT_OUT = " left out"
+
+
+class Unfit(RequestError):
+    """An item that cannot be a sample. Left out and counted under `reason` with --partial, or always where `lawful`; else it ends the build."""
+
+    def __init__(self, message: str, reason: str, lawful: bool = False) -> None:
+        super().__init__(message, reason, lawful)  # all of them, as it must pickle
+        self.reason, self.lawful = reason, lawful
+        """Lawful: the data set as published has such items, so that leaving them out is no departure from it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass
+class Counts:
+    """Numbers by the splits' official names."""
+
+    kept: dict[str, Counter[str]] = field(default_factory=dict)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+    """By reason, which is a noun in the plural."""
+
+    def keep(self, split: str, noun: str, count: int = 1) -> None:
+        self.kept.setdefault(split, Counter())[noun] += count
+
+    def leave_out(self, split: str, reason: str, count: int = 1) -> None:
+        if count:
+            self.left_out.setdefault(split, Counter())[reason] += count
+
+    def with_left_out(self, more: Mapping[str, Mapping[str, int]]) -> Counts:
+        """These counts and `more`, split → reason → number, left out."""
+        total = Counts(kept={split: Counter(counts) for split, counts in self.kept.items()})
+        for table in (self.left_out, more):
+            for split, counts in table.items():
+                for reason, count in counts.items():
+                    total.leave_out(split, reason, count)
+        return total
+
+    def reasons(self, split: str) -> str:
+        """What was left out of a split, in words; empty where nothing was."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.get(split, Counter()).items()))
+
+    def lines(self) -> Iterator[str]:
+        """One line for every split that something was left out of."""
+        for split in self.left_out:
+            yield f"left out of {split}: {self.reasons(split)}"
+
+    def to_json(self) -> str:
+        """The text of counts.json: split → what → number; what was left out ends so."""
+        plain: dict[str, dict[str, int]] = {split: dict(counts) for split, counts in self.kept.items()}
+        for split, counts in self.left_out.items():
+            plain.setdefault(split, {}).update({f"{reason}{_LEFT_OUT}": count for reason, count in counts.items()})
+        return json.dumps(plain, indent=2, sort_keys=True) + "\n"

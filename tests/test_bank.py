@@ -1,0 +1,211 @@
+"""Keys and shard lists that are worked out once, leases of one size, and parts that are read once in a run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import here
+import tiny
+from harness import bank as module
+from harness.bank import BankSpec, BankStore, LeasedBank, PartRows, ReadParts, Receipt, ShardList
+from harness.collect import Accounts
+from harness.plan import Plan
+from harness.stream import ShardAudit
+
+SHARDS = (("a/train-0.tar", "00ff", 3), ("b.tar", "11", 0))
+SPEC = BankSpec(
+    dataset="x",
+    split="train",
+    shards=SHARDS,
+    readout="cls+mean@-3",
+    view='whole;"quoted" ünï',
+    identity=(("architecture", "vit"), ("notes", ("one", "two")), ("preprocessing", {"size": (224, 224), "mean": (0.485, 0.456)}), ("threads", 1)),
+)
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_of_a_bank_is_what_it_always_was() -> None:
+    """The caches of earlier versions are found under these keys."""
+    assert SPEC.key == hashlib.sha256(json.dumps(asdict(SPEC), sort_keys=True).encode()).hexdigest()[:32]
+    assert SPEC.key == "332e48890eb05da139d6b7a04a288e72"
+
+
+@pytest.mark.parametrize("change", [{}, {"dataset": "y"}, {"identity": ()}, {"shards": ()}, {"view": ""}, {"readout": '", "shards": []'}])
+def test_a_key_hashes_the_json_of_all_fields_whichever_list_they_share(change: dict[str, Any]) -> None:
+    plain = replace(SPEC, **change)
+    shared = replace(plain, shards=ShardList(plain.shards))
+    assert plain.key == shared.key == hashlib.sha256(json.dumps(asdict(plain), sort_keys=True).encode()).hexdigest()[:32]
+    assert plain == shared
+    assert hash(plain.shards) == hash(shared.shards)
+    assert pickle.loads(pickle.dumps(shared)) == plain
+    assert isinstance(pickle.loads(pickle.dumps(shared)).shards, ShardList)
+    assert shared.describe() == plain.describe()
+
+
+def test_a_key_is_hashed_once_and_a_shard_list_written_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: Counter[str] = Counter()
+    real = json.dumps
+
+    def counted(value: Any, **how: Any) -> str:
+        written[type(value).__name__] += 1
+        return real(value, **how)
+
+    monkeypatch.setattr(module.json, "dumps", counted)
+    shards = ShardList((f"train-{index:05d}.tar", f"{index:064x}", 1000) for index in range(100))
+    specs = [replace(SPEC, shards=shards, readout=readout) for readout in ("cls", "mean", "cls+mean")]
+    keys = {spec.key for spec in specs for _ in range(10)}
+    assert len(keys) == 3
+    assert written["ShardList"] == 1
+    assert written["dict"] == 2 * len(specs)
+
+
+# --- plans and leases -------------------------------------------------------------------------------------------------
+
+
+def planned(folder: Path, shards: int, **more: Any) -> Plan:
+    """A plan over a manifest alone: planning opens no shard."""
+    entries = [{"file": f"train-{index:05d}.tar", "samples": 1, "bytes": 1, "sha256": f"{index:064x}"} for index in range(shards)]
+    about = {"schema": 1, "dataset": "tiny", "version": "1", "license": "x", "source": "x", "classes": ["a", "b"], "annotations": ["label"]}
+    splits = {"train": {"samples": shards, "official": None, "shards": entries}}
+    splits["test"] = {"samples": 1, "official": None, "shards": [{**entries[0], "file": "test-00000.tar"}]}
+    (folder / "shards" / "tiny").mkdir(parents=True)
+    (folder / "shards" / "tiny" / "manifest.json").write_text(json.dumps({**about, "splits": splits}))
+    return here.planned(folder, tiny.sweep_text(folder / "shards", tasks=["tiny/object-knn", "tiny/object-linear"], **more))
+
+
+def test_all_banks_of_a_split_share_one_shard_list(tmp_path: Path) -> None:
+    plan = planned(tmp_path, 50)
+    lists = {(bank.dataset, bank.split): bank.shards for study in plan.studies for bank in study.specs}
+    assert len(lists) == 2
+    assert all(bank.shards is lists[bank.dataset, bank.split] for study in plan.studies for bank in study.specs)
+
+
+def test_a_lease_is_as_large_whatever_number_of_shards_there_are(tmp_path: Path) -> None:
+    few, many = (planned(tmp_path / str(count), count).shard_work for count in (2, 3000))
+    sizes = {len(pickle.dumps(work)) - 2 * len(work.url) for work in (*few, *many)}
+    assert max(sizes) - min(sizes) < 200
+    assert max(sizes) < 4000
+
+
+def test_a_leased_bank_is_the_bank_that_its_studies_read(tmp_path: Path) -> None:
+    plan = planned(tmp_path, 3)
+    leased = {job.bank for work in plan.shard_work for one in work.passes for job in one.banks}
+    assert {bank.key for bank in leased} == {bank.key for bank in plan.banks()}
+    assert all(isinstance(bank, LeasedBank) for bank in leased)
+    assert {(bank.key, bank.readout, bank.view) for bank in leased} == {(bank.key, bank.readout, bank.view) for bank in plan.banks()}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def write(store: BankStore, spec: BankSpec | LeasedBank, shard: str, keys: Sequence[str], *, expected: int | None = None) -> Receipt:
+    audit = ShardAudit(shard=shard, expected=len(keys) if expected is None else expected, seen=len(keys))
+    audit.close()
+    receipt = Receipt.of(audit, bank_key=spec.key, attempts=1, node="here", rows=len(keys), seconds=0.0, images=len(keys))
+    features = [np.zeros(2, np.float32)] * len(keys)
+    store.write_part(spec, PartRows(keys=list(keys), groups=list(keys), targets=[0] * len(keys), features=features), receipt)
+    return receipt
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """(bank, shard) to how often the part was opened."""
+    found: Counter[tuple[str, str]] = Counter()
+    real = BankStore._reader
+
+    @contextmanager
+    def counted(self: BankStore, key: str, shard: str, **how: Any) -> Iterator[Any]:
+        found[key, shard] += 1
+        with real(self, key, shard, **how) as reader:
+            yield reader
+
+    monkeypatch.setattr(BankStore, "_reader", counted)
+    return found
+
+
+def fill(store: BankStore, plan: Plan) -> None:
+    for bank in plan.banks():
+        for file, _, samples in bank.shards:
+            write(store, bank.leased, file, [f"{file}{index}" for index in range(samples)])
+
+
+@pytest.mark.parametrize("root", ["", "memory://parts-read-once"])
+def test_a_run_opens_each_complete_part_once(tmp_path: Path, opened: Counter[tuple[str, str]], root: str) -> None:
+    plan, store = planned(tmp_path, 6, encoders=ENCODERS), BankStore(root or str(tmp_path / "cache"))
+    fill(store, plan)
+    opened.clear()
+    parts = ReadParts(store)
+    assert plan.missing(parts) == []
+    accounts = Accounts(plan, parts, {})
+    receipts = [receipt for bank in plan.banks() for receipt in accounts.of(bank)]
+    assert len(receipts) == len(opened) == 3 * len(ENCODERS) * (6 + 1)
+    assert {receipt.status for receipt in receipts} == {"ok"}
+    # the keys themselves are read once per split, since the banks of a split have the same ones
+    assert sum(opened.values()) == len(opened) + 6 + 1
+
+
+ENCODERS = [{"name": f"e{seed}", "architecture": "test_vit", "random": True, "seed": seed} for seed in range(3)]
+
+
+def test_parts_that_are_not_complete_are_read_anew(tmp_path: Path) -> None:
+    store, spec = BankStore(str(tmp_path)), replace(SPEC, shards=(("a.tar", "", 2),))
+    parts = ReadParts(store)
+    assert parts.receipt(spec, "a.tar") is None
+    partial = write(store, spec, "a.tar", ["k"], expected=2)
+    assert parts.receipt(spec, "a.tar") == partial
+    whole = write(store, spec, "a.tar", ["k", "l"])
+    assert parts.receipt(spec, "a.tar") == whole
+    (path,) = tmp_path.glob("*/*.arrow")
+    path.write_bytes(b"")
+    assert parts.receipt(spec, "a.tar") == whole
+    assert ReadParts(store).receipt(spec, "a.tar") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 100])
+def test_a_part_that_cannot_be_read_has_no_account(tmp_path: Path, damage: bytes) -> None:
+    store, spec = BankStore(str(tmp_path)), replace(SPEC, shards=(("a.tar", "", 2),))
+    write(store, spec, "a.tar", ["k", "l"])
+    (path,) = tmp_path.glob("*/*.arrow")
+    path.write_bytes(damage)
+    assert store.receipt_and_keys(spec, "a.tar") is None
+    assert ReadParts(store).repeated(spec) == {}
+
+
+def test_banks_of_a_split_whose_keys_differ_have_answers_of_their_own(tmp_path: Path) -> None:
+    """A sample that two shards have is repeated in the bank that holds it twice, and not in the one that lost it."""
+    store = BankStore(str(tmp_path))
+    whole, lacking, other = (replace(SPEC, shards=(("a.tar", "", 2), ("b.tar", "", 2)), readout=readout) for readout in ("cls", "mean", "tokens"))
+    for spec, keys in ((whole, {"a.tar": ["k", "l"], "b.tar": ["l", "m"]}), (lacking, {"a.tar": ["k"], "b.tar": ["l", "m"]})):
+        for shard, items in keys.items():
+            write(store, spec, shard, items)
+    for shard, items in {"a.tar": ["k#0", "l#0"], "b.tar": ["l#1", "m#0"]}.items():
+        write(store, other, shard, items)
+    parts = ReadParts(store)
+    for _ in range(2):
+        assert parts.repeated(whole) == parts.repeated(other) == {"b.tar": {"l": "a.tar"}}
+        assert parts.repeated(lacking) == {}
+
+
+def test_the_planning_benchmark_runs(tmp_path: Path) -> None:
+    path = Path(__file__).parent.parent / "bench" / "planning.py"
+    spec = importlib.util.spec_from_file_location("planning", path)
+    assert spec is not None
+    assert spec.loader is not None
+    planning = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(planning)
+    seconds = planning.measured(tmp_path, planning.MIDGET["encoders"], {"train": 6, "test": 2}, 3)
+    assert list(seconds) == ["planning", "what is missing", "accounts and studies", "tables"]
