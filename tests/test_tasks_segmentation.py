@@ -14,7 +14,7 @@ from harness.errors import ProbeError
 from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import row_probe
-from harness.probes.dense import DenseFields
+from harness.probes.dense import DenseFields, confusion_cells
 from harness.probes.heads import HeadStack
 from harness.probes.segmentation import confusion
 from harness.tasks import Template, templates
@@ -129,7 +129,7 @@ def test_a_banked_and_a_streamed_scorer_count_the_same_cells(classes: int, ignor
     streamed = confusion(torch.from_numpy(predicted), labelled(mask, classes, ignored), classes).numpy()
     stack = fitted(scenes(classes), classes)
     assert stack.fields.ignore_index == ignored
-    _, target, guess, pixels = stack._cells(predicted[None], mask[None], 0)
+    _, target, guess, pixels = confusion_cells(predicted[None], mask[None], 0, classes, ignored)
     banked = np.zeros_like(streamed)
     banked[target, guess] = pixels
     assert banked.tolist() == streamed.tolist()
