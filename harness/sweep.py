@@ -311,7 +311,7 @@ def _discard(plan: Plan, out: Path, store: BankStore) -> None:
     for study in plan.studies:
         for bank in study.specs:
             store.discard(bank.key)
-    for name in ("tune", "predictions", "neighbours", "heads", "figures"):
+    for name in ("tune", "predictions", "neighbours", "heads", "figures", "errors"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("results.parquet", "trials.parquet", "ledger.parquet", "encoders.json", "report.html", "events.jsonl"):
         (out / name).unlink(missing_ok=True)
