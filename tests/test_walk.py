@@ -82,7 +82,12 @@ def test_every_record_can_be_recomputed_from_its_predictions(done: Path) -> None
         predictions = predictions_of(done, row)
         found = interval(metric(row["metric"]), predictions, classes(row["task"].split("/")[1]), seed=row["seed"])
         assert (row["value"], row["ci_low"], row["ci_high"]) == (found.value, found.low, found.high)
-        assert 0 <= row["ci_low"] <= row["value"] <= row["ci_high"] <= 1
+        if row["ci_low"] is None:
+            assert (row["value"], row["error"]) == (1.0, "no interval: every resample has the same value")
+        else:
+            assert row["error"] is None
+            assert 0 <= row["ci_low"] < row["ci_high"] <= 1
+            assert row["ci_low"] <= row["value"] <= row["ci_high"]
         assert row["n"] == len(set(predictions.keys))
 
 
