@@ -379,7 +379,7 @@ def _check_folder(option: str, folder: Path, *, keep: bool) -> None:
 def _discard(plan: Plan, out: Path, store: BankStore) -> None:
     for bank in plan.banks():
         store.discard(bank.key)
-    for name in ("tune", "predictions", "neighbours", "heads", "figures"):
+    for name in ("tune", "predictions", "neighbours", "heads", "figures", "errors"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("results.parquet", "trials.parquet", "ledger.parquet", "encoders.json", "report.html", "events.jsonl"):
         (out / name).unlink(missing_ok=True)

@@ -514,6 +514,10 @@ def test_moco_v3s_small_vit_has_twelve_heads_whatever_name_it_is_read_under(moco
     for entry in ({"architecture": "vit_small_patch16_224"}, {"encoder": "timm:vit_small_patch16_224"}, {"architecture": "deit_small_patch16_224"}):
         with pytest.raises(EncoderError, match=r"looks like one of moco_v3.*12 attention heads where .* has 6.*use encoder: moco_v3"):
             load(EncoderSpec.parse({**entry, "checkpoint": file, "options": {"depth": 1}}))
+    whole = {**{name.replace("blocks.0.", f"blocks.{n}."): tensor for n in range(12) for name, tensor in moco.state_dict().items()}}
+    with pytest.raises(EncoderError, match="looks like one of moco_v3"):  # nor does timm read it, where its name alone is given
+        load(EncoderSpec.parse({"encoder": "timm:vit_small_patch16_224", "checkpoint": saved(tmp_path, {"model": whole})}))
+    file = saved(tmp_path, {"model": dict(moco.state_dict())})
     own(file, "vit_small_patch16_224", {"depth": 1, "num_heads": 12})
     with pytest.raises(EncoderError, match=r"is no deit_small: .*heads 12, expected 6"):
         load(EncoderSpec.parse({"encoder": "deit_small", "checkpoint": file}))

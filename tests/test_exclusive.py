@@ -22,10 +22,11 @@ import here
 import tiny
 from harness import exclusive
 from harness.bank import BankStore
+from harness.command import OK, WRONG
 from harness.errors import RequestError, RunError
 from harness.estimate import bytes_of_banks, least_bytes
 from harness.exclusive import LOCK, STALE_SECONDS, create, only_driver
-from harness.sweep import OK, WRONG, main
+from harness.sweep import main
 
 NAMES = ("key", "part.arrow")
 ROOT = Path(__file__).parent.parent

@@ -17,11 +17,12 @@ import tiny
 from harness import usable
 from harness.bank import Receipt
 from harness.collect import failed_for, first_reason
+from harness.command import WRONG
 from harness.errors import RequestError
 from harness.extract import ShardWork
 from harness.plan import Plan
 from harness.report import terminal, write_report
-from harness.sweep import WRONG, main
+from harness.sweep import main
 from harness.tables import read_table
 from harness.usable import PER_SHARD, look, lost_splits
 

@@ -44,6 +44,10 @@ _TWELVE_HEADS = {
 """Formats whose small ViTs have 12 attention heads where other authors' of the width have fewer: a pattern of their keys, and the widths."""
 
 
+class OtherKeysError(EncoderError):
+    """A file's keys are not those of the network."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
     """A checkpoint's tensors under one prefix, by the network's names, and what lies elsewhere in the file."""
@@ -148,13 +152,13 @@ def _detect(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], expecte
     best = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default=None)
     if best is None:
         example = ", ".join(list(tensors)[:3])
-        raise EncoderError(
+        raise OtherKeysError(
             f"checkpoint {checkpoint.path}: holds no key of {architecture}: expected e.g. {sorted(wanted)[0]}, got e.g. {example}; "
             "name the right architecture, or give prefix and rename"
         )
     missing = sorted(name for name in wanted if f"{best}{name}" not in tensors)
     unexpected = [name.removeprefix(best) for name in tensors if name.startswith(best) and name.removeprefix(best) not in wanted]
-    raise EncoderError(
+    raise OtherKeysError(
         f"checkpoint {checkpoint.path}: does not fit {architecture}: {len(missing)} of {len(wanted)} keys missing under {best!r} ({_some(missing)}); "
         + (_remedy(architecture, missing, unexpected) or "name the right architecture, or give prefix and rename")
     )
@@ -209,7 +213,7 @@ def check_keys(network: nn.Module, selection: Selection, *, what: str, droppable
     remedy = _remedy(what, missing, unexpected) or (
         "name the right architecture" + ("; what is to be left out on purpose goes under drop" if unexpected else " or rename keys")
     )
-    raise EncoderError(f"checkpoint {path}: does not fit {what}: keys {', '.join(found)}; {remedy}")
+    raise OtherKeysError(f"checkpoint {path}: does not fit {what}: keys {', '.join(found)}; {remedy}")
 
 
 def load_into(

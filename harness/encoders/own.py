@@ -14,7 +14,7 @@ from harness.encoders._create import create, describe_architecture, known_prepro
 from harness.encoders._files import Checkpoint, read_checkpoint, unwrapped
 from harness.encoders._identity import Identity
 from harness.encoders._layouts import Layout, refuse_other_config, translate
-from harness.encoders._load import Selection, check_keys, load_into, refuse_silent_misfit, select
+from harness.encoders._load import OtherKeysError, Selection, check_keys, load_into, refuse_silent_misfit, select
 from harness.encoders._positions import position_rule
 from harness.encoders._preprocessing import at_side, decide, differences
 from harness.encoders._spec import EncoderSpec
@@ -43,7 +43,7 @@ def build(spec: EncoderSpec) -> Encoder:
     checkpoint, prefix = unwrapped(read_checkpoint(spec.checkpoint), spec.prefix)
     try:
         return _build(spec, checkpoint, prefix)
-    except EncoderError:
+    except OtherKeysError:
         if spec.encoder is None or spec.prefix is not None or spec.rename or spec.drop or spec.options:
             raise
         try:  # timm's own way with a file that it may publish for this name, under names that it converts
