@@ -72,7 +72,7 @@ def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], 
             f"{split}: expected {len(items)} images, got {len(kept)}: {lost[0]} is the first that is missing; {remedy}, or say --partial"
         )
     counts.keep(split, "images", len(kept))
-    counts.leave_out(split, MISSING, len(lost))
+    counts.leave_out(split, MISSING, len(lost), example=lost[0] if lost else "")
     return tuple(kept)
 
 
