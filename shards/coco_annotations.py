@@ -208,9 +208,8 @@ def _identified(
     """The annotation with whole numbers as ids; None where it is left out."""
     number, image, category = (whole(annotation.get(key)) for key in ("id", "image_id", "category_id"))
     if number is None or image is None or category is None:
-        complaint = (
-            f"annotation {shown(annotation.get('id'))}: expected whole numbers from 0 on as id, image_id and category_id, got {shown(annotation)}"
-        )
+        got = shown({key: annotation.get(key) for key in ("id", "image_id", "category_id")})
+        complaint = f"annotation {shown(annotation.get('id'))}: expected whole numbers from 0 on as id, image_id and category_id, got {got}"
         tally.leave_out("annotations whose ids are no whole numbers", complaint)
     elif image not in listed:
         tally.leave_out(

@@ -560,6 +560,13 @@ def test_an_image_deeper_than_8_bit_is_no_crop(source: Path, tmp_path: Path, dty
     assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["images deeper than 8 bit left out"] == 1
 
 
+def test_colour_of_12_bits_in_16_is_no_black_crop(source: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (HEIGHT, WIDTH, 3))
+    built.write(source / "val2017" / "000000000012.jpg", b"P6\n%d %d\n65535\n" % (WIDTH, HEIGHT) + values.astype(">u2").tobytes())
+    recipe.build(coco.describe(source, data_set="coco_objects", partial=True), tmp_path / "coco_objects", leave_out=True)
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["images deeper than 8 bit left out"] == 1
+
+
 # --- keypoints of other categories ------------------------------------------------------------------------------------
 
 HORSE = {"id": 3, "name": "horse", "keypoints": ["nose", "tail"]}
