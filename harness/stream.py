@@ -182,6 +182,9 @@ def _missing(members: Mapping[str, object], annotations: frozenset[str]) -> str 
     reason = f"missing member: {', '.join(missing)}"
     if all(name in _READ for name in members):
         return reason
+    behind_a_dot = {"image" if last in IMAGE_MEMBERS else last for _, dot, last in (name.rpartition(".") for name in members) if dot}
+    if behind_a_dot & set(missing):
+        reason = f"{reason}; a key ends at the first dot of a file's name"
     shown = [name[:_NAME] for name in members][:_SHOWN]
     sources = "; ".join(_source_of(name, annotations) for name in missing)
     return f"{reason}; members are {', '.join(shown)}{', …' if len(members) > len(shown) else ''}; {sources}"

@@ -545,6 +545,15 @@ def test_records_without_what_is_read_say_what_they_have(tmp_path: Path) -> None
     assert reason == ("missing member: json, part.png; members are jpg, cls; boxes and keypoints are read from json; part is read from part.png")
 
 
+def test_records_whose_file_names_have_dots_say_where_keys_end(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tar", [[("photo.v2.jpg", b""), ("photo.v2.json", b"{}")]])
+    (reason,) = account(path, 1).reasons
+    assert reason.startswith("missing member: image, json; a key ends at the first dot of a file's name; members are v2.jpg, v2.json; ")
+    path = written(tmp_path / "a.tar", [[("photo.jpg", b""), ("photo.small.jpg", b"")]])  # not what is missing
+    (reason,) = account(path, 1).reasons
+    assert "first dot" not in reason
+
+
 def test_records_without_an_image_say_where_images_are_read_from(tmp_path: Path) -> None:
     path = written(tmp_path / "a.tar", [[("a.tif", b"II"), ("a.json", b"{}")], [(f"b.{index}{'x' * 99}", b"") for index in range(9)]])
     assert next(iter(account(path, 2).reasons)) == "missing member: image; members are tif, json; the image is read from jpg, jpeg, png or webp"
