@@ -23,6 +23,7 @@ class MeanOf(Metric):
     unit: str = FRACTION
     undefined: str = ""
     """Why it is NaN where it is."""
+    is_mean_of_outcomes: bool = False
 
     @property
     def uncounted(self) -> str:
@@ -62,4 +63,8 @@ _ABOUT = {
     "same_class": (FRACTION, _NO_CLASS),
     "same_class_chance": (FRACTION, _NO_CLASS),
 }
-METRICS: tuple[Metric, ...] = tuple(MeanOf(name, number, *_ABOUT[name]) for names in QUANTITIES.values() for number, name in enumerate(names))
+_OUTCOMES = ("same_part", "same_image", "same_class")
+"""Of each item 0 or 1: is its nearest neighbour the same."""
+METRICS: tuple[Metric, ...] = tuple(
+    MeanOf(name, number, *_ABOUT[name], is_mean_of_outcomes=name in _OUTCOMES) for names in QUANTITIES.values() for number, name in enumerate(names)
+)
