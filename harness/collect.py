@@ -146,8 +146,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
 
 def _error_text(reason: str | None, error: str | None, value: Value | None, untrained: str | None) -> str | None:
     """Why a record has no value, why it is not ok, and what has to be known beside its value, if it has one, whether it is ok or not."""
-    words = [reason, error, untrained if value else None, *(value.notes if value else ())]
-    return "; ".join(word for word in words if word) or None
+    return _joined(reason, error, untrained if value else None, *(value.notes if value else ()))
 
 
 def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -> str | None:
@@ -225,16 +224,24 @@ def _verdict(outcome: Outcome, banks: Iterable[BankSpec], accounts: Accounts) ->
     if outcome.plan.undefined is not None:
         return "undefined", outcome.plan.undefined, {}
     score, unseen = outcome.state.score if outcome.state is not None else None, unseen_splits(banks, accounts)
+    troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
+    losses = _losses([receipt for receipt in troubled if receipt.attempts])  # a stream that nobody has read has lost nothing
     if outcome.error is not None or score is None:
-        return "failed", unseen or outcome.error or "the search did not come to its end", {}
+        return "failed", unseen or _joined(outcome.error or "the search did not come to its end", losses), {}
     values = {value.metric: value for value in score.values}
     if score.error is not None or (unseen and all(value.value is None for value in score.values)):
-        return "failed", unseen or score.error, values
-    troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
-    if troubled:
-        told = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
-        return "incomplete", "; ".join(told)[:500] + _tracebacks(troubled), values
-    return "ok", None, values
+        return "failed", unseen or _joined(score.error, losses), values
+    return ("incomplete" if troubled else "ok"), _losses(troubled), values
+
+
+def _joined(*words: str | None) -> str | None:
+    return "; ".join(word for word in words if word) or None
+
+
+def _losses(troubled: Sequence[Receipt]) -> str | None:
+    """The shards that a record rests on and that are not whole, each with its reasons; None where there is none."""
+    shards = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
+    return "; ".join(shards)[:500] + _tracebacks(troubled) if shards else None
 
 
 def _tracebacks(receipts: Sequence[Receipt]) -> str:

@@ -102,6 +102,24 @@ def test_without_a_val_split_a_lost_train_split_is_told_as_such(tmp_path: Path) 
         assert (row["status"], row["error"]) == ("failed", "tiny/train: missing member: json, 12 of 12 samples"), row
 
 
+@pytest.mark.parametrize("task", ["object-knn", "object-linear-streamed"])
+def test_a_study_that_fails_for_want_of_samples_says_which_were_lost(tmp_path: Path, task: str) -> None:
+    """One sample is left of train: nothing of it can be held out to choose on."""
+    folder = tiny.build(tmp_path / "shards", splits={"train": 8, "test": 4}, per_shard=4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    left = [tiny.members(np.random.default_rng(0), "left", 0)]
+    for shard in manifest["splits"]["train"]["shards"]:
+        records = [tiny.members(np.random.default_rng(0), f"{shard['file'][:-4]}-{index}", 0) for index in range(4 - len(left))]
+        no_pictures(records)
+        shard.update(tiny.write_tar(folder / shard["file"], left + records))
+        left = []
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    protocol = {} if task == "object-knn" else {"epochs": 1, "batch_size": 4}
+    for row in here.run(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}", protocol=protocol)):
+        assert (row["status"], row["value"], row["n_failed"]) == ("failed", None, 7), row
+        assert row["error"].startswith("the selection split has no such items; train-000.tar: broken image; train-001.tar: broken image"), row
+
+
 def test_what_a_study_does_not_read_is_no_reason(tmp_path: Path) -> None:
     folder = tiny.build(tmp_path / "shards", splits=SPLITS, per_shard=4)
     spoil(folder, "train", "cls")
