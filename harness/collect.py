@@ -19,7 +19,6 @@ from harness.ledger import Lost, account, without_repeated
 from harness.manifest import Manifest
 from harness.metrics import sense
 from harness.plan import Plan, StudyPlan, view_of
-from harness.probes.finetune import NAME as FINETUNE
 from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.search import StudyState
@@ -319,16 +318,13 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
 
 
 def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
-    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without weights leave nothing.
-
-    A fine-tuned network is more than a head: it stays in the cache alone.
-    """
+    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes that keep none leave nothing."""
     runner = StudyRunner(cache, torch.device("cpu"))
     for outcome in outcomes:
         if outcome.state is None or outcome.state.score is None or outcome.state.score.head is None:
             continue
         task = outcome.plan.task
-        if task.probe.name == FINETUNE:
+        if not task.probe.keeps_heads:
             continue
         path = out / "heads" / file_name(outcome.plan.encoder.name) / f"{task.name}@{task.protocol.name}.safetensors"
         try:

@@ -1,16 +1,21 @@
-"""The nouns that every room shares: frozen values and protocols, with no behaviour to speak of. Imports nothing of ours.
+"""The nouns that every room shares: frozen values and protocols, with no behaviour to speak of. Imports nothing of ours but errors.
 
 Shape legend: B batch, N rows, C classes, D features, H W pixels, h w patch grid, K heads of a stack, G groups (images), M counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+import pydantic
 import torch
+
+from harness.errors import ProbeError
 
 Level = Literal["object", "part"]
 Fit = Literal["crop", "resize"]
@@ -286,11 +291,16 @@ class Rows:
         return len(self.keys)
 
 
-QUANTITIES: Mapping[str, tuple[str, ...]] = {
-    "convergence": ("cosine", "cosine_floor", "relative_distance", "relative_distance_floor"),
-    "locality": ("same_part", "same_part_chance", "same_image", "same_image_chance", "same_class", "same_class_chance"),
-}
-"""Probe to what it measures of every item, where it predicts nothing."""
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """What a probe measures of every item, where it predicts nothing."""
+
+    name: str
+    unit: str
+    undefined: str
+    """Why an item, or all of them, may have no value."""
+    is_outcome: bool = False
+    """Whether it is 0 or 1 of every item, so that its mean is a share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -300,7 +310,7 @@ class Predictions:
     Classification: target and predicted class, score = the predicted class's probability. Retrieval: target = the query's class, prediction = its
     nearest neighbour's class (-1 without any), score = its average precision (NaN where undefined). Segmentation: one row per
     (image, true class, predicted class) that occurs, score = number of pixels. Measurements: one row per (item, quantity), target = the quantity's
-    number in QUANTITIES, prediction = -1, score = its value (NaN where undefined).
+    number among `Probe.quantities`, prediction = -1, score = its value (NaN where undefined).
     """
 
     keys: Sequence[str]
@@ -372,36 +382,208 @@ class FittedStack(Protocol):
         """Predictions of one head. Raises ProbeError where `rows` do not fit."""
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
-        """What `Probe.restore` needs beside the training rows; empty for probes without weights."""
+        """What `RowProbe.restore` needs beside the training rows; empty for probes without weights."""
 
 
-class Probe(Protocol):
-    """How features become predictions. `fit` and selection never see a test split."""
+# --- probes -----------------------------------------------------------------------------------------------------------
 
-    @property
-    def name(self) -> str: ...
 
-    @property
-    def has_learning_rate(self) -> bool: ...
+F = TypeVar("F", bound=pydantic.BaseModel)
+"""The protocol fields of a probe."""
+E = TypeVar("E")
+"""What becomes of a sample on a stream; of one in training, `shown` are the labels that are trained on with it."""
+State = Mapping[str, torch.Tensor]
+"""Tensors of one head, by name."""
+Proposal = tuple[str, float | None]
+"""Readout and learning rate of one head."""
+NeighbourKind = Literal["relevant", "shared"]
+"""What is told of a query's nearest items: whether each is of the query's class, or what each shares with it (part, image, class)."""
 
-    @property
-    def needs_train(self) -> bool: ...
 
+@dataclass(frozen=True, kw_only=True)
+class Probe(Generic[F]):
+    """How features become predictions: what a probe can do, and what it asks of whoever runs it.
+
+    A probe is a `RowProbe`, a `StreamProbe`, or both.
+    """
+
+    name: str
+    fields: type[F]
+    """The protocol fields that it reads, with their defaults."""
+    has_learning_rate: bool = False
+    """Whether its heads differ in a learning rate, which is searched."""
+    needs_train: bool = True
+    """Whether it reads training rows."""
+    keeps_heads: bool = True
+    """Whether the chosen head's weights are kept beside the results; a whole network stays in the cache alone."""
+    neighbours: NeighbourKind | None = None
+    """Whether the nearest items of some test items are kept for the report, and what it tells of them."""
+    quantities: tuple[Quantity, ...] = ()
+    """What it measures of every item; each is a metric of that name, the mean over items."""
+    metrics: tuple[str, ...] = ("accuracy", "mean_class_accuracy")
+    """What its predictions are scored by where a task does not say; the first is searched for."""
+
+    def grid(self, fields: F) -> tuple[float | None, ...]:
+        """What its heads differ in, where that is no learning rate: the values of a grid of its own, or one None."""
+        return (None,)
+
+    def refuses(self, fields: F, info: EncoderInfo, samples: int) -> str | None:
+        """Why this encoder cannot be probed so, or None where it can; `samples` are those of the train split.
+
+        Raises RequestError where no encoder could.
+        """
+        return None
+
+
+class RowProbe(Probe[F], ABC):
+    """A probe that reads rows of feature banks. `fit` and selection never see a test split."""
+
+    @abstractmethod
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> FittedStack: ...
-
-    def restore(
-        self,
-        state: Mapping[str, torch.Tensor],
-        train: Rows | None,
-        *,
-        classes: int,
-        protocol: Mapping[str, Any],
-        seed: int,
-        device: torch.device,
     ) -> FittedStack:
+        """One head for each of `lrs`. Raises ProbeError on rows, rates or fields that cannot be."""
+
+    @abstractmethod
+    def restore(self, state: State, train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device) -> FittedStack:
         """The stack of one head that `state` was taken from."""
+
+
+class StreamProbe(Probe[F], ABC):
+    """A probe that is trained and scored while images stream through the encoder."""
+
+    @abstractmethod
+    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
+        """The heads of a round in training."""
+
+    @abstractmethod
+    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
+        """From (readout, what `Trainer.fitted` gave) of each head."""
+
+    @abstractmethod
+    def passes(self, fields: F, reading: Reading) -> Passes:
+        """What a round of its search and its test cost."""
+
+    def rungs(self, fields: F) -> Rungs | None:
+        """The rungs of successive halving; None where all heads of a round are trained to the end, as one stack."""
+        return None
+
+    def together(self, setting: StreamSetting) -> int:
+        """Inputs of the encoder that a scorer is given at once, where there are so many left."""
+        return setting.encoder.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rungs:
+    """How a round's heads are trained where only the better ones are trained to the end."""
+
+    ends: tuple[int, ...]
+    """Epochs after which each rung ends."""
+    eta: int
+    """Of the heads of a rung one in so many goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a streamed study reads in a round, as far as the plan knows."""
+
+    train: float
+    """Images of an epoch."""
+    chosen_on: float
+    """Images that heads are scored on after it."""
+    read_to_choose: float
+    """Images that are decoded to find those."""
+    heads: int
+    """Of a round."""
+    input_size: tuple[int, int]
+    """Of the encoder: height and width in pixels."""
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width of some of the train images; empty where none could be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """A cost in images that are decoded and in passes of the encoder: images of its own input size, larger ones counting by their pixels."""
+
+    decoded: float
+    """Of a round."""
+    encoded: float
+    """Of a round; images that an encoder is trained on count as several."""
+    encoded_per_test_image: float = 1.0
+
+
+class StreamEncoder(Protocol):
+    """An encoder on its device, fed in batches of one size, padded, so that an image's tokens do not depend on its batch."""
+
+    info: EncoderInfo
+    encoder: Encoder
+    device: torch.device
+    batch_size: int
+    precision: str
+    images: int
+    """That it has seen."""
+    seconds: float
+    """That these took."""
+
+    def __call__(
+        self, images: torch.Tensor, pick: Callable[[Tokens], Sequence[torch.Tensor]], *, blocks: Sequence[int] = (), projection: bool = False
+    ) -> list[torch.Tensor]:
+        """What `pick` takes of the tokens of images [B, 3, H, W], float32 [B, ...] each, on the device."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a forward pass."""
+
+    def count(self, images: int, seconds: float) -> None:
+        """Note what a pass took."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamSetting:
+    """What a probe is trained and scored under on a stream."""
+
+    encoder: StreamEncoder
+    protocol: Mapping[str, Any]
+    classes: int
+    seed: int
+    scored_classes: int = 0
+    """Of the samples that are scored, where they are of another data set than the heads; 0 where they are of the same one."""
+
+
+class Trainer(Protocol[E]):
+    """K heads in training on a stream."""
+
+    batch_size: int
+    epochs: int | None
+    """None where the protocol counts iterations."""
+
+    def steps(self, per_epoch: int) -> int:
+        """Steps in all, at so many an epoch."""
+
+    def draw(self, sample: Sample, generator: np.random.Generator) -> E:
+        """The training view. Raises ShardError where the sample has not what the task needs."""
+
+    def step(self, batch: Sequence[E], step: int, steps: int) -> None: ...
+
+    def state(self) -> list[dict[str, torch.Tensor]]:
+        """Everything that the next step depends on, one a head."""
+
+    def load(self, states: Sequence[State]) -> None: ...
+
+    def fitted(self) -> list[dict[str, torch.Tensor]]:
+        """What a head is scored from, one a head."""
+
+
+class Scorer(Protocol[E]):
+    """K fitted heads on a stream."""
+
+    def view(self, sample: Sample) -> E:
+        """The deterministic view. Raises ShardError where the sample has not what the task needs."""
+
+    def inputs(self, example: E) -> int:
+        """Images that the encoder sees for it."""
+
+    def predict(self, keys: Sequence[str], batch: Sequence[E]) -> list[Predictions | ProbeError]:
+        """One a head."""
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -428,7 +610,7 @@ class Task:
     view: View
     readouts: tuple[str, ...]
     """Candidates, in order of preference; the search chooses among them on val."""
-    probe: Probe
+    probe: Probe[Any]
     metrics: tuple[Metric, ...]
     """The first is the one that is searched for, unless `chosen_by` names another."""
     protocol: TaskProtocol

@@ -22,19 +22,15 @@ from typing import Any
 
 import torch
 
-from harness.augment import fitting
 from harness.bank import BankSpec, BankStore
-from harness.core import EncoderInfo, Sample, View
+from harness.core import EncoderInfo, Reading, Sample, View
 from harness.device import Compute, device_type
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ShardError
 from harness.extract import ShardWork
 from harness.manifest import Manifest, Shard, shard_url
 from harness.plan import Plan, StudyPlan
-from harness.probes import is_decided
-from harness.probes.finetune import FinetuneFields, rung_ends
-from harness.probes.linear import LinearFields
-from harness.probes.segmentation import SegmentationFields, windows
+from harness.probes import fields_of, is_decided, stream_probe
 from harness.propose import is_searched, rates_at_once
 from harness.readouts import parse_readout
 from harness.stream import ShardAudit, attempt, read_samples
@@ -42,8 +38,6 @@ from harness.views.whole import Whole
 
 HELD_OUT = 0.1
 """Share of train that heads are chosen on where there is no val."""
-TRAINING_PASSES = 3
-"""An encoder that is trained itself takes about as long as three forward passes an image: one forward, and twice that backward."""
 _PEEKED = 16
 _BANKS, _PARTS = 400, 8
 """How many banks of the cache are looked at, the newest first, and how many parts of each."""
@@ -75,11 +69,6 @@ class Glance:
         items = [attempt(partial(view, sample)) for sample in self.samples]
         usable = [len(made) for made in items if not isinstance(made, ShardError)]
         return sum(usable) / len(usable) if usable else 1.0
-
-    def windows(self, fields: SegmentationFields) -> float:
-        """Windows of a sliding-window test of an image, on average; 1 where there was no image to look at."""
-        counts = [_windows(sample.image.shape[0], sample.image.shape[1], fields) for sample in self.samples]
-        return sum(counts) / len(counts) if counts else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,43 +233,25 @@ class _Items:
         return self.found[key]
 
 
-def _windows(height: int, width: int, fields: SegmentationFields) -> int:
-    down, across = (max(side, fields.crop) for side in fitting(height, width, fields.test_scale))
-    return len(windows(down, across, fields.crop, fields.stride))
-
-
 def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
     """All rounds of a streamed study as they are planned from the beginning, whatever checkpoints have of it, and the scoring of the chosen head."""
-    task, fields, rounds = study.task, dict(study.task.protocol.fields), rounds_of(plan, study)
+    task, rounds = study.task, rounds_of(plan, study)
     glance = glances.of(learnt_from(study), "train")
     samples, test = study.sources["train"].samples, study.sources["test"].samples
     held = 0.0 if "val" in study.sources else samples * HELD_OUT
     # without a val split, the whole of train is read to find the tenth of it
     read_to_choose = samples if held else study.sources["val"].samples
-    chosen_on = held or read_to_choose
-    if task.probe.name == "dense":
-        dense = SegmentationFields.read(task.name, fields)
-        crops = dense.iterations * dense.batch_size
-        area = dense.crop**2 / math.prod(study.encoder.preprocessing.size)
-        per_image = area * glance.windows(dense)
-        return _cost(study, rounds, (crops + read_to_choose, area * crops + per_image * chosen_on), (test, per_image * test))
-    if task.probe.name == "finetune":
-        tuned = FinetuneFields.read(task.name, fields)
-        images, scored = 0.0, 0.0
-        heads, before = rates_at_once(_rates(plan, study), plan.sweep.search.stack) * len(study.banks["test"]), 0
-        for end in rung_ends(tuned.epochs, tuned.rungs, tuned.eta):
-            images += heads * (end - before) * (samples - held)
-            scored += heads
-            heads, before = max(1, heads // tuned.eta), end
-        return _cost(study, rounds, (images + scored * read_to_choose, TRAINING_PASSES * images + scored * chosen_on), (test, test))
-    trained = LinearFields.read(task.name, fields).epochs * (samples - held)
-    return _cost(study, rounds, (trained + read_to_choose, trained + chosen_on), (test, test))
-
-
-def _cost(study: StudyPlan, rounds: int, of_round: tuple[float, float], of_test: tuple[float, float]) -> StreamCost:
-    """(decoded, passes) of every round and of the scoring."""
-    decoded, passes = (rounds * each + once for each, once in zip(of_round, of_test, strict=True))
-    return StreamCost(study=study, decoded=decoded, passes=passes)
+    heads = rates_at_once(_rates(plan, study), plan.sweep.search.stack) * len(study.banks["test"])
+    reading = Reading(
+        train=samples - held,
+        chosen_on=held or read_to_choose,
+        read_to_choose=read_to_choose,
+        heads=heads,
+        input_size=study.encoder.preprocessing.size,
+        sizes=tuple(sample.image.shape[:2] for sample in glance.samples),
+    )
+    cost = stream_probe(task.probe.name).passes(fields_of(task.probe.name, task.protocol.fields), reading)
+    return StreamCost(study=study, decoded=rounds * cost.decoded + test, passes=rounds * cost.encoded + cost.encoded_per_test_image * test)
 
 
 def least_bytes(plan: Plan, work: Sequence[ShardWork]) -> int:

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from harness.probes.finetune import NAME, FinetuneFields, rung_ends
+from harness import probes
+from harness.core import Proposal, StreamProbe
 from harness.propose import HeadScore, survivors
-
-Proposal = tuple[str, float | None]
-"""Readout and learning rate of one head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +66,9 @@ class Halving:
     @staticmethod
     def planned(probe: str, protocol: Mapping[str, Any], round_index: int, proposals: Sequence[Proposal]) -> Halving | None:
         """A round as its protocol plans it; None where the probe trains all its heads to the end. Raises ProbeError for fields that cannot be."""
-        if probe != NAME:
-            return None
-        fields = FinetuneFields.read(NAME, protocol)
-        ends = rung_ends(fields.epochs, fields.rungs, fields.eta)
-        return Halving(round_index=round_index, proposals=proposals, ends=ends, eta=fields.eta)
+        trained = probes.probe(probe)
+        rungs = trained.rungs(probes.fields_of(probe, protocol)) if isinstance(trained, StreamProbe) else None
+        return None if rungs is None else Halving(round_index=round_index, proposals=proposals, ends=rungs.ends, eta=rungs.eta)
 
     def open(self, done: Done) -> list[Climb]:
         """What is to be climbed next, in any order: what is missing of the lowest rung that is not over. Empty where the round is."""

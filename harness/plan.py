@@ -18,8 +18,7 @@ from harness.encoders import EncoderSpec, describe
 from harness.errors import RequestError
 from harness.extract import BankJob, Pass, ShardWork
 from harness.manifest import Manifest, shard_url
-from harness.probes import is_decided
-from harness.probes.segmentation import SegmentationFields, unsuitable
+from harness.probes import fields_of, is_decided
 from harness.readouts import parse_readout, unavailable
 from harness.stream import Source
 from harness.streamed import STREAM_VERSION
@@ -171,9 +170,10 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
     refusal = _refusal(task, info)
     reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
     readouts = [readout for readout, reason in reasons.items() if reason is None]
-    if task.feed == "streamed":
-        reasons |= _unsuitable(task, info, manifests["train"])
-        readouts = [readout for readout in readouts if reasons[readout] is None]
+    fields = fields_of(task.probe.name, task.protocol.fields)
+    if reason := task.probe.refuses(fields, info, _samples(manifests.get("train"))):
+        reasons |= dict.fromkeys(task.readouts, reason)
+        readouts = []
     readouts = readouts if task.chooses_readout else readouts[:1]
     roles, selected_on = _roles(task, readouts, manifests)
     return StudyPlan(
@@ -231,20 +231,9 @@ def view_of(task: Task, role: str) -> View:
     return task.train_view if role in ("train", "val") and task.train_view is not None else task.view
 
 
-def _unsuitable(task: Task, info: EncoderInfo, manifest: Manifest) -> dict[str, str | None]:
-    """Readout to why this encoder cannot be probed so on a stream, if so. Raises RequestError where training would end before it saw every sample."""
-    if task.probe.name != "dense":
-        return {}
-    fields = SegmentationFields.read(task.name, task.protocol.fields)
-    samples = manifest.split("train").samples
-    least = -(-samples // fields.batch_size)
-    if fields.iterations < least:
-        raise RequestError(
-            f"protocol.iterations: expected at least the {least} that see each of the {samples} train samples of {task.dataset} once, "
-            f"got {fields.iterations}; raise it or protocol.batch_size"
-        )
-    reason = unsuitable(fields, info)
-    return dict.fromkeys(task.readouts, reason) if reason else {}
+def _samples(manifest: Manifest | None) -> int:
+    """Those of train; 0 where there is none."""
+    return manifest.split("train").samples if manifest is not None and "train" in manifest.splits else 0
 
 
 def _source(plan: Plan, manifest: Manifest, split: str) -> Source:

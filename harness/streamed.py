@@ -21,24 +21,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from harness.bank import BankStore, PartRows, Receipt
-from harness.core import Predictions, Rows
+from harness.core import Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
 from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch, merged
-from harness.finetune import KIND as FINETUNE
 from harness.halving import Climb, Climbed, Halving
-from harness.probes import finetune
+from harness.probes import stream_probe
+from harness.probes.streaming import PaddedEncoder
 from harness.propose import HeadScore
 from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
 from harness.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
-from harness.trainers import KINDS, Kind, Network, Proposal, Scorer, Setting, State, Trainer
 from harness.training import Position, Training, stream_of, worst_of
 
 STREAM_VERSION = 2
 """Raised whenever a change to augmentation, order or training on a stream could change a value."""
-_KINDS: dict[str, Kind[Any]] = {**KINDS, finetune.NAME: FINETUNE}
 
 
 class StreamedRunner:
@@ -81,14 +79,14 @@ class StreamedRunner:
         """The chosen head on the test stream, as it is: no refit."""
         start = time.perf_counter()
         setting = replace(self._setting(study), scored_classes=len(study.counterparts))
-        scorer = _KINDS[study.probe].scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
+        scorer = stream_probe(study.probe).scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
         epoch = Epoch(source=_source(held_back), threads=stream_of(study).decode_threads)
         found: list[Predictions] = []
-        for (one,) in _scored(scorer, epoch, _KINDS[study.probe].together(setting)):
+        for (one,) in _scored(scorer, epoch, stream_probe(study.probe).together(setting)):
             if isinstance(one, ProbeError):
                 raise one
             found.append(one)
-        self._account(held_back, epoch.audits, setting.network, starts=1)
+        self._account(held_back, epoch.audits, setting.encoder, starts=1)
         score = scored(study, chosen, _joined(found) if found else None, self._heads.trained(study, chosen))
         return replace(score, seconds=time.perf_counter() - start)
 
@@ -102,18 +100,20 @@ class StreamedRunner:
     def _train(self, study: Study, index: int, proposals: Sequence[Proposal]) -> tuple[list[dict[str, torch.Tensor]], _Account]:
         """What each head is scored from, and the account of train."""
         setting = self._setting(study)
-        trainer = _KINDS[study.probe].trainer(setting, proposals)
+        trainer = stream_probe(study.probe).trainer(setting, proposals)
         training = self._training(study, setting, trainer, proposals, _checkpoint(study, index))
         try:
             training.run()
         except ProbeError:
-            account = _account_of(training.progress, setting.network)
+            account = _account_of(training.progress, setting.encoder)
             if account.audits and not any(audit.seen for audit in account.audits):  # a record of this study says why
                 account.publish(self._store, _any(study.train))
             raise
-        return trainer.fitted(), _account_of(training.progress, setting.network)
+        return trainer.fitted(), _account_of(training.progress, setting.encoder)
 
-    def _training(self, study: Study, setting: Setting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]) -> Training:
+    def _training(
+        self, study: Study, setting: StreamSetting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]
+    ) -> Training:
         """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
         return Training(
             study=study,
@@ -121,7 +121,7 @@ class StreamedRunner:
             held=self._held_out(study),
             trainer=trainer,
             progress=self._resumed(place, proposals, trainer),
-            save=lambda progress: self._save(place, progress, trainer, setting.network),
+            save=lambda progress: self._save(place, progress, trainer, setting.encoder),
             clock=self._clock,
         )
 
@@ -138,8 +138,8 @@ class StreamedRunner:
         trainer.load([_of_head(tensors, number) for number in range(len(proposals))])
         return replace(progress, starts=progress.starts + 1)
 
-    def _save(self, place: tuple[str, str], progress: Position, trainer: Trainer[Any], network: Network) -> None:
-        told = replace(progress, images=progress.images + network.images, seconds=progress.seconds + network.seconds)
+    def _save(self, place: tuple[str, str], progress: Position, trainer: Trainer[Any], encoder: StreamEncoder) -> None:
+        told = replace(progress, images=progress.images + encoder.images, seconds=progress.seconds + encoder.seconds)
         tensors = {f"{number}/{name}": tensor.contiguous() for number, state in enumerate(trainer.state()) for name, tensor in state.items()}
         tensors["progress"] = torch.tensor(list(json.dumps(asdict(told)).encode()), dtype=torch.uint8)
         self._store.publish(place, save_tensors(tensors), replace=True)
@@ -209,14 +209,14 @@ class StreamedRunner:
         return Round(index=index, heads=tuple(heads), seconds=seconds)
 
     def _climbed(self, study: Study, index: int, proposal: Proposal, climb: Climb) -> Climbed:
-        training, network, error = self._trained(study, index, climb.head, proposal, climb.epochs)
+        training, encoder, error = self._trained(study, index, climb.head, proposal, climb.epochs)
         progress = training.progress
         account = {
             "audits": progress.audits,
             "lost": {},
             "starts": progress.starts - climb.rung,  # each rung begins with what the one below it left
-            "images": progress.images + network.images,
-            "seconds": progress.seconds + network.seconds,
+            "images": progress.images + encoder.images,
+            "seconds": progress.seconds + encoder.seconds,
         }
         if error is not None:
             return Climbed(value=None, error=error, epochs=progress.epoch, account=account)
@@ -225,17 +225,17 @@ class StreamedRunner:
         ((value, error),), account["lost"] = self._measured(study, [proposal], fitted)
         return Climbed(value=value, error=error, epochs=climb.epochs, account=account)
 
-    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, Network, str | None]:
-        """One head at the end of so many epochs, the network that it was trained in, and why it did not come to that end, if so."""
+    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, StreamEncoder, str | None]:
+        """One head at the end of so many epochs, the encoder of its stream, and why it did not come to that end, if so."""
         setting = self._setting(study)
-        trainer = _KINDS[study.probe].trainer(setting, [proposal])
+        trainer = stream_probe(study.probe).trainer(setting, [proposal])
         training = self._training(study, setting, trainer, [proposal], _checkpoint(study, index, head))
         training.until = epochs
         try:
             training.run()
         except ProbeError as error:
-            return training, setting.network, str(error)
-        return training, setting.network, None
+            return training, setting.encoder, str(error)
+        return training, setting.encoder, None
 
     def _networks(self, study: Study, index: int, halving: Halving, finished: Sequence[HeadScore]) -> dict[str, torch.Tensor]:
         """The whole networks of those that came to the end; what the cache has lost is trained again, to the same bits."""
@@ -272,7 +272,7 @@ class StreamedRunner:
     ) -> tuple[list[tuple[float | None, str | None]], dict[str, dict[str, str]]]:
         """Each head's value, or why it has none, and what of train was lost on the way (shard to key to reason); publishes the account of val."""
         setting = self._setting(study)
-        scorer = _KINDS[study.probe].scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
+        scorer = stream_probe(study.probe).scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
         ref = _any(study.train if study.holds_out else study.val)
         held = self._held_out(study)
         epoch = Epoch(source=_source(ref), threads=stream_of(study).decode_threads)
@@ -281,7 +281,7 @@ class StreamedRunner:
         first = study.searched
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
-        for batch in _scored(scorer, epoch, _KINDS[study.probe].together(setting)):
+        for batch in _scored(scorer, epoch, stream_probe(study.probe).together(setting)):
             for number, found in enumerate(batch):
                 if isinstance(found, ProbeError):
                     errors[number] = str(found)
@@ -291,12 +291,12 @@ class StreamedRunner:
         values = [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
         if study.holds_out:
             return values, epoch.lost_of
-        self._account(ref, epoch.audits, setting.network, starts=1)
+        self._account(ref, epoch.audits, setting.encoder, starts=1)
         return values, {}
 
     # --- what both need -----------------------------------------------------------------------------------------------
 
-    def _setting(self, study: Study) -> Setting:
+    def _setting(self, study: Study) -> StreamSetting:
         stream = stream_of(study)
         if self._loaded is None or self._loaded[0] != stream.encoder:
             self._loaded = None  # room for the next one
@@ -309,11 +309,11 @@ class StreamedRunner:
                 f"encoder {stream.encoder.name}: expected weights {stream.weights_sha256[:12]}…, got {encoder.info.weights_sha256[:12]}…; "
                 "its checkpoint has changed since the sweep began: run it again"
             )
-        network = Network(encoder, self._compute, stream.batch_size)
-        return Setting(network=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
+        padded = PaddedEncoder(encoder, self._compute, stream.batch_size)
+        return StreamSetting(encoder=padded, protocol=study.protocol, classes=study.classes, seed=study.seed)
 
-    def _account(self, ref: BankRef, audits: Sequence[ShardAudit], network: Network, *, starts: int) -> None:
-        _Account(audits=list(audits), images=network.images, seconds=network.seconds, starts=starts).publish(self._store, ref)
+    def _account(self, ref: BankRef, audits: Sequence[ShardAudit], encoder: StreamEncoder, *, starts: int) -> None:
+        _Account(audits=list(audits), images=encoder.images, seconds=encoder.seconds, starts=starts).publish(self._store, ref)
 
 
 @dataclass(kw_only=True)
@@ -344,11 +344,11 @@ class _Account:
             store.write_part(ref.bank, PartRows(), receipt)
 
 
-def _account_of(progress: Position, network: Network) -> _Account:
+def _account_of(progress: Position, encoder: StreamEncoder) -> _Account:
     return _Account(
         audits=[ShardAudit(**audit) for audit in progress.audits],
-        images=progress.images + network.images,
-        seconds=progress.seconds + network.seconds,
+        images=progress.images + encoder.images,
+        seconds=progress.seconds + encoder.seconds,
         starts=progress.starts,
         labels=tuple(progress.labels),
     )

@@ -24,9 +24,10 @@ from harness.core import FittedStack, Metric, Predictions, Rows
 from harness.device import Precision
 from harness.encoders import EncoderSpec
 from harness.errors import BankError, HarnessError, is_of_the_place
-from harness.metrics import metric, sense
+from harness.metrics import sense
 from harness.metrics.bootstrap import interval
-from harness.probes import probe
+from harness.probes import metric, probe, row_probe
+from harness.probes.retrieval import neighbours
 from harness.propose import HeadScore
 from harness.splits import hold_out, joined
 from harness.stream import Source
@@ -205,10 +206,10 @@ class StudyRunner:
                 train, selection = self._training_rows(study, readout), self._selection_rows(study, readout)
                 if study.protocol.get("epoch") == "best":
                     looks = _Looks(study, selection, len(rates))
-                    probe(study.probe).fit(train, rates, **self._how(study) | {"after_epoch": looks})
+                    row_probe(study.probe).fit(train, rates, **self._how(study) | {"after_epoch": looks})
                     found = looks.best
                 else:
-                    stack = probe(study.probe).fit(train, rates, **self._how(study))
+                    stack = row_probe(study.probe).fit(train, rates, **self._how(study))
                     found = [_look(study, stack, position, selection) for position in range(len(rates))]
             except HarnessError as error:
                 if is_of_the_place(error):
@@ -234,12 +235,12 @@ class StudyRunner:
         if held_back.reference is not None:
             test = replace(test, reference=self._read(study, held_back.reference))
         train = self._training_rows(study, chosen.readout)
-        stack = probe(study.probe).restore(self.state(study, chosen), train, **self._how(study))
+        stack = row_probe(study.probe).restore(self.state(study, chosen), train, **self._how(study))
         score = scored(study, chosen, stack.predict(test, 0) if len(test) else None, trained_labels(study, train))
         return replace(
             score,
             seconds=time.perf_counter() - start,
-            neighbours=_gallery(study, test) if len(test) and study.probe in ("retrieval", "locality") else [],
+            neighbours=_gallery(study, test) if len(test) and probe(study.probe).neighbours else [],
         )
 
     def state(self, study: Study, chosen: HeadScore) -> dict[str, torch.Tensor]:
@@ -426,8 +427,6 @@ def translated(predictions: Predictions, counterparts: Sequence[Sequence[int]]) 
 
 def _gallery(study: Study, test: Rows) -> list[dict[str, Any]]:
     """The nearest neighbours of evenly spread queries: what the report draws."""
-    from harness.probes.retrieval import neighbours
-
     queries = np.unique(np.linspace(0, len(test) - 1, min(GALLERY_QUERIES, len(test))).round().astype(np.int64))
     index, similarity = neighbours(test, top=GALLERY_DEPTH, queries=queries, exclude=study.protocol["exclude"])
     return [

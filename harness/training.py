@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any
 
 from harness.augment import draw
-from harness.core import Sample
+from harness.core import Sample, Trainer
 from harness.errors import ProbeError
 from harness.feed import Epoch
 from harness.stream import ShardAudit, Source
 from harness.study import Stream, Study
-from harness.trainers import Trainer
 
 
 @dataclass(kw_only=True)

@@ -16,9 +16,10 @@ import numpy as np
 import yaml
 
 import tiny
-from harness.core import QUANTITIES, Item, Predictions, Task
+from harness.core import Item, Predictions, Task
 from harness.manifest import Manifest, load_manifest, shard_url
 from harness.metrics.bootstrap import interval
+from harness.probes import locality
 from harness.probes.measured import measured
 from harness.stream import ShardAudit, read_samples
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
@@ -115,7 +116,7 @@ class Example:
 
     def _predictions(self, task: Task, rng: np.random.Generator, skill: float) -> Predictions:
         items, classes = self.items(task), len(task.classes)
-        if task.probe.name == "dense":
+        if task.probe.name in ("dense", "segmentation"):
             cells = [(item, true, guess) for item in items for true in range(classes) for guess in range(classes)]
             return Predictions(
                 keys=[item.key for item, _, _ in cells],
@@ -127,10 +128,8 @@ class Example:
                 ),
             )
         if task.probe.name == "locality":
-            shares = {
-                name: rng.random(len(items)) < skill if not name.endswith("_chance") else np.full(len(items), 0.2) for name in QUANTITIES["locality"]
-            }
-            return measured("locality", [item.key for item in items], [item.group for item in items], shares)
+            shares = {name: rng.random(len(items)) < skill if not name.endswith("_chance") else np.full(len(items), 0.2) for name in locality.NAMES}
+            return measured(locality.QUANTITIES, [item.key for item in items], [item.group for item in items], shares)
         targets = np.array([item.target for item in items])
         right = rng.random(len(items)) < skill
         guesses = np.where(right, targets, (targets + rng.integers(1, classes, len(items))) % classes)

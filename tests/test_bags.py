@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from harness.core import QUANTITIES, Predictions, Rows
+from harness.core import Predictions, Rows
 from harness.errors import ProbeError, RequestError
-from harness.metrics import metric
 from harness.metrics.bootstrap import interval
-from harness.probes import check, defaults, is_decided, probe
+from harness.probes import check, defaults, is_decided, linear, metric, probe
 from harness.probes.bags import bags
+from harness.probes.convergence import NAMES as CONVERGENCE
 from harness.probes.convergence import others
-from harness.probes.linear import LinearProbe
+from harness.probes.locality import NAMES as LOCALITY
 
 CLASSES, WIDTH = 3, 8
-CONVERGENCE, LOCALITY = QUANTITIES["convergence"], QUANTITIES["locality"]
 HOW: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
 
 
@@ -148,7 +147,7 @@ def test_the_linear_probe_trains_by_its_own_numbers_where_a_protocol_is_silent()
     train, test = patches(), patches(24, seed=1, prefix="t")
     found = probe("bag_linear").fit(train, [0.03], protocol={"patches": 4, "bag_size": 4}, **HOW).predict(test, 0)
     published = {"epochs": 100, "batch_size": 100, "momentum": 0.9, "weight_decay": 5e-5}
-    alone = LinearProbe().fit(bags("any", train, 4, "none")[0], [0.03], protocol=published, **HOW)
+    alone = linear.PROBE.fit(bags("any", train, 4, "none")[0], [0.03], protocol=published, **HOW)
     np.testing.assert_array_equal(found.scores[:24], alone.predict(bags("any", test, 4, "none")[0], 0).scores)
     assert (defaults("bag_knn")["k"], defaults("bag_knn")["temperature"]) == (20, 0.07)
 

@@ -16,13 +16,13 @@ from harness import estimate as module
 from harness import sweep as command
 from harness.bank import BankStore, PartRows, Receipt
 from harness.config import load_sweep
-from harness.core import Sample
+from harness.core import Reading, Sample
 from harness.device import Compute, device_type
 from harness.estimate import Estimate, Glance, Speed, duration, estimate, peek, size, told
 from harness.extract import Extractor
 from harness.manifest import load_manifest
 from harness.plan import Plan, make_plan
-from harness.probes.segmentation import SegmentationFields
+from harness.probes.segmentation import PROBE, SegmentationFields, windows_of
 
 HERE = device_type(False)
 TIMED = module.timed
@@ -187,8 +187,10 @@ def test_a_streamed_study_that_has_read_its_test_split_is_not_counted(planned: C
     [(512, 683, 2), (512, 512, 1), (400, 400, 1), (300, 1200, 6)],  # fitted into 2048 × 512: 683, 512, 512 and 2048 px wide
 )
 def test_windows_of_an_image_are_counted_as_the_test_lays_them(height: int, width: int, count: int) -> None:
-    glance = Glance(samples=[Sample(key="a", image=np.zeros((height, width, 3), np.uint8))])
-    assert glance.windows(SegmentationFields()) == count
+    fields = SegmentationFields()
+    assert windows_of(height, width, fields) == count
+    reading = Reading(train=0, chosen_on=0, read_to_choose=0, heads=1, input_size=(512, 256), sizes=((height, width), (512, 512)))
+    assert PROBE.passes(fields, reading).encoded_per_test_image == 2 * (count + 1) / 2  # a crop has twice the pixels of the encoder's input
 
 
 # --- a look at the shards ---------------------------------------------------------------------------------------------
@@ -201,7 +203,6 @@ def test_a_shard_that_cannot_be_read_leaves_one_item_an_image_and_says_so(shards
     assert glance.samples == ()
     assert "cannot be read" in glance.basis
     assert "one item an image is assumed" in glance.basis
-    assert glance.windows(SegmentationFields()) == 1.0
 
 
 def test_a_look_takes_some_images_and_leaves_the_rest(shards: Path) -> None:

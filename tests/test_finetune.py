@@ -14,18 +14,20 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from harness.core import Encoder, Preprocessing, Sample
+from harness.core import Encoder, Preprocessing, Sample, StreamSetting
 from harness.device import Compute
 from harness.encoders import EncoderSpec, load
 from harness.encoders._create import wrap
 from harness.encoders._identity import Identity
+from harness.encoders._preprocessing import decide
 from harness.encoders._resnet import Resnet, ResnetShape
 from harness.errors import ProbeError, ShardError
-from harness.finetune import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
-from harness.probes import defaults, probe
+from harness.probes import defaults, row_probe
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate, rung_ends
+from harness.probes.finetune.training import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
+from harness.probes.pictures import Pictured
+from harness.probes.streaming import PaddedEncoder
 from harness.readouts import parse_readout, read
-from harness.trainers import Network, Pictured, Setting
 
 torch.set_num_threads(1)
 SMALL = {"epochs": 2, "batch_size": 6, "warmup": 0.0, "label_smoothing": 0.0, "init_std": 0.02}
@@ -43,9 +45,9 @@ def encoders() -> dict[str, Encoder]:
     return {name: load(EncoderSpec.parse(spec)) for name, spec in specs.items()}
 
 
-def setting_of(encoder: Encoder, compute: Compute, *, batch_size: int = 8, **protocol: Any) -> Setting:
+def setting_of(encoder: Encoder, compute: Compute, *, batch_size: int = 8, **protocol: Any) -> StreamSetting:
     fields = {**defaults(NAME), **SMALL, **protocol}
-    return Setting(network=Network(encoder, compute, batch_size), protocol=fields, classes=3, seed=0)
+    return StreamSetting(encoder=PaddedEncoder(encoder, compute, batch_size), protocol=fields, classes=3, seed=0)
 
 
 def pictures(count: int, seed: int = 0) -> list[Pictured]:
@@ -53,7 +55,7 @@ def pictures(count: int, seed: int = 0) -> list[Pictured]:
     return [Pictured(image=torch.randn(3, 32, 32, generator=generator), target=index % 3, group=str(index)) for index in range(count)]
 
 
-def trained(setting: Setting, batches: list[list[Pictured]], rate: float = 1e-3) -> FinetuneTrainer:
+def trained(setting: StreamSetting, batches: list[list[Pictured]], rate: float = 1e-3) -> FinetuneTrainer:
     trainer = FinetuneTrainer(setting, [("mean", rate)])
     for step, batch in enumerate(batches):
         trainer.step(batch, step, len(batches))
@@ -157,7 +159,8 @@ def test_rates_of_a_convolutional_network_by_block(encoders: dict[str, Encoder])
 def test_a_network_that_tells_no_layers_is_one_layer_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     trunk = Resnet(ResnetShape(stem=8, layers=(1, 1, 1, 1), bottleneck=False))
     assert set(layers_of(trunk).values()) == {0}
-    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=Preprocessing(size=(32, 32), resize=32), random=True)
+    own = decide(EncoderSpec(name="r"), Preprocessing(size=(32, 32), resize=32), "made for it")
+    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=own, random=True)
     found = scales(FinetuneNetwork(wrap(trunk, about), "mean", 3), layer_decay=0.5)
     assert {scale for scale, _ in found.values()} == {1.0}
     assert "no effect" in caplog.text
@@ -226,9 +229,8 @@ def test_fields_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_it_cannot_be_fitted_to_a_bank() -> None:
-    how: dict[str, Any] = {"classes": 3, "protocol": {}, "seed": 0, "device": torch.device("cpu")}
-    with pytest.raises(ProbeError, match="<data set>/finetune"):
-        probe(NAME).fit(None, [1e-3], **how)
+    with pytest.raises(ProbeError, match="expected a stream of images, got rows"):
+        row_probe(NAME)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def test_fp16_and_stacks_are_refused(encoders: dict[str, Encoder], compute: Comp
     setting = setting_of(encoders["test_vit"], compute)
     with pytest.raises(ProbeError, match="one learning rate at a time"):
         FinetuneTrainer(setting, [("mean", 1e-3), ("mean", 1e-2)])
-    monkeypatch.setattr(compute, "precision", "fp16")
+    monkeypatch.setattr(setting.encoder, "precision", "fp16")
     with pytest.raises(ProbeError, match="bf16 or float32"):
         FinetuneTrainer(setting, [("mean", 1e-3)])
 
@@ -409,7 +411,7 @@ def test_in_bf16_the_weights_stay_in_float32(encoders: dict[str, Encoder]) -> No
     kept = {tensor.dtype for name, tensor in trainer.state()[0].items() if tensor.is_floating_point()}
     assert kept == {torch.float32}
     images = torch.stack([one.image for one in pictures(6)])
-    with setting.network.compute.autocast(), torch.no_grad():
+    with setting.encoder.autocast(), torch.no_grad():
         assert trainer.network(images).dtype == torch.bfloat16
     loss = [
         float(cross_entropy(one.network.eval()(images).detach(), torch.tensor([0, 1, 2, 0, 1, 2])))

@@ -20,21 +20,22 @@ from harness.augment import draw
 from harness.bank import BankStore
 from harness.collect import Accounts
 from harness.config import load_sweep
+from harness.core import StreamSetting
 from harness.device import Compute, device_type
 from harness.encoders import load
 from harness.errors import RequestError
 from harness.feed import Epoch
-from harness.finetune import FinetuneScorer, FinetuneTrainer
 from harness.halving import Climb, Climbed, Halving
 from harness.metrics import metric
 from harness.plan import Plan, make_plan
+from harness.probes.finetune.training import FinetuneScorer, FinetuneTrainer
+from harness.probes.streaming import PaddedEncoder
 from harness.propose import HeadScore, choose, propose, survivors
 from harness.search import Proposer, StudyState
 from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study
 from harness.sweep import _outcome
 from harness.tasks import select
-from harness.trainers import Network, Setting
 
 torch.set_num_threads(1)
 PROTOCOL = {"epochs": 2, "batch_size": 8, "rungs": 2, "eta": 2, "init_std": 0.02, "layer_decay": 0.9}
@@ -57,7 +58,8 @@ def compute() -> Compute:
 
 def plan_of(root: Path, folder: Path, task: str = "tiny/finetune", architecture: str = "test_vit", **protocol: Any) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = {"name": "e", "architecture": architecture, "random": True, "preprocessing": {"size": 32}}
+    preprocessing = {"size": 32, "resize": 34, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    encoder = {"name": "e", "architecture": architecture, "random": True, "preprocessing": preprocessing}
     (folder / "sweep.yaml").write_text(tiny.sweep_text(root, tasks=[task], encoders=[encoder], protocol={**PROTOCOL, **protocol}))
     return make_plan(load_sweep(folder / "sweep.yaml"), folder, device_type(False), "float32")
 
@@ -256,8 +258,8 @@ def test_a_planted_task_is_learned(architecture: str, data: Path, compute: Compu
 def by_hand(study: Study, rate: float, epochs: int, compute: Compute) -> tuple[float, dict[str, torch.Tensor]]:
     """Accuracy on val and the network after so many epochs of the whole schedule, in the plainest of loops."""
     assert study.stream is not None
-    network = Network(load(study.stream.encoder), compute, 8)
-    setting = Setting(network=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
+    network = PaddedEncoder(load(study.stream.encoder), compute, 8)
+    setting = StreamSetting(encoder=network, protocol=study.protocol, classes=study.classes, seed=study.seed)
     trainer = FinetuneTrainer(setting, [("mean", rate)])
     source, step = study.train["mean"].source, 0
     assert source is not None

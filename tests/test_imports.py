@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from harness.probes import probes
+
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"core", "errors"},
+    {"errors"},
+    {"core"},
     {"augment", "cores", "exclusive", "images", "local_ray", "members", "parts", "tables", "tracebacks"},
     {"command", "splits"},
-    {"metrics", "views", "probes", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
+    {"metrics", "views", "encoders", "config", "manifest", "readouts"} | {"preprocess", "device", "progress", "provenance"},
+    {"probes"},
     {"stream", "bank", "tasks", "propose"},
-    {"extract", "study", "feed", "trainers", "halving"},
-    {"finetune", "training"},
+    {"extract", "study", "feed", "halving"},
+    {"training"},
     {"streamed"},
     {"plan", "ledger", "encode", "search", "report", "cluster"},
     {"collect", "estimate", "usable"},
@@ -62,3 +66,24 @@ def test_a_room_imports_only_what_is_below_it(path: Path) -> None:
 
 def test_every_room_has_a_level() -> None:
     assert {room(path) for path in FILES} == set().union(*LEVELS)
+
+
+# --- what a room knows of probes --------------------------------------------------------------------------------------
+
+OTHER_MEANINGS = {
+    ("report/portrait.py", "locality"),  # a group of the portrait
+    ("report/portrait.py", "linear"),  # how a line of it is called
+    ("report/portrait.py", "knn"),  # the last word of tasks
+    ("report/portrait.py", "finetune"),  # likewise
+}
+
+
+def test_what_a_probe_can_do_is_asked_of_the_probe_and_not_told_by_its_name() -> None:
+    """No probe's name is written where probes are run, planned or reported on: only beside the probes, and where tasks choose them."""
+    written = set()
+    for path in FILES:
+        if room(path) not in ("probes", "tasks"):
+            texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            written |= {(str(path.relative_to(ROOT / "harness")), name) for name in texts & set(probes())}
+    assert sorted(written - OTHER_MEANINGS) == []
+    assert written >= OTHER_MEANINGS, "no longer needed"

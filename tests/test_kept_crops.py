@@ -23,7 +23,7 @@ from harness.errors import ProbeError, RequestError
 from harness.extract import Extractor
 from harness.plan import HELD_OUT, Plan, make_plan, view_of
 from harness.preprocess import prepare
-from harness.probes import attentive, defaults, linear
+from harness.probes import attentive, defaults, linear, mlp
 from harness.probes.features import batch_order
 from harness.search import StudyState
 from harness.splits import hold_out
@@ -114,13 +114,13 @@ def how(probe: str, **protocol: Any) -> dict[str, Any]:
     return {"classes": 3, "protocol": fields, "seed": 0, "device": CPU}
 
 
-PROBES = [(linear, (8,)), (attentive, (5, 8))]
+PROBES = [(linear, (8,)), (attentive, (5, 8)), (mlp, (8,))]
 
 
 @pytest.mark.parametrize(("module", "width"), PROBES)
 def test_crops_that_are_all_alike_train_the_probe_of_the_images_to_the_bit(module: Any, width: Sequence[int]) -> None:
-    plain = module.PROBE.fit(rows_of(20, 0, width=width, same=True), [0.1, 1.0], **how(module.NAME))
-    kept = module.PROBE.fit(rows_of(20, 3, width=width, same=True), [0.1, 1.0], **how(module.NAME, train_views=3))
+    plain = module.PROBE.fit(rows_of(20, 0, width=width, same=True), [0.1, 1.0], **how(module.PROBE.name))
+    kept = module.PROBE.fit(rows_of(20, 3, width=width, same=True), [0.1, 1.0], **how(module.PROBE.name, train_views=3))
     for head in (0, 1):
         assert all(torch.equal(tensor, plain.state(head)[name]) for name, tensor in kept.state(head).items())
 
@@ -128,20 +128,20 @@ def test_crops_that_are_all_alike_train_the_probe_of_the_images_to_the_bit(modul
 @pytest.mark.parametrize(("module", "width"), PROBES)
 def test_a_head_on_crops_is_as_it_would_have_been_alone(module: Any, width: Sequence[int]) -> None:
     rows, rates = rows_of(20, 2, width=width), [0.01, 0.1, 1.0]
-    stack = module.PROBE.fit(rows, rates, **how(module.NAME, train_views=2))
+    stack = module.PROBE.fit(rows, rates, **how(module.PROBE.name, train_views=2))
     for number, rate in enumerate(rates):
-        alone = module.PROBE.fit(rows, [rate], **how(module.NAME, train_views=2))
+        alone = module.PROBE.fit(rows, [rate], **how(module.PROBE.name, train_views=2))
         assert all(torch.equal(tensor, stack.state(number)[name]) for name, tensor in alone.state(0).items())
 
 
 def test_an_epoch_takes_one_crop_of_every_image_and_the_next_epoch_its_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, batches, step = rows_of(20, 3), list[torch.Tensor](), linear.Head.step
+    rows, batches, step = rows_of(20, 3), list[torch.Tensor](), linear.LinearHead.step
 
-    def noting(self: linear.Head, batch: torch.Tensor, onehot: torch.Tensor, lr: float) -> None:
+    def noting(self: linear.LinearHead, batch: torch.Tensor, onehot: torch.Tensor, lr: float, seeds: tuple[int, int]) -> None:
         batches.append(batch)
-        step(self, batch, onehot, lr)
+        step(self, batch, onehot, lr, seeds)
 
-    monkeypatch.setattr(linear.Head, "step", noting)
+    monkeypatch.setattr(linear.LinearHead, "step", noting)
     linear.PROBE.fit(rows, [0.1], **how("linear", train_views=3))
     assert len(batches) == 5 * 3  # an epoch has as many steps as there are images to fill
     places = {feature.tobytes(): place for place, feature in enumerate(rows.features)}
@@ -153,16 +153,16 @@ def test_an_epoch_takes_one_crop_of_every_image_and_the_next_epoch_its_next(monk
         assert seen == [3 * image + epoch % 3 for image in order]
 
 
-@pytest.mark.parametrize("module", [linear, attentive])
+@pytest.mark.parametrize("module", [linear, attentive, mlp])
 def test_rows_that_are_not_that_many_crops_of_each_image_are_refused(module: Any) -> None:
     width = dict(PROBES)[module]
     for rows, views in ((rows_of(6, 2, width=width), 3), (rows_of(6, 4, width=width), 2), (rows_of(6, 0, width=width), 1)):
         with pytest.raises(ProbeError, match=f"expected {views} crops of each image"):
-            module.PROBE.fit(rows, [0.1], **how(module.NAME, train_views=views))
+            module.PROBE.fit(rows, [0.1], **how(module.PROBE.name, train_views=views))
     cut = rows_of(6, 3, width=width)
     cut = Rows(keys=cut.keys[:-1], groups=cut.groups[:-1], targets=cut.targets[:-1], features=cut.features[:-1])
     with pytest.raises(ProbeError, match="from row 17 on"):
-        module.PROBE.fit(cut, [0.1], **how(module.NAME, train_views=3))
+        module.PROBE.fit(cut, [0.1], **how(module.PROBE.name, train_views=3))
 
 
 def test_what_is_held_out_are_whole_images_the_same_whether_cropped_or_not() -> None:
@@ -206,7 +206,7 @@ def state_of(plan: Plan, cache: Path) -> StudyState:
     return state
 
 
-@pytest.mark.parametrize("task", ["object-linear", "object-attentive"])
+@pytest.mark.parametrize("task", ["object-linear", "object-attentive", "object-mlp"])
 def test_only_train_is_cropped(data: Path, tmp_path: Path, task: str) -> None:
     (study,) = plan_of(data, tmp_path, [f"tiny/{task}"], train_views=2).studies
     assert set(study.banks) == {"train", "val", "test"}
@@ -232,9 +232,10 @@ def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any],
         select(["tiny/object-linear"], str(data), override)
 
 
-@pytest.mark.parametrize("dataset", ["tiny", "noval"])
-def test_heads_are_trained_on_crops_and_chosen_on_other_images_as_they_are(data: Path, tmp_path: Path, dataset: str) -> None:
-    plan = plan_of(data, tmp_path, [f"{dataset}/object-linear"], train_views=3, crop_scale=[0.5, 1.0])
+@pytest.mark.parametrize(("task", "dataset"), [("object-linear", "tiny"), ("object-linear", "noval"), ("object-mlp", "tiny")])
+def test_heads_are_trained_on_crops_and_chosen_on_other_images_as_they_are(data: Path, tmp_path: Path, task: str, dataset: str) -> None:
+    best = {"epoch": "best"} if task == "object-mlp" else {}
+    plan = plan_of(data, tmp_path, [f"{dataset}/{task}"], train_views=3, crop_scale=[0.5, 1.0], **best)
     state = state_of(plan, tmp_path / "cache")
     study, runner = state.study, StudyRunner(str(tmp_path / "cache"), CPU)
     assert study.holds_out == (dataset == "noval") == (HELD_OUT in plan.studies[0].banks)
@@ -246,6 +247,7 @@ def test_heads_are_trained_on_crops_and_chosen_on_other_images_as_they_are(data:
     assert not any("#" in key for key in selection.keys)
     found = runner.run_round(study, 0, [("cls", 0.1), ("cls", 1.0)])
     assert [head.error for head in found.heads] == [None, None]
+    assert all((head.epochs is not None) == bool(best) for head in found.heads)
     score = runner.score(study, max(found.heads, key=lambda head: head.value or 0.0), state.test["cls"])
     assert score.n == (24 if dataset == "tiny" else 12)
     value = score.values[0].value

@@ -21,10 +21,9 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from harness.core import Metric, Predictions, Rows
 from harness.errors import ProbeError, RequestError
-from harness.metrics import METRICS, metric
 from harness.metrics.quantities import MeanOf
 from harness.metrics.retrieval import average_precision
-from harness.probes import probe
+from harness.probes import all_metrics, metric, probe
 
 
 def table(groups: list[str], targets: list[int], predictions: list[int], scores: list[float] | None = None) -> Predictions:
@@ -73,21 +72,21 @@ def test_counts_have_one_row_per_group_in_order_of_first_appearance() -> None:
     assert metric("accuracy").counts(predictions, 2).tolist() == [[2, 2], [0, 1]]
 
 
-@pytest.mark.parametrize("chosen", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("chosen", all_metrics().values(), ids=all_metrics())
 def test_nothing_counted_is_undefined(chosen: Metric) -> None:
     counts = chosen.counts(table([], [], []), 3)
     assert counts.shape[0] == 0
     assert np.isnan(chosen.value(counts.sum(axis=0)))
 
 
-@pytest.mark.parametrize("chosen", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("chosen", all_metrics().values(), ids=all_metrics())
 def test_values_of_many_sums_are_the_values_of_each(chosen: Metric) -> None:
     counts = chosen.counts(random_table(5), 7)
     together = chosen.value(np.stack([counts.sum(axis=0), counts[:10].sum(axis=0)]))
     np.testing.assert_array_equal(together, [chosen.value(counts.sum(axis=0)), chosen.value(counts[:10].sum(axis=0))])
 
 
-OF_CLASSES = {name: one for name, one in METRICS.items() if not isinstance(one, MeanOf)}
+OF_CLASSES = {name: one for name, one in all_metrics().items() if not isinstance(one, MeanOf)}
 """A quantity has no class; its target is its own number."""
 
 

@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from harness.core import QUANTITIES, Metric, Predictions
+from harness.core import Metric, Predictions
 from harness.errors import ProbeError
 from harness.metrics import bootstrap, metric
 from harness.metrics.bootstrap import interval, paired_interval
+from harness.probes import locality
 
 
 def answers(seed: int, groups: int = 30, rows: int = 200, classes: int = 4, skill: float = 0.6) -> Predictions:
@@ -190,9 +191,9 @@ def test_pixel_accuracy_is_a_mean_of_outcomes_too() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-@pytest.mark.parametrize("name", QUANTITIES["locality"])
+@pytest.mark.parametrize("name", locality.NAMES)
 def test_whether_the_nearest_is_the_same_is_an_outcome_and_its_chance_is_none(name: str, value: float) -> None:
-    number = QUANTITIES["locality"].index(name)
+    number = locality.NAMES.index(name)
     columns = {"targets": np.full(8, number, np.int64), "predictions": np.full(8, -1, np.int64), "scores": np.full(8, value)}
     keys = [f"k{i}" for i in range(8)]
     found = interval(metric(name), Predictions(keys=keys, groups=[f"g{i // 2}" for i in range(8)], **columns), 1)

@@ -11,7 +11,8 @@ from torch import nn
 
 from harness.core import Rows
 from harness.errors import ProbeError
-from harness.probes.attentive import PROBE, RELEASE, AttentiveFields, AttentiveHead, AttentiveStack, normalised
+from harness.probes.attentive import PROBE, RELEASE, AttentiveFields, AttentiveNetwork, normalised
+from harness.probes.heads import HeadStack
 
 CPU = torch.device("cpu")
 
@@ -26,21 +27,21 @@ def tokens(n: int = 60, classes: int = 3, grid: tuple[int, ...] = (3, 4), width:
     return Rows(keys=keys, groups=keys, targets=targets, features=features.reshape(n, *grid, width).astype(np.float16))
 
 
-def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> AttentiveStack:
+def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> HeadStack[AttentiveFields]:
     fitted = PROBE.fit(rows, lrs, classes=3, protocol={"attention_heads": 4, "batch_size": 25} | protocol, seed=seed, device=CPU)
-    assert isinstance(fitted, AttentiveStack)
+    assert isinstance(fitted, HeadStack)
     return fitted
 
 
-def random_head(width: int = 24, classes: int = 3, bn_eps: float = 1e-6) -> AttentiveHead:
-    head, generator = AttentiveHead(width, classes, 4, bn_eps), torch.Generator().manual_seed(0)
+def random_head(width: int = 24, classes: int = 3, bn_eps: float = 1e-6) -> AttentiveNetwork:
+    head, generator = AttentiveNetwork(width, classes, 4, bn_eps), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.normal_(0, 0.5, generator=generator)
     return head
 
 
-def reference_layers(head: AttentiveHead, width: int = 24) -> tuple[nn.LayerNorm, nn.LayerNorm, nn.LayerNorm, nn.MultiheadAttention]:
+def reference_layers(head: AttentiveNetwork, width: int = 24) -> tuple[nn.LayerNorm, nn.LayerNorm, nn.LayerNorm, nn.MultiheadAttention]:
     """The same parameters in torch's own layers, with any bias and shift of the keys: it must not matter."""
     norms = [nn.LayerNorm(width, eps=1e-6) for _ in range(3)]
     attention = nn.MultiheadAttention(width, 4, batch_first=True)
@@ -107,7 +108,7 @@ def test_the_running_statistics_are_those_of_batch_norm(eps: float) -> None:
 def test_how_a_head_begins() -> None:
     by_rule = {}
     for init in ("xavier", "trunc-normal"):
-        head = AttentiveHead(192, 3, 4, 1e-6)
+        head = AttentiveNetwork(192, 3, 4, 1e-6)
         head.initialise(torch.Generator().manual_seed(0), AttentiveFields.model_validate({"init": init}))
         by_rule[init] = {name: getattr(head, f"{name}_weight").detach() for name in ("query", "key", "value", "out")} | {"asks": head.query.detach()}
     bound = (6 / (2 * 192)) ** 0.5
@@ -147,7 +148,7 @@ def test_it_finds_the_token_that_tells_the_class() -> None:
 def test_a_grid_and_a_row_of_tokens_are_the_same_to_it() -> None:
     rows = tokens()
     flat = Rows(keys=rows.keys, groups=rows.groups, targets=rows.targets, features=rows.features.reshape(60, 12, 24))
-    assert torch.equal(fit(rows, [0.1], epochs=2).heads[0].query, fit(flat, [0.1], epochs=2).heads[0].query)
+    assert torch.equal(fit(rows, [0.1], epochs=2).state(0)["query"], fit(flat, [0.1], epochs=2).state(0)["query"])
 
 
 def test_batch_statistics_at_prediction_depend_on_the_batch_and_running_ones_do_not() -> None:
@@ -162,7 +163,7 @@ def test_batch_statistics_at_prediction_depend_on_the_batch_and_running_ones_do_
 def test_batch_statistics_by_hand() -> None:
     train, test = tokens(), tokens(40, seed=5)
     stack = fit(train, [0.1], epochs=5, bn_eval="batch", bn_batch=16)
-    head, scores = stack.heads[0], []
+    head, scores = stack.heads[0].module, []
     for start in (0, 16, 32):
         batch = head.gather(normalised(torch.from_numpy(test.features[start : start + 16]), CPU))
         norm = nn.functional.batch_norm(batch, None, None, training=True, eps=1e-6)
@@ -175,7 +176,7 @@ def test_a_head_that_diverges_is_undefined_and_leaves_the_others_as_they_were() 
     stack = fit(rows, [0.1, 1e30, 0.2], epochs=4)
     with pytest.raises(ProbeError, match=r"learning rate 1e\+30"):
         stack.predict(rows, 1)
-    assert torch.equal(stack.heads[2].key_weight, fit(rows, [0.2], epochs=4).heads[0].key_weight)
+    assert torch.equal(stack.state(2)["key_weight"], fit(rows, [0.2], epochs=4).state(0)["key_weight"])
 
 
 def test_a_last_batch_of_one_row_does_no_harm() -> None:

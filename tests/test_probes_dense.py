@@ -12,7 +12,8 @@ from sklearn.metrics import confusion_matrix
 from harness.core import Rows
 from harness.errors import ProbeError
 from harness.metrics import metric
-from harness.probes.dense import PROBE, DenseFields, DenseStack, factor
+from harness.probes.dense import PROBE, DenseFields, factor
+from harness.probes.heads import HeadStack
 from harness.probes.patch_labels import PatchLabels, patch_of_pixel
 
 CPU = torch.device("cpu")
@@ -40,13 +41,13 @@ def with_masks(rows: Rows, masks: np.ndarray | None) -> Rows:
     return Rows(keys=rows.keys, groups=rows.groups, targets=rows.targets, features=rows.features, masks=masks)
 
 
-def fit(rows: Rows, lrs: list[float], *, classes: int = 3, seed: int = 0, **protocol: Any) -> DenseStack:
+def fit(rows: Rows, lrs: list[float], *, classes: int = 3, seed: int = 0, **protocol: Any) -> HeadStack[DenseFields]:
     fitted = PROBE.fit(rows, lrs, classes=classes, protocol=protocol, seed=seed, device=CPU)
-    assert isinstance(fitted, DenseStack)
+    assert isinstance(fitted, HeadStack)
     return fitted
 
 
-def value(name: str, rows: Rows, stack: DenseStack, classes: int = 3, head: int = 0) -> float:
+def value(name: str, rows: Rows, stack: HeadStack[DenseFields], classes: int = 3, head: int = 0) -> float:
     chosen = metric(name)
     return float(chosen.value(chosen.counts(stack.predict(rows, head), classes).sum(axis=0)))
 
@@ -93,8 +94,8 @@ def test_training_is_that_of_torch_on_pixels_under_nearest_upsampling(optimizer:
             torch.nn.functional.cross_entropy(logits, masks[batch], ignore_index=255).backward()
             reference.step()
             step += 1
-    assert torch.allclose(stack.weights[0], layer.weight[:, :, 0, 0], rtol=1e-4, atol=1e-5)
-    assert torch.allclose(stack.biases[0], layer.bias, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(stack.state(0)["weight"], layer.weight[:, :, 0, 0], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(stack.state(0)["bias"], layer.bias, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -103,7 +104,7 @@ def test_a_head_of_a_stack_equals_the_same_head_alone(optimizer: str) -> None:
     stack = fit(rows, ladder, optimizer=optimizer, epochs=10, batch_size=5)
     for head, lr in enumerate(ladder):
         alone = fit(rows, [lr], optimizer=optimizer, epochs=10, batch_size=5)
-        assert (stack.weights[head] - alone.weights[0]).norm() <= 1e-5 * alone.weights[0].norm(), f"learning rate {lr:g}"
+        assert (stack.state(head)["weight"] - alone.state(0)["weight"]).norm() <= 1e-5 * alone.state(0)["weight"].norm(), f"learning rate {lr:g}"
 
 
 @pytest.mark.parametrize("schedule", ["polynomial", "cosine"])
@@ -123,7 +124,7 @@ def test_predictions_are_the_confusion_cells_of_bilinear_logits(size: tuple[int,
     stack = fit(train, [0.05])
     found = stack.predict(test, 0)
     layer = torch.nn.functional.conv2d(
-        torch.from_numpy(test.features).float().permute(0, 3, 1, 2), stack.weights[0][:, :, None, None], stack.biases[0]
+        torch.from_numpy(test.features).float().permute(0, 3, 1, 2), stack.state(0)["weight"][:, :, None, None], stack.state(0)["bias"]
     )
     predicted = torch.nn.functional.interpolate(layer, size=size, mode="bilinear", align_corners=False).argmax(dim=1).numpy()
     assert test.masks is not None
@@ -198,7 +199,7 @@ def test_a_head_that_diverges_is_undefined_and_leaves_the_others_as_they_were() 
     stack = fit(rows, [0.01, 1e30, 0.02], optimizer="sgd", weight_decay=1.0)
     with pytest.raises(ProbeError, match=r"learning rate 1e\+30"):
         stack.predict(rows, 1)
-    assert torch.equal(stack.weights[2], fit(rows, [0.02], optimizer="sgd", weight_decay=1.0).weights[0])
+    assert torch.equal(stack.state(2)["weight"], fit(rows, [0.02], optimizer="sgd", weight_decay=1.0).state(0)["weight"])
     assert np.isfinite(value("mIoU", rows, stack, head=2))
 
 

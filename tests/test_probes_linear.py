@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from harness.core import Rows
 from harness.errors import ProbeError
-from harness.probes.linear import PROBE
-from harness.probes.softmax import SoftmaxStack
+from harness.probes.heads import HeadStack
+from harness.probes.linear import PROBE, LinearFields
 
 CPU = torch.device("cpu")
 
@@ -25,9 +25,9 @@ def blobs(n: int = 150, classes: int = 5, width: int = 24, spread: float = 0.6, 
     return Rows(keys=[f"k{i}" for i in range(n)], groups=[f"k{i}" for i in range(n)], targets=targets, features=features.astype(np.float32))
 
 
-def fit(rows: Rows, lrs: list[float], *, classes: int = 5, seed: int = 0, **protocol: Any) -> SoftmaxStack:
+def fit(rows: Rows, lrs: list[float], *, classes: int = 5, seed: int = 0, **protocol: Any) -> HeadStack[LinearFields]:
     fitted = PROBE.fit(rows, lrs, classes=classes, protocol=protocol, seed=seed, device=CPU)
-    assert isinstance(fitted, SoftmaxStack)
+    assert isinstance(fitted, HeadStack)
     return fitted
 
 
@@ -45,9 +45,9 @@ def test_a_head_of_a_stack_of_16_equals_the_same_head_alone(threads: int, n: int
         stack = fit(rows, LADDER, classes=classes, **protocol)
         for head, lr in enumerate(LADDER):
             alone = fit(rows, [lr], classes=classes, **protocol)
-            difference = (stack.weights[head] - alone.weights[0]).norm() / alone.weights[0].norm()
+            difference = (stack.state(head)["weight"] - alone.state(0)["weight"]).norm() / alone.state(0)["weight"].norm()
             assert difference <= 1e-5, f"learning rate {lr:g}"
-            assert stack.biases[head].tolist() == pytest.approx(alone.biases[0].tolist(), rel=1e-5)
+            assert stack.state(head)["bias"].tolist() == pytest.approx(alone.state(0)["bias"].tolist(), rel=1e-5)
     finally:
         torch.set_num_threads(before)
 
@@ -73,8 +73,8 @@ def test_training_is_that_of_torch_sgd_with_a_cosine_per_iteration_or_epoch(weig
                 torch.nn.functional.cross_entropy(layer(torch.from_numpy(rows.features[batch])), torch.from_numpy(rows.targets[batch])).backward()
                 optimizer.step()
                 step += 1
-        assert torch.allclose(stack.weights[head], layer.weight, rtol=1e-4, atol=1e-5)
-        assert torch.allclose(stack.biases[head], layer.bias, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(stack.state(head)["weight"], layer.weight, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(stack.state(head)["bias"], layer.bias, rtol=1e-4, atol=1e-5)
 
 
 def test_at_convergence_it_is_scikit_learns_logistic_regression() -> None:
@@ -85,10 +85,10 @@ def test_at_convergence_it_is_scikit_learns_logistic_regression() -> None:
     reference = LogisticRegression(C=1 / (decay * 300), fit_intercept=False, tol=1e-10, max_iter=10_000)
     reference.fit(np.c_[train.features, np.ones(300)].astype(np.float64), train.targets)
     stack = fit(train, [0.3], epochs=3000, batch_size=300, weight_decay=decay)
-    assert stack.weights[0].numpy() == pytest.approx(reference.coef_[:, :-1], abs=1e-4)
-    assert stack.biases[0].numpy() == pytest.approx(reference.coef_[:, -1], abs=1e-4)
+    assert stack.state(0)["weight"].numpy() == pytest.approx(reference.coef_[:, :-1], abs=1e-4)
+    assert stack.state(0)["bias"].numpy() == pytest.approx(reference.coef_[:, -1], abs=1e-4)
     inputs = np.c_[test.features, np.ones(200)]
-    assert stack.probabilities(test, 0).numpy() == pytest.approx(reference.predict_proba(inputs), abs=1e-4)
+    assert PROBE.probabilities(stack, torch.from_numpy(test.features), 0).numpy() == pytest.approx(reference.predict_proba(inputs), abs=1e-4)
     predictions = stack.predict(test, 0)
     assert (predictions.predictions == test.targets).mean() == pytest.approx(reference.score(inputs, test.targets), abs=1e-12)
     assert predictions.scores == pytest.approx(reference.predict_proba(inputs).max(axis=1), abs=1e-4)
@@ -102,7 +102,7 @@ def test_a_head_that_diverges_is_undefined_and_leaves_the_others_as_they_were() 
     with pytest.raises(ProbeError, match=r"learning rate 1e\+09"):
         stack.predict(rows, 1)
     for head, lr in ((0, 1e-3), (2, 1e-2)):
-        assert torch.equal(stack.weights[head], fit(rows, [lr], **protocol).weights[0])
+        assert torch.equal(stack.state(head)["weight"], fit(rows, [lr], **protocol).state(0)["weight"])
         assert stack.predict(rows, head).scores.min() > 0
 
 
@@ -110,8 +110,8 @@ def test_the_seed_and_nothing_else_decides() -> None:
     rows = blobs()
     first = fit(rows, [0.1], epochs=3)
     torch.manual_seed(123)
-    assert torch.equal(first.weights[0], fit(rows, [0.1], epochs=3).weights[0])
-    assert not torch.equal(first.weights[0], fit(rows, [0.1], epochs=3, seed=1).weights[0])
+    assert torch.equal(first.state(0)["weight"], fit(rows, [0.1], epochs=3).state(0)["weight"])
+    assert not torch.equal(first.state(0)["weight"], fit(rows, [0.1], epochs=3, seed=1).state(0)["weight"])
 
 
 @pytest.mark.parametrize("norm", ["none", "l2", "standardize"])
@@ -141,7 +141,7 @@ def test_features_may_be_a_read_only_map_and_half_precision() -> None:
     half.flags.writeable = False
     frozen = Rows(keys=rows.keys, groups=rows.groups, targets=rows.targets, features=half)
     single = Rows(keys=rows.keys, groups=rows.groups, targets=rows.targets, features=half.astype(np.float32))
-    assert torch.equal(fit(frozen, [0.1], epochs=3).weights[0], fit(single, [0.1], epochs=3).weights[0])
+    assert torch.equal(fit(frozen, [0.1], epochs=3).state(0)["weight"], fit(single, [0.1], epochs=3).state(0)["weight"])
 
 
 def test_a_class_without_training_rows_is_possible_and_unlikely() -> None:

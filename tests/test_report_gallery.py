@@ -163,9 +163,9 @@ def test_localitys_neighbours_have_a_gallery_of_their_own_in_every_space(local: 
     run, example = local
     found = galleries(run, make_board(run.results), str(example.shards))
     assert [(one.kind, one.column.task, one.column.protocol) for one in found] == [
-        ("retrieval", "tiny/part-retrieval", "strict"),
-        ("locality", "tiny/patch-locality", "embedding"),
-        ("locality", "tiny/patch-locality", "projection"),
+        ("relevant", "tiny/part-retrieval", "strict"),
+        ("shared", "tiny/patch-locality", "embedding"),
+        ("shared", "tiny/patch-locality", "projection"),
     ]
 
 

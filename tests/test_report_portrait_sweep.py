@@ -9,8 +9,8 @@ import pytest
 
 import tiny
 from harness.config import load_sweep
-from harness.metrics import METRICS
 from harness.plan import Plan, make_plan
+from harness.probes import all_metrics
 from harness.report.portrait import GROUPS, portraits
 from test_report_board import Row, row
 
@@ -55,7 +55,7 @@ def test_an_encoder_with_positions_can_do_all_of_it_but_blocks_and_heads_that_it
 
 
 def test_its_metrics_are_ones_that_the_report_knows(plan: Plan) -> None:
-    assert {metric.name for study in plan.studies for metric in study.task.metrics} <= METRICS.keys()
+    assert {metric.name for study in plan.studies for metric in study.task.metrics} <= all_metrics().keys()
 
 
 @pytest.mark.slow

@@ -20,22 +20,24 @@ from harness.augment import IGNORED, draw
 from harness.bank import BankStore
 from harness.collect import Accounts
 from harness.config import load_sweep
-from harness.core import Rows, Sample
+from harness.core import Rows, Sample, StreamSetting
 from harness.device import Compute, device_type
 from harness.encoders import EncoderSpec, load
 from harness.errors import RequestError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch
 from harness.manifest import load_manifest, shard_url
 from harness.plan import Plan, make_plan
-from harness.probes import linear
+from harness.probes import attentive, heads, linear
+from harness.probes.heads import StreamedHeads
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
+from harness.probes.segmentation_stream import SegmentationScorer, SegmentationTrainer
+from harness.probes.streaming import PaddedEncoder
 from harness.stream import Source
 from harness.streamed import StreamedRunner
 from harness.streamed import _labels as labels_of
 from harness.study import BankRef, Study
 from harness.sweep import _outcome
 from harness.tasks import select, templates
-from harness.trainers import AttentiveTrainer, LinearTrainer, Network, SegmentationScorer, SegmentationTrainer, Setting
 
 torch.set_num_threads(1)
 SMALL = {"crop": 32, "stride": 16, "train_scale": [96, 48], "test_scale": [96, 48], "blocks": [1, 3], "warmup_steps": 2, "iterations": 6}
@@ -69,9 +71,9 @@ def compute() -> Compute:
 
 
 @pytest.fixture(scope="module")
-def network(compute: Compute) -> Network:
+def network(compute: Compute) -> PaddedEncoder:
     spec = EncoderSpec.parse({"name": "t", "architecture": "test_vit", "random": True, "preprocessing": {"size": 64}})
-    return Network(load(spec), compute, 8)
+    return PaddedEncoder(load(spec), compute, 8)
 
 
 def plan_of(root: Path, folder: Path, task: str, **protocol: Any) -> Plan:
@@ -372,10 +374,10 @@ def test_a_segmentation_head_goes_on_from_its_state_to_the_bit() -> None:
 # --- stacks -----------------------------------------------------------------------------------------------------------
 
 
-def setting_of(network: Network, data: Path, task: str, **protocol: Any) -> Setting:
+def setting_of(network: PaddedEncoder, data: Path, task: str, **protocol: Any) -> StreamSetting:
     fields = {key: value for key, value in PROTOCOL.items() if ("segmentation" in task) == (key in SMALL) or key == "batch_size"}
     ((found,), _) = select([f"tiny/{task}"], str(data), {**fields, **protocol})
-    return Setting(network=network, protocol=found.protocol.fields, classes=len(found.classes), seed=0)
+    return StreamSetting(encoder=network, protocol=found.protocol.fields, classes=len(found.classes), seed=0)
 
 
 def samples_of(data: Path, split: str, count: int) -> list[Sample]:
@@ -384,11 +386,11 @@ def samples_of(data: Path, split: str, count: int) -> list[Sample]:
 
 
 @pytest.mark.parametrize(("kind", "task", "readout"), [
-    (LinearTrainer, "object-linear-streamed", "cls"),
-    (AttentiveTrainer, "object-attentive-streamed", "all"),
+    (linear.PROBE.trainer, "object-linear-streamed", "cls"),
+    (attentive.PROBE.trainer, "object-attentive-streamed", "all"),
     (SegmentationTrainer, "object-segmentation-streamed", "tokens"),
 ])  # fmt: skip
-def test_a_head_of_a_stack_is_as_it_would_have_been_alone(network: Network, data: Path, kind: Any, task: str, readout: str) -> None:
+def test_a_head_of_a_stack_is_as_it_would_have_been_alone(network: PaddedEncoder, data: Path, kind: Any, task: str, readout: str) -> None:
     setting, samples = setting_of(network, data, task), samples_of(data, "train", 8)
 
     def trained(rates: Sequence[float]) -> list[dict[str, torch.Tensor]]:
@@ -404,15 +406,15 @@ def test_a_head_of_a_stack_is_as_it_would_have_been_alone(network: Network, data
         (alone,) = trained([rate])
         assert alone.keys() == together.keys()
         assert all(torch.equal(alone[name], together[name]) for name in alone)
-    weight = "classifier_weight" if kind is AttentiveTrainer else "weight"
+    weight = "classifier_weight" if kind == attentive.PROBE.trainer else "weight"
     assert not torch.equal(stacked[0][weight], stacked[1][weight])
 
 
-def test_readouts_of_a_stack_do_not_touch_each_other(network: Network, data: Path) -> None:
+def test_readouts_of_a_stack_do_not_touch_each_other(network: PaddedEncoder, data: Path) -> None:
     setting, samples = setting_of(network, data, "object-linear-streamed"), samples_of(data, "train", 8)
 
     def trained(proposals: list[tuple[str, float | None]]) -> list[dict[str, torch.Tensor]]:
-        trainer = LinearTrainer(setting, proposals)
+        trainer = linear.PROBE.trainer(setting, proposals)
         batch = [trainer.draw(sample, draw(0, 0, sample.key)) for sample in samples]
         trainer.step(batch, 0, 2)
         return trainer.fitted()
@@ -428,20 +430,20 @@ def test_without_augmentation_the_stream_gives_the_banked_probe(
 ) -> None:
     study, _, _ = studied(data, tmp_path, "tiny/object-linear-streamed", augment="none", anneal=anneal)
     order: list[list[str]] = []
-    step = LinearTrainer.step
+    step = StreamedHeads.step
 
-    def noting(self: LinearTrainer, batch: Any, at: int, steps: int) -> None:
+    def noting(self: StreamedHeads[Any], batch: Any, at: int, steps: int) -> None:
         order.append([one.group for one in batch])
         step(self, batch, at, steps)
 
-    monkeypatch.setattr(LinearTrainer, "step", noting)
+    monkeypatch.setattr(StreamedHeads, "step", noting)
     runner = StreamedRunner(str(tmp_path / "cache"), compute)
     rates = [0.01, 0.1]
     found = runner.run_round(study, 0, [("cls", rate) for rate in rates])
 
     assert study.stream is not None
-    network = Network(load(study.stream.encoder), compute, 8)
-    trainer = LinearTrainer(Setting(network=network, protocol=study.protocol, classes=3, seed=0), [("cls", 0.1)])
+    network = PaddedEncoder(load(study.stream.encoder), compute, 8)
+    trainer = linear.PROBE.trainer(StreamSetting(encoder=network, protocol=study.protocol, classes=3, seed=0), [("cls", 0.1)])
     samples = samples_of(data, "train", 36)
     pictures = [trainer.draw(sample, draw(0, 0, "")) for sample in samples]
     (features,) = network(torch.stack([one.image for one in pictures]), lambda tokens: [tokens.cls])
@@ -449,7 +451,7 @@ def test_without_augmentation_the_stream_gives_the_banked_probe(
     rows = Rows(keys=keys, groups=keys, targets=np.array([one.target for one in pictures]), features=features.numpy())
     batches = [torch.tensor([keys.index(key) for key in batch]) for batch in order]
     epochs = iter([batches[start : start + 5] for start in range(0, 15, 5)])
-    monkeypatch.setattr(linear, "batch_order", lambda rows, size, generator: next(epochs))
+    monkeypatch.setattr(heads, "batch_order", lambda rows, size, generator: next(epochs))
     banked = linear.PROBE.fit(rows, rates, classes=3, protocol=study.protocol, seed=study.seed, device=torch.device("cpu"))
     for head in range(2):
         streamed = runner._heads.state(study, found.heads[head])
@@ -472,7 +474,7 @@ def test_windows_cover_the_image_and_end_at_its_edges() -> None:
     assert covered.all()
 
 
-def test_one_window_is_the_whole_image(network: Network, data: Path) -> None:
+def test_one_window_is_the_whole_image(network: PaddedEncoder, data: Path) -> None:
     setting = setting_of(network, data, "object-segmentation-streamed", crop=48, stride=20)
     scorer, sample = SegmentationScorer(setting, []), samples_of(data, "val", 1)[0]
     view = scorer.view(sample)
@@ -498,7 +500,7 @@ def test_confusion_counts_pixels_that_count() -> None:
     assert confusion(torch.tensor([[0, 0, 0], [1, 1, 1]]), labels, 2).tolist() == [[1, 1], [1, 2]]
 
 
-def test_a_head_that_knows_the_answer_gets_every_pixel(network: Network, data: Path) -> None:
+def test_a_head_that_knows_the_answer_gets_every_pixel(network: PaddedEncoder, data: Path) -> None:
     """Labels drawn by the head itself at their own, larger resolution: the scorer must find each of them again."""
     setting = setting_of(network, data, "object-segmentation-streamed")
     (sample,) = samples_of(data, "val", 1)
@@ -526,7 +528,8 @@ def test_a_head_that_knows_the_answer_gets_every_pixel(network: Network, data: P
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 TASKS = ["object-linear-streamed", "object-attentive-streamed", "object-segmentation-streamed"]
-TRAINERS = (LinearTrainer, AttentiveTrainer, SegmentationTrainer)
+SEEN = [*TASKS, "object-mlp-streamed"]
+TRAINERS = (StreamedHeads, SegmentationTrainer)
 
 
 class Stopped(Exception):
@@ -534,7 +537,7 @@ class Stopped(Exception):
 
 
 def proposals_of(task: str) -> list[tuple[str, float | None]]:
-    if "linear" in task:
+    if "linear" in task or "mlp" in task:
         return [("cls", 0.1), ("mean", 0.1)]
     return [("all", 1e-2), ("all", 1e-1)] if "attentive" in task else [("tokens", 1e-3), ("tokens", 1e-2)]
 
@@ -590,7 +593,7 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     assert not list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SEEN)
 def test_the_account_says_that_every_sample_was_seen_once(data: Path, compute: Compute, tmp_path: Path, task: str) -> None:
     study, test, accounts = studied(data, tmp_path, f"tiny/{task}")
     runner = StreamedRunner(str(tmp_path / "cache"), compute)

@@ -15,17 +15,17 @@ from harness.augment import draw
 from harness.bank import BankStore
 from harness.collect import Accounts
 from harness.config import load_sweep
-from harness.core import EncoderInfo, Preprocessing, Rows, Sample, Tokens
+from harness.core import EncoderInfo, Preprocessing, Rows, Sample, StreamSetting, Tokens, Trainer
 from harness.device import Compute, device_type
 from harness.errors import ProbeError, RequestError
 from harness.manifest import load_manifest
 from harness.plan import make_plan
-from harness.probes import attentive, defaults
+from harness.probes import attentive, defaults, heads
+from harness.probes.streaming import PaddedEncoder
 from harness.streamed import StreamedRunner, _scored
 from harness.study import BankRef, Study
 from harness.sweep import _outcome
 from harness.tasks import select, templates
-from harness.trainers import KINDS, AttentiveScorer, AttentiveTrainer, Network, Setting
 
 torch.set_num_threads(1)
 TASK = "object-attentive-streamed"
@@ -58,14 +58,14 @@ def sample(index: int) -> Sample:
     return Sample(key=f"s{index:03d}", image=image, label=index % CLASSES)
 
 
-def setting_of(**protocol: Any) -> Setting:
+def setting_of(**protocol: Any) -> StreamSetting:
     fields = {**defaults("attentive"), "attention_heads": 2, "batch_size": 24, "epochs": 20, "augment": "crop-flip", **protocol}
-    return Setting(network=Network(Cells(), Compute("float32", False, 1), 8), protocol=fields, classes=CLASSES, seed=0)
+    return StreamSetting(encoder=PaddedEncoder(Cells(), Compute("float32", False, 1), 8), protocol=fields, classes=CLASSES, seed=0)
 
 
-def trained(setting: Setting, rates: Sequence[float], samples: Sequence[Sample]) -> list[dict[str, torch.Tensor]]:
+def trained(setting: StreamSetting, rates: Sequence[float], samples: Sequence[Sample]) -> list[dict[str, torch.Tensor]]:
     """The heads after all epochs, the samples always in one order."""
-    trainer = AttentiveTrainer(setting, [("all", rate) for rate in rates])
+    trainer = attentive.PROBE.trainer(setting, [("all", rate) for rate in rates])
     size = trainer.batch_size
     steps, step = trainer.steps(-(-len(samples) // size)), 0
     for epoch in range(trainer.epochs or 0):
@@ -76,8 +76,8 @@ def trained(setting: Setting, rates: Sequence[float], samples: Sequence[Sample])
     return trainer.fitted()
 
 
-def accuracy(setting: Setting, state: dict[str, torch.Tensor], samples: Sequence[Sample]) -> float:
-    scorer = AttentiveScorer(setting, [("all", state)])
+def accuracy(setting: StreamSetting, state: dict[str, torch.Tensor], samples: Sequence[Sample]) -> float:
+    scorer = attentive.PROBE.scorer(setting, [("all", state)])
     (found,) = scorer.predict([one.key for one in samples], [scorer.view(one) for one in samples])
     assert not isinstance(found, ProbeError)
     return float((found.targets == found.predictions).mean())
@@ -98,13 +98,13 @@ def test_without_augmentation_the_heads_are_those_of_the_banked_probe_to_the_bit
     setting, samples = setting_of(augment="none", epochs=4, weight_decay=0.01, **protocol), [sample(index) for index in range(40)]
     rates = [0.05, 0.5]
     streamed = trained(setting, rates, samples)
-    trainer = AttentiveTrainer(setting, [("all", 0.1)])
+    trainer = attentive.PROBE.trainer(setting, [("all", 0.1)])
     pictures = [trainer.draw(one, draw(0, 0, "")) for one in samples]
-    (tokens,) = setting.network(torch.stack([one.image for one in pictures]), lambda found: [found.patches.flatten(1, 2)])
+    (tokens,) = setting.encoder(torch.stack([one.image for one in pictures]), lambda found: [found.patches.flatten(1, 2)])
     keys = [one.key for one in samples]
     rows = Rows(keys=keys, groups=keys, targets=np.array([one.target for one in pictures]), features=tokens.numpy())
     in_order = [torch.arange(start, min(start + 24, 40)) for start in (0, 24)]
-    monkeypatch.setattr(attentive, "batch_order", lambda *_: in_order)
+    monkeypatch.setattr(heads, "batch_order", lambda *_: in_order)
     banked = attentive.PROBE.fit(rows, rates, classes=CLASSES, protocol=setting.protocol, seed=0, device=torch.device("cpu"))
     for head, state in enumerate(streamed):
         assert all(torch.equal(state[name], tensor) for name, tensor in banked.state(head).items())
@@ -114,11 +114,11 @@ def test_a_head_goes_on_from_its_state_to_the_bit() -> None:
     setting = setting_of()
     batches = [[sample(index) for index in range(start, start + 8)] for start in range(0, 48, 8)]
 
-    def steps(trainer: AttentiveTrainer, first: int, last: int) -> None:
+    def steps(trainer: Trainer[Any], first: int, last: int) -> None:
         for step in range(first, last):
             trainer.step([trainer.draw(one, draw(0, step, one.key)) for one in batches[step]], step, 6)
 
-    straight, before, after = (AttentiveTrainer(setting, [("all", 0.1), ("tokens", 0.5)]) for _ in range(3))
+    straight, before, after = (attentive.PROBE.trainer(setting, [("all", 0.1), ("tokens", 0.5)]) for _ in range(3))
     steps(straight, 0, 6)
     steps(before, 0, 3)
     kept = before.state()
@@ -131,7 +131,7 @@ def test_a_head_goes_on_from_its_state_to_the_bit() -> None:
 
 def test_a_width_that_the_attention_heads_do_not_divide_is_named() -> None:
     setting = setting_of(attention_heads=5)
-    trainer = AttentiveTrainer(setting, [("all", 0.1)])
+    trainer = attentive.PROBE.trainer(setting, [("all", 0.1)])
     with pytest.raises(ProbeError, match="a width that 5 attention heads divide, got 12"):
         trainer.step([trainer.draw(sample(0), draw(0, 0, "a"))], 0, 1)
 
@@ -156,11 +156,11 @@ class InOrder:
 def test_batch_statistics_are_those_of_the_protocols_batches_whatever_the_encoder_takes_at_once(size: int) -> None:
     setting, samples = setting_of(bn_eval="batch", bn_batch=size, epochs=2), [sample(index) for index in range(50)]
     (state,) = trained(setting, [0.5], samples)
-    assert KINDS["attentive"].together(setting) == size
-    scorer = AttentiveScorer(setting, [("all", state)])
+    assert attentive.PROBE.together(setting) == size
+    scorer = attentive.PROBE.scorer(setting, [("all", state)])
     scores = np.concatenate([one.scores for (one,) in _scored(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)])  # type: ignore[arg-type]
     pictures = torch.stack([scorer.view(one).image for one in samples])
-    (tokens,) = setting.network(pictures, lambda found: [found.patches.flatten(1, 2)])
+    (tokens,) = setting.encoder(pictures, lambda found: [found.patches.flatten(1, 2)])
     keys = [one.key for one in samples]
     rows = Rows(keys=keys, groups=keys, targets=np.array([one.label for one in samples]), features=tokens.numpy())
     how: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
@@ -172,9 +172,9 @@ def test_batch_statistics_are_those_of_the_protocols_batches_whatever_the_encode
 
 def test_running_statistics_do_not_depend_on_what_is_scored_together() -> None:
     setting, samples = setting_of(epochs=2), [sample(index) for index in range(20)]
-    assert KINDS["attentive"].together(setting) == 8
+    assert attentive.PROBE.together(setting) == 8
     (state,) = trained(setting, [0.5], samples)
-    scorer = AttentiveScorer(setting, [("all", state)])
+    scorer = attentive.PROBE.scorer(setting, [("all", state)])
     found = {}
     for size in (3, 20):
         parts = [one.scores for (one,) in _scored(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)]  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from harness.core import Predictions, Rows
 from harness.errors import ProbeError
 from harness.manifest import Manifest
 from harness.metrics import metric
-from harness.probes import probe
-from harness.probes.dense import DenseStack
+from harness.probes import row_probe
+from harness.probes.dense import DenseFields, confusion_cells
+from harness.probes.heads import HeadStack
 from harness.probes.segmentation import confusion
 from harness.tasks import Template, templates
 
@@ -83,10 +84,10 @@ def scenes(classes: int, unlabelled: float = 0.5) -> Rows:
     return Rows(keys=keys, groups=keys, targets=np.full(16, -1), features=features, masks=labels.repeat(4, 1).repeat(4, 2).astype(np.uint8))
 
 
-def fitted(rows: Rows, classes: int, **changed: Any) -> DenseStack:
+def fitted(rows: Rows, classes: int, **changed: Any) -> HeadStack[DenseFields]:
     (task,) = templates(manifest("mine", "object", classes))["object-segmentation"].tasks(manifest("mine", "object", classes), None, changed)
-    stack = probe("dense").fit(rows, [0.1], classes=classes, protocol=task.protocol.fields, seed=0, device=CPU)
-    assert isinstance(stack, DenseStack)
+    stack = row_probe("dense").fit(rows, [0.1], classes=classes, protocol=task.protocol.fields, seed=0, device=CPU)
+    assert isinstance(stack, HeadStack)
     return stack
 
 
@@ -101,7 +102,7 @@ def test_what_has_no_label_is_neither_trained_nor_scored_nor_predicted(classes: 
     # every unlabelled pixel under the one value that has never counted: nothing may change
     plain = Rows(keys=rows.keys, groups=rows.groups, targets=rows.targets, features=rows.features, masks=np.where(rows.masks == 0, 255, rows.masks))
     first, second = fitted(rows, classes), fitted(plain, classes)
-    assert torch.equal(first.weights[0], second.weights[0])
+    assert torch.equal(first.state(0)["weight"], second.state(0)["weight"])
     found, same = first.predict(rows, 0), second.predict(plain, 0)
     assert (found.keys, found.scores.tolist()) == (same.keys, same.scores.tolist())
     assert 0 not in found.targets
@@ -110,7 +111,7 @@ def test_what_has_no_label_is_neither_trained_nor_scored_nor_predicted(classes: 
     for name in ("mIoU", "mAcc", "aAcc"):
         assert value(name, found, classes) > 0.8, name
     # even a head that would take class 0 everywhere has no say in it
-    first.biases[0][0] = 1e6
+    first.heads[0].tensors()["bias"][0] = 1e6
     assert 0 not in first.predict(rows, 0).predictions
 
 
@@ -127,8 +128,8 @@ def test_a_banked_and_a_streamed_scorer_count_the_same_cells(classes: int, ignor
     predicted = rng.integers(int(0 in ignored), classes, (9, 11))
     streamed = confusion(torch.from_numpy(predicted), labelled(mask, classes, ignored), classes).numpy()
     stack = fitted(scenes(classes), classes)
-    assert stack.ignored == ignored
-    _, target, guess, pixels = stack._cells(predicted[None], mask[None], 0)
+    assert stack.fields.ignore_index == ignored
+    _, target, guess, pixels = confusion_cells(predicted[None], mask[None], 0, classes, ignored)
     banked = np.zeros_like(streamed)
     banked[target, guess] = pixels
     assert banked.tolist() == streamed.tolist()
@@ -138,4 +139,4 @@ def test_one_value_may_be_given_without_brackets() -> None:
     rows = scenes(3)
     with pytest.raises(ProbeError, match=r"among 0 \(ignored\), got 255"):
         fitted(rows, 3, ignore_index=0, epochs=1)
-    assert fitted(rows, 3, ignore_index=[0, 255], epochs=1).ignored == (0, 255)
+    assert fitted(rows, 3, ignore_index=[0, 255], epochs=1).fields.ignore_index == (0, 255)

@@ -18,7 +18,8 @@ from harness.metrics import metric
 from harness.metrics.bootstrap import interval, paired_interval
 from harness.metrics.detection import AUROC, MOST_BINS, bins_for, score_bins
 from harness.probes import check, knn
-from harness.probes.detector import PROBE, DetectorStack
+from harness.probes.detector import PROBE, DetectorFields
+from harness.probes.heads import HeadStack
 from harness.probes.perturbed import PROBE as PERTURBED
 from harness.probes.perturbed import cosine_to
 
@@ -154,9 +155,9 @@ def tokens(images: int = 40, per_image: int = 12, width: int = 16, *, spread: fl
     )
 
 
-def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> DetectorStack:
+def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> HeadStack[DetectorFields]:
     fitted = PROBE.fit(rows, lrs, classes=2, protocol=protocol, seed=seed, device=CPU)
-    assert isinstance(fitted, DetectorStack)
+    assert isinstance(fitted, HeadStack)
     return fitted
 
 
@@ -168,8 +169,8 @@ def test_a_head_of_a_stack_is_the_head_alone_to_the_bit(optimizer: str, norm: st
     stack = fit(rows, rates, **protocol)
     for head, rate in enumerate(rates):
         alone = fit(rows, [rate], **protocol)
-        assert torch.equal(stack.weights[head], alone.weights[0])
-        assert torch.equal(stack.biases[head], alone.biases[0])
+        assert torch.equal(stack.state(head)["weight"], alone.state(0)["weight"])
+        assert torch.equal(stack.state(head)["bias"], alone.state(0)["bias"])
 
 
 @pytest.mark.parametrize(("optimizer", "decay", "rate"), [("sgd", 0.0, 0.5), ("sgd", 0.01, 0.5), ("adamw", 0.05, 0.01)])
@@ -194,8 +195,8 @@ def test_training_is_torchs_on_the_mean_cross_entropy_of_all_tokens(optimizer: s
             torch.nn.functional.binary_cross_entropy_with_logits(odds, marks[batch].flatten()).backward()
             reference.step()
             step += 1
-    torch.testing.assert_close(stack.weights[0], layer.weight[0].detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(stack.biases[0], layer.bias.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stack.state(0)["weight"], layer.weight[0].detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stack.state(0)["bias"], layer.bias.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [16, 1])
@@ -210,8 +211,8 @@ def test_tokens_without_a_mark_are_neither_trained_on_nor_scored(batch_size: int
     changed = rows.features.copy()
     changed[0], changed[3, 0, 1] = 100.0, 100.0
     again = fit(Rows(**{**vars(shown), "features": changed}), [0.1], **protocol)
-    assert torch.equal(stack.weights[0], again.weights[0]), "what such tokens hold changes nothing"
-    assert not torch.equal(stack.weights[0], fit(rows, [0.1], **protocol).weights[0])
+    assert torch.equal(stack.state(0)["weight"], again.state(0)["weight"]), "what such tokens hold changes nothing"
+    assert not torch.equal(stack.state(0)["weight"], fit(rows, [0.1], **protocol).state(0)["weight"])
     predictions = stack.predict(shown, 0)
     assert np.flatnonzero(predictions.targets == -1).tolist() == [0, 1, 2, 3, 13]
     known = np.flatnonzero(predictions.targets >= 0)

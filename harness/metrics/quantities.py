@@ -1,15 +1,16 @@
-"""Means of quantities that a probe measures of each item, where nothing is predicted: those of harness.core.QUANTITIES.
+"""Means of quantities that a probe measures of each item, where nothing is predicted.
 
 Shape legend: N rows, G groups (images).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from harness.core import FRACTION, QUANTITIES, Metric, Predictions
+from harness.core import FRACTION, Metric, Predictions, Quantity
 from harness.metrics.table import by_group, ratio
 
 
@@ -45,26 +46,6 @@ class MeanOf(Metric):
         return ratio(sums[..., 0], sums[..., 1])
 
 
-_COSINE, _NORM = "cosine", "share of the norm"
-_ZERO, _NO_OTHER = "the embeddings are zero", "there is no other image to compare with, or embeddings are zero"
-_NO_PART, _OWN_IMAGE, _NO_CLASS = (
-    f"{what}, or there is no other patch"
-    for what in ("these patches have no parts", "a query's own image is not in its gallery", "these patches have no class")
-)
-_ABOUT = {
-    "cosine": (_COSINE, _ZERO),
-    "cosine_floor": (_COSINE, _NO_OTHER),
-    "relative_distance": (_NORM, _ZERO),
-    "relative_distance_floor": (_NORM, _NO_OTHER),
-    "same_part": (FRACTION, _NO_PART),
-    "same_part_chance": (FRACTION, _NO_PART),
-    "same_image": (FRACTION, _OWN_IMAGE),
-    "same_image_chance": (FRACTION, _OWN_IMAGE),
-    "same_class": (FRACTION, _NO_CLASS),
-    "same_class_chance": (FRACTION, _NO_CLASS),
-}
-_OUTCOMES = ("same_part", "same_image", "same_class")
-"""Of each item 0 or 1: is its nearest neighbour the same."""
-METRICS: tuple[Metric, ...] = tuple(
-    MeanOf(name, number, *_ABOUT[name], is_mean_of_outcomes=name in _OUTCOMES) for names in QUANTITIES.values() for number, name in enumerate(names)
-)
+def means_of(quantities: Sequence[Quantity]) -> tuple[MeanOf, ...]:
+    """The metric of each of a probe's quantities."""
+    return tuple(MeanOf(quantity.name, number, quantity.unit, quantity.undefined, quantity.is_outcome) for number, quantity in enumerate(quantities))

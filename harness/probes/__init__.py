@@ -8,37 +8,61 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from harness.core import Probe
+from harness import metrics
+from harness.core import Metric, Probe, RowProbe, StreamProbe
 from harness.errors import ProbeError, RequestError, nearest
+from harness.metrics.quantities import MeanOf, means_of
 from harness.probes.fields import EpochFields, Fields
 
 
 @cache
-def probes() -> dict[str, Probe]:
+def probes() -> dict[str, Probe[Any]]:
     """Every probe by its module's name. Raises RequestError where a probe is not named as its module is."""
-    found: dict[str, Probe] = {}
+    by_name: dict[str, Probe[Any]] = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        each = getattr(importlib.import_module(f"{__name__}.{module}"), "PROBE", None)
-        if each is None:
+        contents = vars(importlib.import_module(f"{__name__}.{module}"))
+        if "PROBE" not in contents:
             continue
-        if each.name != module:
-            raise RequestError(f"probes: expected the probe of {module}.py to be named {module!r}, got {each.name!r}; rename one of them")
-        found[module] = each
-    return found
+        if contents["PROBE"].name != module:
+            name = contents["PROBE"].name
+            raise RequestError(f"probes: expected the probe of {module}.py to be named {module!r}, got {name!r}; rename one of them")
+        by_name[module] = contents["PROBE"]
+    return by_name
 
 
-def probe(name: str) -> Probe:
+def probe(name: str) -> Probe[Any]:
     """The probe of that name. Raises RequestError, with the nearest name, where there is none."""
     if name not in probes():
         raise RequestError(f"probe: expected one of {', '.join(probes())}, got {name!r}{nearest(name, probes())}")
     return probes()[name]
 
 
+def row_probe(name: str) -> RowProbe[Any]:
+    """The probe of that name. Raises ProbeError where it does not read rows."""
+    named = probe(name)
+    if not isinstance(named, RowProbe):
+        raise ProbeError(f"{name} probe: expected a stream of images, got rows of features; ask for a task that streams")
+    return named
+
+
+def stream_probe(name: str) -> StreamProbe[Any]:
+    """The probe of that name. Raises ProbeError where it cannot be trained on a stream."""
+    named = probe(name)
+    if not isinstance(named, StreamProbe):
+        raise ProbeError(f"{name} probe: expected rows of features, got a stream of images; ask for a task that reads banks")
+    return named
+
+
 def defaults(name: str) -> dict[str, Any]:
-    """A copy of the protocol fields that the probe of that name reads, with their defaults. Raises RequestError for an unknown name."""
-    probe(name)
-    found: dict[str, Any] = dict(importlib.import_module(f"{__name__}.{name}").DEFAULTS)
-    return found
+    """The protocol fields that the probe of that name reads, with their defaults. Raises RequestError for an unknown name."""
+    return dict(probe(name).fields().model_dump())
+
+
+def fields_of(name: str, protocol: Mapping[str, Any]) -> Any:
+    """The fields of `protocol` that the probe of that name reads. Raises RequestError for an unknown name, ProbeError for a value that cannot be."""
+    kind = probe(name).fields
+    assert issubclass(kind, Fields)
+    return kind.read(name, protocol)
 
 
 def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
@@ -46,24 +70,43 @@ def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
 
     Raises RequestError for an unknown name, ProbeError for protocol fields that cannot be.
     """
-    own = getattr(probe(name), "grid", None)
-    return (None,) if own is None else tuple(own(protocol))
+    return probe(name).grid(fields_of(name, protocol))
 
 
-def is_decided(each: Probe, readouts: Sequence[str], protocol: Mapping[str, Any]) -> bool:
+def is_decided(chosen: Probe[Any], readouts: Sequence[str], protocol: Mapping[str, Any]) -> bool:
     """Whether a probe that trains on nothing leaves a search nothing to choose: one readout, no learning rate, one value of its own grid."""
-    return not each.needs_train and not each.has_learning_rate and len(readouts) == 1 and len(grid(each.name, protocol)) == 1
+    return not chosen.needs_train and not chosen.has_learning_rate and len(readouts) == 1 and len(grid(chosen.name, protocol)) == 1
 
 
 def check(name: str, protocol: Mapping[str, Any]) -> None:
     """Raises RequestError where a protocol field of the probe of that name has a value that it cannot take."""
-    module = importlib.import_module(type(probe(name)).__module__)
-    kinds: list[type[Fields]] = [EpochFields]
-    for each in vars(module).values():
-        if isinstance(each, type) and issubclass(each, Fields) and each.__module__ == module.__name__:
-            kinds.append(each)
-    for kind in kinds:
-        try:
-            kind.read(name, protocol)
-        except ProbeError as error:
-            raise RequestError(str(error)) from None
+    try:
+        EpochFields.read(name, protocol)
+        fields_of(name, protocol)
+    except ProbeError as error:
+        raise RequestError(str(error)) from None
+
+
+# --- metrics of what probes give --------------------------------------------------------------------------------------
+
+
+@cache
+def quantities() -> dict[str, MeanOf]:
+    """The means of whatever probes measure, by name. Raises RequestError where two probes measure something of one name."""
+    by_name: dict[str, MeanOf] = {}
+    for name, measuring in probes().items():
+        for mean in means_of(measuring.quantities):
+            if mean.name in by_name or mean.name in metrics.METRICS:
+                raise RequestError(f"probes: expected a quantity of another name than {mean.name!r} in {name}.py, which is a metric; rename it")
+            by_name[mean.name] = mean
+    return by_name
+
+
+def all_metrics() -> dict[str, Metric]:
+    """Every metric by name: those of harness.metrics, and the means of whatever probes measure."""
+    return {**metrics.METRICS, **quantities()}
+
+
+def metric(name: str, levels: Mapping[str, Sequence[int]] | None = None) -> Metric:
+    """One of `all_metrics`, or one of harness.metrics at one of the coarser `levels`. Raises RequestError, with the nearest name."""
+    return quantities()[name] if name in quantities() else metrics.metric(name, levels)

@@ -10,27 +10,22 @@ applied to it and not to every token, and the value projection to the weighted m
 O(T D²). What adds the same amount to all scores of a head (the bias of the keys, the shift of their layer norm) does not pass the softmax and is
 left out.
 
-Every head runs the very calls that it would make alone; the stack shares the reading and the normalising of each batch.
-
-Shape legend: N rows, B batch, T tokens, D features, A attention heads, d = D / A, C classes, K heads of the stack.
+Shape legend: N rows, B batch, T tokens, D features, A attention heads, d = D / A, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import Rows, State, StreamSetting
 from harness.errors import ProbeError
-from harness.probes.augmented import KeptRows
-from harness.probes.features import Features, batch_order, checked_features, checked_targets, needed, on_device
-from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, Positive, learning_rates
-from harness.probes.schedule import Anneal, annealed
-from harness.probes.softmax import most_probable
+from harness.probes.features import Features, Normaliser, checked_features
+from harness.probes.fields import Count, Positive
+from harness.probes.heads import AnnealedFields, ClassifierProbe, NetworkHead
 
 NAME = "attentive"
 EPS = 1e-6
@@ -41,34 +36,21 @@ INIT_STD = 0.02
 """Of the query, and of projections that are not Xavier-uniform."""
 RUNNING_MOMENTUM = 0.1
 """Of the running statistics, as torch.nn.BatchNorm1d's."""
-VELOCITY = "velocity/"
-"""How the names of a head's momentum begin in its checkpoint."""
 
 
-class AttentiveFields(Fields):
+class AttentiveFields(AnnealedFields):
     """Defaults: the attentive probe of Zhu et al."""
 
-    epochs: Count = 90
-    batch_size: Count = 1024
-    momentum: Momentum = 0.9
-    weight_decay: NonNegative = 0.0
     attention_heads: Count = 12
-    init_std: NonNegative = 0.01
-    """Of the classifier's weights."""
     init: Literal["xavier", "trunc-normal"] = "xavier"
     """Of the projections, Xavier-uniform beside a query of N(0, 0.02), or of both, N(0, 0.02) within one standard deviation."""
-    anneal: Anneal = "step"
     bn_eps: Positive = 1e-6
     bn_eval: Literal["running", "batch"] = "running"
     """Statistics at prediction: those of training, or (as the release does) those of each batch of `bn_batch` rows, in their order."""
     bn_batch: Count = 256
-    lr_bounds: Bounds = None
 
 
-DEFAULTS: dict[str, Any] = AttentiveFields().model_dump()
-
-
-class AttentiveHead(nn.Module):
+class AttentiveNetwork(nn.Module):
     """Parameters named as the layers they stand for; see the module's text for what is left out."""
 
     running_mean: torch.Tensor
@@ -113,7 +95,7 @@ class AttentiveHead(nn.Module):
         value_BAd = torch.einsum("bad,aed->bae", mean_BAD, self.value_weight.view(heads, size, -1)) + self.value_bias.view(heads, size)
         return nn.functional.linear(value_BAd.flatten(1), self.out_weight, self.out_bias)
 
-    def forward(self, tokens: torch.Tensor, batch_statistics: bool) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, batch_statistics: bool = True) -> torch.Tensor:
         """Logits [B, C] of normalised tokens [B, T, D]; in training mode the running statistics follow."""
         gathered = self.gather(tokens)
         mean, variance = self.running_mean, self.running_var
@@ -128,59 +110,39 @@ class AttentiveHead(nn.Module):
         self.running_var.lerp_(variance, RUNNING_MOMENTUM)
 
 
-class HeadInTraining:
-    """A head under SGD with momentum, one step at a time; `lr` is given to each step."""
+class AttentiveHead(NetworkHead[AttentiveFields]):
+    """The network under SGD with momentum."""
 
-    def __init__(self, module: AttentiveHead, fields: AttentiveFields) -> None:
-        self.module = module
-        self._optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=fields.momentum, weight_decay=fields.weight_decay, foreach=False)
+    module: AttentiveNetwork
 
-    def step(self, tokens: torch.Tensor, targets: torch.Tensor, lr: float) -> None:
-        """One step on the mean cross entropy of normalised tokens, float32 [B, T, D], and targets, int64 [B], both on the head's device."""
-        self._optimizer.param_groups[0]["lr"] = lr
-        self._optimizer.zero_grad()
-        self.module.train()  # it may have been asked to predict since the last step
-        torch.autograd.backward(nn.functional.cross_entropy(self.module(tokens, True), targets))
-        self._optimizer.step()
+    def __init__(self, tensors: State, fields: AttentiveFields) -> None:
+        super().__init__(tensors, fields)
+        self._batch_statistics = fields.bn_eval == "batch"
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything that the next step depends on, by name, on the CPU; copies. Momentum is there from the first step on."""
-        velocities = {
-            f"{VELOCITY}{name}": buffer
-            for name, parameter in self.module.named_parameters()
-            if (buffer := self._optimizer.state[parameter].get("momentum_buffer")) is not None
-        }
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in (self.module.state_dict() | velocities).items()}
+    @staticmethod
+    def network(width: int, classes: int, fields: AttentiveFields) -> AttentiveNetwork:
+        if width % fields.attention_heads:
+            wanted = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
+            raise ProbeError(f"{NAME} probe: {wanted}; set attention_heads")
+        return AttentiveNetwork(width, classes, fields.attention_heads, fields.bn_eps)
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave."""
-        self.module.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(VELOCITY)})
-        for name, parameter in self.module.named_parameters():
-            if f"{VELOCITY}{name}" in state:
-                self._optimizer.state[parameter]["momentum_buffer"] = state[f"{VELOCITY}{name}"].to(parameter.device, copy=True)
+    @staticmethod
+    def initialise(module: nn.Module, fields: AttentiveFields, generator: torch.Generator) -> None:
+        assert isinstance(module, AttentiveNetwork)
+        module.initialise(generator, fields)
 
-    def fitted(self, lr: float) -> dict[str, torch.Tensor]:
-        """What `AttentiveProbe.restore` takes: parameters, running statistics, and the learning rate `lr` []."""
-        return _state(self.module, lr)
+    @staticmethod
+    def shape(state: State) -> tuple[int, int]:
+        return len(state["query"]), len(state["classifier_bias"])
 
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C] of normalised tokens, float32 [B, T, D]; B is the batch whose statistics count, where the protocol says so."""
+        logits: torch.Tensor = self.module.eval()(inputs, self._batch_statistics)
+        return logits
 
-def fresh_heads(
-    count: int, width: int, classes: int, fields: AttentiveFields, generator: torch.Generator, device: torch.device
-) -> list[HeadInTraining]:
-    """`count` heads with the same parameters, drawn from a CPU generator. Raises ProbeError where the attention heads do not divide the width."""
-    if width % fields.attention_heads:
-        wanted = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
-        raise ProbeError(f"{NAME} probe: {wanted}; set attention_heads")
-    first, *_ = modules = [AttentiveHead(width, classes, fields.attention_heads, fields.bn_eps) for _ in range(count)]
-    first.initialise(generator, fields)
-    for module in modules:
-        module.load_state_dict(first.state_dict())
-    return [HeadInTraining(module.to(device), fields) for module in modules]
-
-
-def _state(module: AttentiveHead, lr: float) -> dict[str, torch.Tensor]:
-    tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    return tensors | {"lr": torch.tensor(lr, dtype=torch.float64)}
+    def is_finite(self) -> bool:
+        """Of the outputs alone: infinite running statistics need not make them so."""
+        return True
 
 
 def normalised(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -189,98 +151,23 @@ def normalised(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
     return nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
 
 
-def checked_tokens(rows: Rows, width: int | None = None) -> Features:
-    """Tokens [N, T, D] (any tokens, a cls among them) or [N, h, w, D]. Raises ProbeError on other shapes."""
-    return checked_features(NAME, rows, dims=4 if rows.features.ndim == 4 else 3, width=width)
+@dataclass(frozen=True, kw_only=True)
+class AttentiveProbe(ClassifierProbe[AttentiveFields]):
+    """Attentive pooling and a linear classifier on tokens: [N, T, D] (any tokens, a cls among them) or [N, h, w, D]."""
+
+    def checked(self, rows: Rows, width: int | None = None) -> Features:
+        return checked_features(NAME, rows, dims=4 if rows.features.ndim == 4 else 3, width=width)
+
+    def inputs(self, features: torch.Tensor, normaliser: Normaliser, device: torch.device) -> torch.Tensor:
+        return normalised(features, device)
+
+    def rows_at_once(self, fields: AttentiveFields) -> int:
+        return fields.bn_batch
+
+    def together(self, setting: StreamSetting) -> int:
+        """As many as the protocol normalises by the statistics of, if it does; else what the encoder takes."""
+        fields = AttentiveFields.read(NAME, setting.protocol)
+        return fields.bn_batch if fields.bn_eval == "batch" else setting.encoder.batch_size
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AttentiveStack:
-    """K fitted heads."""
-
-    lrs: tuple[float, ...]
-    heads: tuple[AttentiveHead, ...]
-    fields: AttentiveFields
-
-    @torch.inference_mode()
-    def predict(self, rows: Rows, head: int) -> Predictions:
-        """The most probable class of each row (the lowest of equals) and its probability.
-
-        Raises ProbeError where `rows` do not fit, or the head's training diverged.
-        """
-        features, device = checked_tokens(rows, len(self.heads[head].query)), self.heads[head].query.device
-        size = self.fields.bn_batch
-        batches = (normalised(features[start : start + size], device) for start in range(0, len(rows), size))
-        return most_probable(rows, torch.cat([self.probabilities(batch, head).cpu() for batch in batches]))
-
-    @torch.inference_mode()
-    def probabilities(self, tokens: torch.Tensor, head: int) -> torch.Tensor:
-        """float32 [B, C] of normalised tokens, float32 [B, T, D], on their device; B is the batch whose statistics count, where the protocol says so.
-
-        Raises ProbeError where the head's training diverged.
-        """
-        found: torch.Tensor = self.heads[head].eval()(tokens, self.fields.bn_eval == "batch").softmax(dim=1)
-        if not bool(found.isfinite().all()):
-            raise ProbeError(f"{NAME} probe: expected finite outputs, got NaN or infinity at learning rate {self.lrs[head]:g}; search below it")
-        return found
-
-    def state(self, head: int) -> dict[str, torch.Tensor]:
-        """The module's parameters and running statistics, and the learning rate `lr` []."""
-        return _state(self.heads[head], self.lrs[head])
-
-
-@dataclass(frozen=True)
-class AttentiveProbe:
-    """Attentive pooling and a linear classifier on banked tokens; `lrs` are the actual rates at the protocol's batch size."""
-
-    name: str = NAME
-    has_learning_rate: bool = True
-    needs_train: bool = True
-
-    def fit(
-        self,
-        train: Rows | None,
-        lrs: Sequence[float | None],
-        *,
-        classes: int,
-        protocol: Mapping[str, Any],
-        seed: int,
-        device: torch.device,
-        after_epoch: AfterEpoch | None = None,
-    ) -> AttentiveStack:
-        """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
-        fields, rates, rows = AttentiveFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
-        features, targets = checked_tokens(rows), checked_targets(NAME, rows, classes)
-        generator = torch.Generator().manual_seed(seed)
-        heads = fresh_heads(len(rates), features.shape[-1], classes, fields, generator, device)
-        features = on_device(features, device)
-        kept = KeptRows.of(NAME, rows, protocol)
-        stack = AttentiveStack(lrs=rates, heads=tuple(head.module for head in heads), fields=fields)
-        steps = fields.epochs * -(-kept.images // fields.batch_size)
-        step = 0
-        for epoch in range(fields.epochs):
-            for images in batch_order(kept.images, fields.batch_size, generator):
-                chosen = kept.rows(images, epoch)
-                tokens = normalised(features[chosen.to(features.device)], device)
-                target = targets[chosen].to(device)
-                for head, lr in zip(heads, rates, strict=True):
-                    head.step(tokens, target, lr * annealed(step, steps, epochs=fields.epochs, anneal=fields.anneal))
-                step += 1
-            if after_epoch is not None:
-                after_epoch(stack)
-        return stack
-
-    def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> AttentiveStack:
-        """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
-        fields = AttentiveFields.read(NAME, protocol)
-        if len(state["classifier_bias"]) != classes:
-            got = len(state["classifier_bias"])
-            raise ProbeError(f"{NAME} probe: expected weights of {classes} classes, got {got}; restore it for the task it was fitted to")
-        head = AttentiveHead(len(state["query"]), classes, fields.attention_heads, fields.bn_eps)
-        head.load_state_dict({name: tensor for name, tensor in state.items() if name != "lr"})
-        return AttentiveStack(lrs=(float(state["lr"]),), heads=(head.to(device),), fields=fields)
-
-
-PROBE: Probe = AttentiveProbe()
+PROBE = AttentiveProbe(name=NAME, fields=AttentiveFields, head=AttentiveHead)

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from harness.core import Probe
-from harness.probes.bags import BagFields, BagProbe, BagProbeFields
+from harness.probes.bags import ACCURACIES, BagProbe, BagProbeFields
 from harness.probes.fields import Count, Positive
-from harness.probes.knn import KNNFields, KNNProbe
-
-NAME = "bag_knn"
+from harness.probes.knn import PROBE as KNN
+from harness.probes.knn import KNNFields
 
 
 class BagKNNFields(BagProbeFields, KNNFields):
+    """Each draw's bags vote for those of the same draw."""
+
     k: Count = 20
     temperature: Positive = 0.07
 
 
-DEFAULTS: dict[str, Any] = BagKNNFields().model_dump()
-
-
-@dataclass(frozen=True)
-class BagKNN(BagProbe):
-    """Each draw's bags vote for those of the same draw."""
-
-    fields: ClassVar[type[BagFields]] = BagKNNFields
-
-
-PROBE: Probe = BagKNN(NAME, KNNProbe())
+PROBE = BagProbe(name="bag_knn", fields=BagKNNFields, inner=KNN, metrics=ACCURACIES)

@@ -5,32 +5,19 @@ SGD with momentum 0.9, weight decay 5e-5, batches of 100, 100 epochs and a cosin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from harness.core import Probe
-from harness.probes.bags import BagFields, BagProbe, BagProbeFields
+from harness.probes.bags import ACCURACIES, BagProbe, BagProbeFields
 from harness.probes.fields import Count, Momentum, NonNegative
-from harness.probes.linear import LinearFields, LinearProbe
-
-NAME = "bag_linear"
+from harness.probes.linear import PROBE as LINEAR
+from harness.probes.linear import LinearFields
 
 
 class BagLinearFields(BagProbeFields, LinearFields):
+    """Each draw's bags train heads of their own, which are searched as one."""
+
     epochs: Count = 100
     batch_size: Count = 100
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 5e-5
 
 
-DEFAULTS: dict[str, Any] = BagLinearFields().model_dump()
-
-
-@dataclass(frozen=True)
-class BagLinear(BagProbe):
-    """Each draw's bags train heads of their own, which are searched as one."""
-
-    fields: ClassVar[type[BagFields]] = BagLinearFields
-
-
-PROBE: Probe = BagLinear(NAME, LinearProbe())
+PROBE = BagProbe(name="bag_linear", fields=BagLinearFields, inner=LINEAR, has_learning_rate=LINEAR.has_learning_rate, metrics=ACCURACIES)

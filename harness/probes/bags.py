@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 import torch
 
-from harness.core import FittedStack, Predictions, Probe, Rows
+from harness.core import FittedStack, Predictions, RowProbe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import checked_features, needed
 from harness.probes.fields import Count, Fields
@@ -30,6 +30,8 @@ Side = Annotated[float, pydantic.Field(gt=0, le=224)]
 
 PATCH = re.compile(r"(?P<sample>.*)#(?P<draw>\d+)\.(?P<index>\d+)", re.DOTALL)
 """The key of a patch. A sample's key has no dot in its last part, so none looks like this."""
+ACCURACIES = ("accuracy", "mean_class_accuracy", "accuracy_sd")
+"""What predictions of several draws are scored by."""
 CHUNK_VALUES = 2**22
 """Patch features averaged at once: 32 MiB in float64."""
 
@@ -163,20 +165,14 @@ class BagStack:
         }
 
 
-@dataclass(frozen=True)
-class BagProbe:
-    """Another probe on the means of bags; it searches what that one searches, one stack of heads for each draw."""
+@dataclass(frozen=True, kw_only=True)
+class BagProbe(RowProbe[BagFields]):
+    """Another probe on the means of bags; it searches what that one searches, one stack of heads for each draw.
 
-    name: str
-    inner: Probe
-    needs_train: bool = True
+    Its fields are those of bags and those of the other probe.
+    """
 
-    fields: ClassVar[type[BagFields]]
-    """The fields of bags and of the other probe."""
-
-    @property
-    def has_learning_rate(self) -> bool:
-        return self.inner.has_learning_rate
+    inner: RowProbe[Any]
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device

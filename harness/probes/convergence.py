@@ -14,20 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.core import QUANTITIES, Predictions, Probe, Rows
+from harness.core import Predictions, Quantity, RowProbe, Rows
 from harness.errors import ProbeError
 from harness.probes.bags import BagFields, bags
 from harness.probes.fields import no_learning_rate
 from harness.probes.measured import measured, quotient
 
 NAME = "convergence"
+_ZERO, _NO_OTHER = "the embeddings are zero", "there is no other image to compare with, or embeddings are zero"
+QUANTITIES = (
+    Quantity(name="cosine", unit="cosine", undefined=_ZERO),
+    Quantity(name="cosine_floor", unit="cosine", undefined=_NO_OTHER),
+    Quantity(name="relative_distance", unit="share of the norm", undefined=_ZERO),
+    Quantity(name="relative_distance_floor", unit="share of the norm", undefined=_NO_OTHER),
+)
+NAMES = tuple(quantity.name for quantity in QUANTITIES)
 
 
 class ConvergenceFields(BagFields):
     """Those of a bag; `normalize` applies to the whole image's embedding as to a bag of one."""
-
-
-DEFAULTS: dict[str, Any] = ConvergenceFields().model_dump()
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -66,7 +71,7 @@ class ConvergenceStack:
     seed: int
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a (image and draw, quantity), see harness.core.QUANTITIES: cosine and relative distance, to the own image and to another one.
+        """One row a (image and draw, quantity), see QUANTITIES: cosine and relative distance, to the own image and to another one.
 
         Raises ProbeError where `rows` have no reference, or an image is not in it.
         """
@@ -75,9 +80,9 @@ class ConvergenceStack:
         (whole,) = bags(NAME, rows.reference, 1, self.fields.normalize).values()
         place = {key: index for index, key in enumerate(whole.keys)}
         found = [self._of(one, draw, whole, place) for draw, one in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
-        values = {name: np.concatenate([each[name] for _, each in found]) for name in QUANTITIES[NAME]}
+        values = {name: np.concatenate([each[name] for _, each in found]) for name in NAMES}
         keys, groups = [key for one, _ in found for key in one.keys], [group for one, _ in found for group in one.groups]
-        return measured(NAME, keys, groups, values)
+        return measured(QUANTITIES, keys, groups, values)
 
     def _of(self, rows: Rows, draw: int | None, whole: Rows, place: Mapping[str, int]) -> tuple[Rows, dict[str, np.ndarray]]:
         suffix = "" if draw is None else f"#{draw}"
@@ -99,13 +104,8 @@ class ConvergenceStack:
         return {}
 
 
-@dataclass(frozen=True)
-class ConvergenceProbe:
+class ConvergenceProbe(RowProbe[ConvergenceFields]):
     """Bags against the whole images that come along as `Rows.reference`. Nothing is trained, so `lrs` is [None]."""
-
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = False
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -121,4 +121,4 @@ class ConvergenceProbe:
         return ConvergenceStack(fields=ConvergenceFields.read(NAME, protocol), seed=seed)
 
 
-PROBE: Probe = ConvergenceProbe()
+PROBE = ConvergenceProbe(name=NAME, fields=ConvergenceFields, needs_train=False, quantities=QUANTITIES, metrics=NAMES)

@@ -10,43 +10,37 @@ Shape legend: N images, B images of a batch, n = h w tokens of an image, M = B n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
 import torch
 
-from harness.core import UNMARKED, Predictions, Probe, Rows
+from harness.core import UNMARKED, Predictions, Rows, State
 from harness.errors import ProbeError
-from harness.probes.features import CHUNK_ROWS, FeatureNorm, Normaliser, as_tensor, batch_order, checked_features, needed, on_device
-from harness.probes.fields import Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.features import CHUNK_ROWS, FeatureNorm, Normaliser, as_tensor, checked_features, on_device
+from harness.probes.fields import Count
+from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
 from harness.probes.schedule import cosine
 
 NAME = "detector"
 
 
-class DetectorFields(Fields):
+class DetectorFields(NormedFields):
     """How the unit is trained, and on what."""
 
     theta: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
     """The share of wrong tokens to be expected: a token is told to be wrong where its probability is at least this. At 0 and 1 there is nothing to
     tell apart."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`momentum` is of sgd; adamw has betas 0.9 and 0.999."""
     epochs: Count = 30
     batch_size: Count = 64
     """Images."""
-    momentum: Momentum = 0.9
-    """Of sgd; adamw has betas 0.9 and 0.999."""
-    weight_decay: NonNegative = 0.0
-    init_std: NonNegative = 0.01
     feature_norm: FeatureNorm = "standardize"
     max_tokens: Count = 1_000_000
     """Most tokens that are scored: whole images, a seeded choice among them where there are more."""
-
-
-DEFAULTS: dict[str, Any] = {name: value for name, value in DetectorFields().model_dump().items() if name != "theta"}
 
 
 def log_odds(share: float) -> float:
@@ -68,138 +62,86 @@ def checked_marks(rows: Rows) -> torch.Tensor:
     return as_tensor(masks).reshape(len(rows), tokens)
 
 
-class Head:
+class DetectorHead(AffineHead[DetectorFields, torch.Tensor]):
     """One logistic unit and its optimiser; its bias begins at the log odds of theta, so that it knows the base rate from the start."""
 
-    def __init__(self, weight_D: torch.Tensor, lr: float, fields: DetectorFields) -> None:
-        self.weight_D = weight_D
-        self.bias_1 = torch.full_like(weight_D[:1], log_odds(fields.theta))
-        self._lr = lr
-        parameters = [self.weight_D, self.bias_1]
-        self._optimizer: torch.optim.Optimizer
-        if fields.optimizer == "adamw":
-            self._optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=fields.weight_decay, foreach=False)
-        else:
-            self._optimizer = torch.optim.SGD(parameters, lr=lr, momentum=fields.momentum, weight_decay=fields.weight_decay, foreach=False)
+    def __init__(self, tensors: State, fields: DetectorFields) -> None:
+        super().__init__(tensors, sgd_or_adamw(fields.optimizer, momentum=fields.momentum, weight_decay=fields.weight_decay))
 
-    def step(self, tokens_MD: torch.Tensor, wrong_M: torch.Tensor, factor: float) -> None:
-        """One step on the mean binary cross entropy, whose gradient is one subtraction."""
-        gradient_M = torch.addmv(self.bias_1, tokens_MD, self.weight_D).sigmoid_().sub_(wrong_M).div_(len(wrong_M))
-        self.weight_D.grad = tokens_MD.T @ gradient_M
-        self.bias_1.grad = gradient_M.sum()[None]
-        self._optimizer.param_groups[0]["lr"] = self._lr * factor
-        self._optimizer.step()
+    @classmethod
+    def drawn(cls, width: int, classes: int, fields: DetectorFields, generator: torch.Generator) -> State:
+        """weight [D], bias [1]."""
+        return {"weight": torch.empty(width).normal_(0, fields.init_std, generator=generator), "bias": torch.full((1,), log_odds(fields.theta))}
+
+    @staticmethod
+    def shape(state: State) -> tuple[int, int]:
+        return len(state["weight"]), 2
+
+    def step(self, inputs: torch.Tensor, target: torch.Tensor, lr: float, seeds: tuple[int, int]) -> None:
+        """One step on the mean binary cross entropy of tokens [M, D] with marks [M], whose gradient is one subtraction."""
+        gradient_M = self.logits(inputs).sigmoid_().sub_(target).div_(len(target))
+        self.descend(inputs.T @ gradient_M, gradient_M.sum()[None], lr)
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [M]: the log odds of lying wrong."""
+        return torch.addmv(self.bias, inputs, self.weight)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DetectorStack:
-    """K fitted heads."""
+@dataclass(frozen=True, kw_only=True)
+class DetectorProbe(TrainedProbe[DetectorFields]):
+    """A logistic unit on tokens [N, h, w, D] with marks [N, 1, n], the rate going to 0 by a cosine. Tokens that are UNMARKED are not trained on."""
 
-    lrs: tuple[float, ...]
-    weights: tuple[torch.Tensor, ...]
-    """K of float32 [D]."""
-    biases: tuple[torch.Tensor, ...]
-    """K of float32 [1]."""
-    normaliser: Normaliser
-    fields: DetectorFields
-    seed: int
+    def examples(self, rows: Rows, classes: int, fields: DetectorFields, device: torch.device) -> Examples:
+        features, marks = checked_features(NAME, rows, dims=4), checked_marks(rows)
+        normaliser = Normaliser.fit(fields.norm, features, device)
+        features = on_device(features, device)
 
-    def predict(self, rows: Rows, head: int) -> Predictions:
+        def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+            tokens = normaliser(features[chosen.to(features.device)].to(device).flatten(0, 2))
+            wrong = marks[chosen].flatten()
+            if (wrong == UNMARKED).any():
+                tokens, wrong = tokens[(wrong != UNMARKED).to(device)], wrong[wrong != UNMARKED]
+            return (tokens, wrong.to(device, torch.float32)) if len(wrong) else None
+
+        return Examples(width=features.shape[-1], normaliser=normaliser, batch=batch)
+
+    def factor(self, step: int, steps: int, fields: DetectorFields) -> float:
+        return cosine(step, steps)
+
+    def predict(self, stack: HeadStack[DetectorFields], rows: Rows, head: int) -> Predictions:
         """One row a token, under `<key>#<its place among the image's tokens>`: target 1 where it lies wrong, -1 where it has no mark, score the log
         odds of lying wrong.
 
         Places count from 0, row by row of the grid; where tokens were dropped, over those that are left. The prediction is 1 where the probability is
-        at least theta. Raises ProbeError where `rows` do not fit, or the head's training diverged.
+        at least theta.
         """
-        weight, bias = self.weights[head], self.biases[head]
-        features, marks = checked_features(NAME, rows, dims=4, width=len(weight)), checked_marks(rows)
-        images = self._scored(len(rows), marks.shape[1])
+        fitted = stack.heads[head]
+        features, marks = checked_features(NAME, rows, dims=4, width=fitted.shape(fitted.tensors())[0]), checked_marks(rows)
+        images = scored_images(len(rows), marks.shape[1], stack.fields.max_tokens, stack.seed)
         step = max(1, CHUNK_ROWS // marks.shape[1])
         chunks = []
         for start in range(0, len(images), step):
-            tokens = self.normaliser(features[images[start : start + step]].to(weight.device).flatten(0, 2))
-            chunks.append(torch.addmv(bias, tokens, weight).double().cpu())
+            tokens = stack.normaliser(features[images[start : start + step]].to(fitted.device).flatten(0, 2))
+            chunks.append(fitted.logits(tokens).double().cpu())
         odds = torch.cat(chunks).numpy()
         if not np.isfinite(odds).all():
-            raise ProbeError(f"{NAME} probe: expected finite outputs, got NaN or infinity at learning rate {self.lrs[head]:g}; search below it")
+            raise stack.diverged(head)
         places, targets = range(marks.shape[1]), marks[images].flatten().long()
         return Predictions(
             keys=[f"{rows.keys[image]}#{place}" for image in images.tolist() for place in places],
             groups=[rows.groups[image] for image in images.tolist() for _ in places],
             targets=targets.masked_fill_(targets == UNMARKED, -1).numpy(),
-            predictions=(odds >= log_odds(self.fields.theta)).astype(np.int64),
+            predictions=(odds >= log_odds(stack.fields.theta)).astype(np.int64),
             scores=odds,
         )
 
-    def _scored(self, images: int, tokens: int) -> torch.Tensor:
-        """int64 [N], ascending: the images that are scored."""
-        most = max(1, self.fields.max_tokens // tokens)
-        if images <= most:
-            return torch.arange(images)
-        return torch.from_numpy(np.sort(np.random.default_rng(self.seed).choice(images, most, replace=False)))
 
-    def state(self, head: int) -> dict[str, torch.Tensor]:
-        """weight [D], bias [1], lr [], and the training tokens' mean and std [D] where they are standardised."""
-        tensors = {"weight": self.weights[head].cpu(), "bias": self.biases[head].cpu(), "lr": torch.tensor(self.lrs[head], dtype=torch.float64)}
-        return tensors | self.normaliser.state()
+def scored_images(images: int, tokens: int, max_tokens: int, seed: int) -> torch.Tensor:
+    """int64 [N], ascending: the images that are scored, of `images` with so many `tokens` each."""
+    most = max(1, max_tokens // tokens)
+    if images <= most:
+        return torch.arange(images)
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(images, most, replace=False)))
 
 
-@dataclass(frozen=True)
-class DetectorProbe:
-    """A logistic unit on tokens [N, h, w, D] with marks [N, 1, n], by SGD with momentum or AdamW, the rate going to 0 by a cosine.
-
-    Tokens that are UNMARKED are not trained on.
-
-    `lrs` are the actual rates at the protocol's batch. The heads share initialisation, order and reading of the batches; each computes alone.
-    """
-
-    name: str = NAME
-    has_learning_rate: bool = True
-    needs_train: bool = True
-
-    def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> DetectorStack:
-        """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
-        fields, rates, rows = DetectorFields.read(NAME, protocol), learning_rates(NAME, lrs), needed(NAME, train)
-        features, marks = checked_features(NAME, rows, dims=4), checked_marks(rows)
-        normaliser = Normaliser.fit(fields.feature_norm, features, device)
-        features, generator = on_device(features, device), torch.Generator().manual_seed(seed)
-        weight = torch.empty(features.shape[-1]).normal_(0, fields.init_std, generator=generator)
-        heads = [Head(weight.to(device, copy=True), lr, fields) for lr in rates]
-        steps = fields.epochs * -(-len(rows) // fields.batch_size)
-        step = 0
-        for _ in range(fields.epochs):
-            for chosen in batch_order(len(rows), fields.batch_size, generator):
-                tokens = normaliser(features[chosen.to(features.device)].to(device).flatten(0, 2))
-                wrong = marks[chosen].flatten()
-                if (wrong == UNMARKED).any():
-                    tokens, wrong = tokens[(wrong != UNMARKED).to(device)], wrong[wrong != UNMARKED]
-                for head in heads if len(wrong) else ():
-                    head.step(tokens, wrong.to(device, torch.float32), cosine(step, steps))
-                step += 1
-        return DetectorStack(
-            lrs=rates,
-            weights=tuple(head.weight_D for head in heads),
-            biases=tuple(head.bias_1 for head in heads),
-            normaliser=normaliser,
-            fields=fields,
-            seed=seed,
-        )
-
-    def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> DetectorStack:
-        """The stack of one head that `state` was taken from."""
-        fields = DetectorFields.read(NAME, protocol)
-        return DetectorStack(
-            lrs=(float(state["lr"]),),
-            weights=(state["weight"].to(device),),
-            biases=(state["bias"].to(device),),
-            normaliser=Normaliser.restore(fields.feature_norm, state, device),
-            fields=fields,
-            seed=seed,
-        )
-
-
-PROBE: Probe = DetectorProbe()
+PROBE = DetectorProbe(name=NAME, fields=DetectorFields, head=DetectorHead, metrics=("AUROC", "balanced_accuracy", "bce", "bce_chance"))

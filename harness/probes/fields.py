@@ -13,7 +13,8 @@ from harness.errors import ProbeError
 Count = Annotated[int, pydantic.Field(ge=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
-Momentum = Annotated[float, pydantic.Field(ge=0, lt=1)]
+BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Momentum = BelowOne
 
 
 def as_tuple(value: object) -> object:

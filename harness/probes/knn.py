@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import Predictions, RowProbe, Rows
 from harness.probes.features import Features, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Count, Fields, Positive, no_learning_rate
 from harness.probes.similarity import inverse_norms, nearest_in_gallery
@@ -29,9 +29,6 @@ class KNNFields(Fields):
     k: Count = 20
     """Neighbours that vote; every training row where there are fewer."""
     temperature: Positive = 0.07
-
-
-DEFAULTS: dict[str, Any] = KNNFields().model_dump()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,13 +71,8 @@ class KNNStack:
         return {}
 
 
-@dataclass(frozen=True)
-class KNNProbe:
+class KNNProbe(RowProbe[KNNFields]):
     """Weighted k nearest neighbours by cosine. Nothing is trained, so `lrs` is [None]."""
-
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = True
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -99,4 +91,4 @@ class KNNProbe:
         return KNNStack(gallery=gallery, inverse=inverse_norms(gallery), targets=targets, classes=classes, fields=fields, device=device)
 
 
-PROBE: Probe = KNNProbe()
+PROBE = KNNProbe(name=NAME, fields=KNNFields)

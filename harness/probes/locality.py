@@ -14,12 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import Predictions, Quantity, RowProbe, Rows
 from harness.probes.fields import Count, Fields, no_learning_rate
 from harness.probes.measured import measured, quotient
 from harness.probes.retrieval import Exclude, neighbours
 
 NAME = "locality"
+QUANTITIES = tuple(
+    Quantity(name=f"same_{what}{suffix}", unit="fraction", undefined=f"{why}, or there is no other patch", is_outcome=not suffix)
+    for what, why in (
+        ("part", "these patches have no parts"),
+        ("image", "a query's own image is not in its gallery"),
+        ("class", "these patches have no class"),
+    )
+    for suffix in ("", "_chance")
+)
+NAMES = tuple(quantity.name for quantity in QUANTITIES)
 
 
 class LocalityFields(Fields):
@@ -27,9 +37,6 @@ class LocalityFields(Fields):
     """What a query's gallery lacks: the patch itself, or every patch of its image; with none, each patch is its own neighbour."""
     max_queries: Count | None = None
     """Most queries; a seeded choice among the patches where there are more."""
-
-
-DEFAULTS: dict[str, Any] = LocalityFields().model_dump()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +48,7 @@ class LocalityStack:
     device: torch.device
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a (patch, quantity), see harness.core.QUANTITIES: 1 or 0 whether the neighbour is the same, and the chance that any is.
+        """One row a (patch, quantity), see QUANTITIES: 1 or 0 whether the neighbour is the same, and the chance that any is.
 
         Where `rows` have those of their whole images as reference, their targets are parts and the reference's are classes; else theirs are
         classes. Raises ProbeError where `rows` do not fit.
@@ -58,7 +65,7 @@ class LocalityStack:
             defined = (kind[queries] >= 0) & (index[:, 0] >= 0)
             values[f"same_{name}"] = np.where(defined, (kind[queries] == kind[index[:, 0]]).astype(np.float64), np.nan)
             values[f"same_{name}_chance"] = np.where(defined, self._chance(kind, images)[queries], np.nan)
-        return measured(NAME, [rows.keys[i] for i in queries], [rows.groups[i] for i in queries], values)
+        return measured(QUANTITIES, [rows.keys[i] for i in queries], [rows.groups[i] for i in queries], values)
 
     def _chance(self, kind: np.ndarray, images: np.ndarray) -> np.ndarray:
         """float64 [N]: the share of each patch's gallery that is of its own kind."""
@@ -95,13 +102,8 @@ def _counted(kind: np.ndarray) -> np.ndarray:
     return found
 
 
-@dataclass(frozen=True)
-class LocalityProbe:
+class LocalityProbe(RowProbe[LocalityFields]):
     """Every patch against all patches of its split. Nothing is trained, so `lrs` is [None]."""
-
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = False
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -117,4 +119,11 @@ class LocalityProbe:
         return LocalityStack(fields=LocalityFields.read(NAME, protocol), seed=seed, device=device)
 
 
-PROBE: Probe = LocalityProbe()
+PROBE = LocalityProbe(
+    name=NAME,
+    fields=LocalityFields,
+    needs_train=False,
+    neighbours="shared",
+    quantities=QUANTITIES,
+    metrics=NAMES,
+)

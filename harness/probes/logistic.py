@@ -9,13 +9,12 @@ Shape legend: N rows, D features, C classes, K heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pydantic
 import torch
 
-from harness.core import Probe, Rows
+from harness.core import RowProbe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import FeatureNorm, Features, Normaliser, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Count, Fields, Positive, as_tuple
@@ -38,9 +37,6 @@ class LogisticFields(Fields):
     tolerance: Positive = 1e-5
     """Largest element of the gradient of the mean loss at which a fit has converged."""
     feature_norm: FeatureNorm = "standardize"
-
-
-DEFAULTS: dict[str, Any] = LogisticFields().model_dump()
 
 
 class Objective:
@@ -99,17 +95,12 @@ def minimise(objective: Objective, penalty: float, fields: LogisticFields, devic
     return parameters
 
 
-@dataclass(frozen=True)
-class LogisticProbe:
+class LogisticProbe(RowProbe[LogisticFields]):
     """Regularised softmax regression. The heads' `lrs` are values of C: those of `grid`, among which the selection split decides."""
 
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = True
-
-    def grid(self, protocol: Mapping[str, Any]) -> tuple[float, ...]:
-        """The protocol's values of C. Raises ProbeError on fields that cannot be."""
-        return LogisticFields.read(NAME, protocol).c_grid
+    def grid(self, fields: LogisticFields) -> tuple[float | None, ...]:
+        """The protocol's values of C."""
+        return fields.c_grid
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -143,4 +134,4 @@ class LogisticProbe:
         return restored(state, probe=NAME, knob=KNOB, norm=fields.feature_norm, classes=classes, device=device)
 
 
-PROBE: Probe = LogisticProbe()
+PROBE = LogisticProbe(name=NAME, fields=LogisticFields)

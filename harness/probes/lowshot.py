@@ -6,18 +6,18 @@ The regularisation is chosen on the whole selection split. The subset is drawn h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import numpy as np
 import pydantic
 import torch
 
-from harness.core import Probe, Rows
+from harness.core import RowProbe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import needed
 from harness.probes.fields import Count
-from harness.probes.logistic import LogisticFields, LogisticProbe
+from harness.probes.logistic import PROBE as LOGISTIC
+from harness.probes.logistic import LogisticFields
 from harness.probes.softmax import SoftmaxStack
 from harness.splits import take
 
@@ -61,20 +61,12 @@ class LowShotFields(LogisticFields):
         return self
 
 
-DEFAULTS: dict[str, Any] = LowShotFields().model_dump()
-
-
-@dataclass(frozen=True)
-class LowShotProbe:
+class LowShotProbe(RowProbe[LowShotFields]):
     """Regularised softmax regression on few rows. As for logistic regression, the heads' `lrs` are values of C, those of `grid`."""
 
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = True
-
-    def grid(self, protocol: Mapping[str, Any]) -> tuple[float, ...]:
-        """The protocol's values of C. Raises ProbeError on fields that cannot be."""
-        return LowShotFields.read(NAME, protocol).c_grid
+    def grid(self, fields: LowShotFields) -> tuple[float | None, ...]:
+        """The protocol's values of C."""
+        return fields.c_grid
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -82,13 +74,13 @@ class LowShotProbe:
         """One head a value of C, all fitted to the rows that `seed` draws. Raises ProbeError on rows, values or fields that cannot be."""
         fields = LowShotFields.read(NAME, protocol)
         few = low_shot(needed(NAME, train), share=fields.share, shots=fields.shots, seed=seed)
-        return LogisticProbe().fit(few, lrs, classes=classes, protocol=protocol, seed=seed, device=device)
+        return LOGISTIC.fit(few, lrs, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
     ) -> SoftmaxStack:
         """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
-        return LogisticProbe().restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device)
+        return LOGISTIC.restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
 
-PROBE: Probe = LowShotProbe()
+PROBE = LowShotProbe(name=NAME, fields=LowShotFields)

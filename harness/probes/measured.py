@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness.core import QUANTITIES, Predictions
+from harness.core import Predictions, Quantity
 
 
-def measured(probe: str, keys: Sequence[str], groups: Sequence[str], values: Mapping[str, np.ndarray]) -> Predictions:
-    """The rows of N items: all items of the probe's first quantity, then all of the second, … `values` are float64 [N] by quantity, NaN undefined."""
-    names = QUANTITIES[probe]
-    count = len(names)
+def measured(quantities: Sequence[Quantity], keys: Sequence[str], groups: Sequence[str], values: Mapping[str, np.ndarray]) -> Predictions:
+    """The rows of N items: all items of the first quantity, then all of the second, … `values` are float64 [N] by quantity, NaN undefined."""
+    count = len(quantities)
     return Predictions(
         keys=list(keys) * count,
         groups=list(groups) * count,
         targets=np.repeat(np.arange(count, dtype=np.int64), len(keys)),
         predictions=np.full(count * len(keys), -1, dtype=np.int64),
-        scores=np.concatenate([np.asarray(values[name], np.float64) for name in names]),
+        scores=np.concatenate([np.asarray(values[quantity.name], np.float64) for quantity in quantities]),
     )
 
 

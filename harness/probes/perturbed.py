@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import Predictions, RowProbe, Rows
 from harness.errors import ProbeError
 from harness.probes.features import CHUNK_ROWS
 from harness.probes.fields import no_learning_rate
-from harness.probes.knn import KNNFields, KNNProbe, KNNStack
+from harness.probes.knn import PROBE as KNN
+from harness.probes.knn import KNNFields, KNNStack
 
 NAME = "perturbed"
 
 
 class PerturbedFields(KNNFields):
     """Those of the k-NN probe."""
-
-
-DEFAULTS: dict[str, Any] = PerturbedFields().model_dump()
 
 
 def cosine_to(reference: Rows, rows: Rows) -> np.ndarray:
@@ -69,13 +67,8 @@ class PerturbedStack:
         return {}
 
 
-@dataclass(frozen=True)
-class PerturbedProbe:
+class PerturbedProbe(RowProbe[PerturbedFields]):
     """Weighted k nearest neighbours beside the cosine with a reference. Nothing is trained, so `lrs` is [None]."""
-
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = True
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -88,7 +81,7 @@ class PerturbedProbe:
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
     ) -> PerturbedStack:
         """The same from the training rows alone."""
-        return PerturbedStack(inner=KNNProbe().restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device))
+        return PerturbedStack(inner=KNN.restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device))
 
 
-PROBE: Probe = PerturbedProbe()
+PROBE = PerturbedProbe(name=NAME, fields=PerturbedFields, metrics=("accuracy", "mean_class_accuracy", "cosine_to_intact"))

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from harness.core import Predictions, Probe, Rows
+from harness.core import Predictions, RowProbe, Rows
 from harness.errors import ProbeError, nearest
 from harness.probes.features import as_tensor, checked_features, on_device
 from harness.probes.fields import Count, Fields, no_learning_rate
@@ -34,9 +34,6 @@ class RetrievalFields(Fields):
     """The splits whose rows query and are found; who reads the banks brings them together."""
     max_queries: Count | None = None
     """Most queries; a seeded choice among the rows that have a target where there are more."""
-
-
-DEFAULTS: dict[str, Any] = RetrievalFields().model_dump()
 
 
 class Excluded:
@@ -196,13 +193,8 @@ def neighbours(
     return indices, cosines
 
 
-@dataclass(frozen=True)
-class RetrievalProbe:
+class RetrievalProbe(RowProbe[RetrievalFields]):
     """Every row against all rows of its split. Nothing is trained, so `lrs` is [None] and no training rows are needed."""
-
-    name: str = NAME
-    has_learning_rate: bool = False
-    needs_train: bool = False
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
@@ -218,4 +210,4 @@ class RetrievalProbe:
         return RetrievalStack(fields=RetrievalFields.read(NAME, protocol), seed=seed, device=device)
 
 
-PROBE: Probe = RetrievalProbe()
+PROBE = RetrievalProbe(name=NAME, fields=RetrievalFields, needs_train=False, neighbours="relevant", metrics=("AP", "mAP"))

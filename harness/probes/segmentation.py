@@ -7,15 +7,17 @@ Shape legend: B images, h w token grid, H W label pixels, D features, C classes,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 from torch.nn.functional import conv2d, cross_entropy, interpolate
 
-from harness.augment import IGNORED, left_out_classes
-from harness.core import EncoderInfo
+from harness.augment import IGNORED, fitting, left_out_classes
+from harness.core import EncoderInfo, Passes, Proposal, Reading, Scorer, State, StreamProbe, StreamSetting, Trainer
+from harness.errors import RequestError
 from harness.probes.fields import Count, Fields, NonNegative
 from harness.probes.schedule import polynomial
 
@@ -191,3 +193,43 @@ def confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> to
     """int64 [C, C] pixels by (true, predicted) class of maps [H, W]; pixels that are IGNORED do not count."""
     kept = labels != IGNORED
     return torch.bincount(labels[kept].long() * classes + predicted[kept].long(), minlength=classes * classes).view(classes, classes)
+
+
+def windows_of(height: int, width: int, fields: SegmentationFields) -> int:
+    """How many windows an image of that size is tested in."""
+    down, across = (max(side, fields.crop) for side in fitting(height, width, fields.test_scale))
+    return len(windows(down, across, fields.crop, fields.stride))
+
+
+class SegmentationProbe(StreamProbe[SegmentationFields]):
+    """1x1 convolutions on the tokens of augmented crops, tested by a sliding window."""
+
+    def refuses(self, fields: SegmentationFields, info: EncoderInfo, samples: int) -> str | None:
+        """Raises RequestError where training would end before it saw every sample."""
+        least = -(-samples // fields.batch_size)
+        if fields.iterations < least:
+            raise RequestError(
+                f"protocol.iterations: expected at least the {least} that see each of the {samples} train samples once, got {fields.iterations}; "
+                "raise it or protocol.batch_size"
+            )
+        return unsuitable(fields, info)
+
+    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
+        from harness.probes.segmentation_stream import SegmentationTrainer
+
+        return SegmentationTrainer(setting, proposals)
+
+    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
+        from harness.probes.segmentation_stream import SegmentationScorer
+
+        return SegmentationScorer(setting, heads)
+
+    def passes(self, fields: SegmentationFields, reading: Reading) -> Passes:
+        """Crops in training and windows in scoring, by their pixels."""
+        crops, area = fields.iterations * fields.batch_size, fields.crop**2 / math.prod(reading.input_size)
+        counts = [windows_of(height, width, fields) for height, width in reading.sizes]
+        per_image = area * (sum(counts) / len(counts) if counts else 1.0)
+        return Passes(decoded=crops + reading.read_to_choose, encoded=area * crops + per_image * reading.chosen_on, encoded_per_test_image=per_image)
+
+
+PROBE = SegmentationProbe(name=NAME, fields=SegmentationFields, has_learning_rate=True, metrics=("mIoU", "mAcc", "aAcc"))

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from harness.core import QUANTITIES
+from harness.probes import quantities
 from harness.report.points import is_point
 from harness.report.units import FRACTION, is_defined, sense_of, unit
 
 Row = Mapping[str, Any]
 LEVELS = ("object", "part")
-_QUANTITIES = frozenset(name for names in QUANTITIES.values() for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Board:
 
     def ranked(self, column: Column) -> list[Row]:
         """The column's rows that can be ranked, the best first; none where neither end need be better, as of what is no fraction or no score."""
-        if unit(column.metric) != FRACTION or column.metric in _QUANTITIES:
+        if unit(column.metric) != FRACTION or column.metric in quantities():
             return []
         rows = [row for encoder in self.encoders if is_ranked(row := self.cells.get((encoder, column)))]
         better = sense_of(column.metric)

@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from harness.core import Task, View
+from harness.core import NeighbourKind, Task, View
 from harness.errors import HarnessError, ShardError
 from harness.manifest import load_manifest, shard_url
+from harness.probes import probes
 from harness.report.board import Board, Column, parsed
 from harness.report.run import Run
 from harness.stream import ShardAudit, attempt, read_samples
@@ -28,8 +29,6 @@ _QUERIES = 6
 DEPTH = 10
 
 
-Kind = Literal["retrieval", "locality"]
-"""The probe that kept the neighbours."""
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 """Encoder to its rows of neighbours."""
 
@@ -59,7 +58,7 @@ class Gallery:
     """A few queries of one task with every encoder's nearest items, or why there are none."""
 
     column: Column
-    kind: Kind = "retrieval"
+    kind: NeighbourKind = "relevant"
     asks: str = "class"
     """What the query and a right neighbour have in common."""
     encoders: tuple[str, ...] = ()
@@ -93,17 +92,18 @@ def galleries(run: Run, board: Board, shards: str | None) -> list[Gallery]:
     retrieval: dict[str, Column] = {}
     for level in ("part", "object"):
         for column in kept:
-            if column.level == level and kinds[column] == "retrieval":
+            if column.level == level and kinds[column] == "relevant":
                 retrieval.setdefault(column.task, column)
         if retrieval:
             break
-    local = [column for column in kept if kinds[column] == "locality"]
+    local = [column for column in kept if kinds[column] == "shared"]
     return [_gallery(run, board, column, shards, kinds[column]) for column in (*retrieval.values(), *local)]
 
 
-def _kind(board: Board, column: Column) -> Kind:
+def _kind(board: Board, column: Column) -> NeighbourKind:
     rows = [row for encoder in board.encoders if (row := board.cells.get((encoder, column))) is not None]
-    return "locality" if any(row["probe"] == "locality" for row in rows) else "retrieval"
+    shared = {name for name, one in probes().items() if one.neighbours == "shared"}
+    return "shared" if any(row["probe"] in shared for row in rows) else "relevant"
 
 
 def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collection[str]) -> dict[str, Cut]:
@@ -131,7 +131,7 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
     return found
 
 
-def _gallery(run: Run, board: Board, column: Column, shards: str | None, kind: Kind) -> Gallery:
+def _gallery(run: Run, board: Board, column: Column, shards: str | None, kind: NeighbourKind) -> Gallery:
     tables = {}
     for encoder in board.encoders:
         if (encoder, column) in board.cells and (rows := run.neighbours(encoder, column.task, column.protocol)):
@@ -150,7 +150,7 @@ def _gallery(run: Run, board: Board, column: Column, shards: str | None, kind: K
     return Gallery(
         column=column,
         kind=kind,
-        asks="part" if kind == "locality" and task.reference_view is not None else "class",
+        asks="part" if kind == "shared" and task.reference_view is not None else "class",
         encoders=tuple(tables),
         queries=queries,
         neighbours={place: found for place, found in neighbours.items() if found},
@@ -169,7 +169,7 @@ def _shown(
     """Queries, their neighbours, the items cut again, and items' targets: those that were predicted, or else those that the cut items have."""
     asked, split = _common_queries(tables), column.split or "test"
     count = max(1, min(_QUERIES, _ROWS // max(1, len(tables))))
-    if task.probe.name == "retrieval":
+    if task.probe.neighbours == "relevant":
         targets = _targets(run, tables, column)
         queries = _spread(asked, targets, count)
         nearest = _all_nearest(tables, queries)

@@ -30,7 +30,7 @@ def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
     """The gallery's picture; absent for the gallery's own reason."""
     title = titles([gallery.column])[gallery.column][0]
     if gallery.absent:
-        return Drawing(name=name, absent=f"{title}, {gallery.absent}" if gallery.kind == "locality" else gallery.absent)
+        return Drawing(name=name, absent=f"{title}, {gallery.absent}" if gallery.kind == "shared" else gallery.absent)
     shown = [query for query in gallery.queries if query in gallery.cuts]
     lines = max(2, len(gallery.encoders))
     block = max(lines * _PITCH, _QUERY + 0.4) + 0.2
@@ -54,7 +54,7 @@ def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
 
 def _caption(gallery: Gallery, title: str) -> str:
     signs = f"✓ of the same {gallery.asks}, ✗ of another one, with its name"
-    if gallery.kind == "locality":
+    if gallery.kind == "shared":
         about = f"{title} · {gallery.column.protocol}. For each patch, the ten nearest patches of every encoder, nearest first"
         tags = (
             "tags tell a patch of the same image, or of another image of the same class"
@@ -82,7 +82,7 @@ def _block(axes: Any, gallery: Gallery, query: str, top: float, look: Look) -> N
         counted = [one for one in found if one.key != query]
         right = sum(one.relevant for one in counted)
         words = f"{right} of {len(counted)} right" if counted else "nothing was kept"
-        if gallery.kind == "locality" and counted:
+        if gallery.kind == "shared" and counted:
             near = sum(gallery.shares(query, one.key) == "image" for one in counted)
             words = f"{right} same {gallery.asks}, {near} same image, of {len(counted)}"
         axes.text(_QUERY + _NAME - 0.18, y + 0.58, words, ha="right", va="center", fontsize=7, color=MUTED)
@@ -99,7 +99,7 @@ def _neighbour(axes: Any, gallery: Gallery, query: str, one: Neighbour, x: float
     axes.add_patch(Rectangle((x, y), _THUMB, _THUMB, fill=False, edgecolor=colour, linewidth=2.0, linestyle=style, zorder=3))
     axes.add_patch(Rectangle((x + _THUMB - 0.25, y), 0.25, 0.25, facecolor=colour, edgecolor="none", zorder=4))
     axes.text(x + _THUMB - 0.125, y + 0.13, symbol, color="white", ha="center", va="center", fontsize=7.5, fontweight="bold", zorder=5)
-    shared = gallery.shares(query, one.key) if gallery.kind == "locality" and one.key != query else ""
+    shared = gallery.shares(query, one.key) if gallery.kind == "shared" and one.key != query else ""
     if shared == "image" or (shared and gallery.asks == "part"):
         badge = {"facecolor": INK, "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
         axes.text(x + 0.03, y + 0.1, shared, color="white", ha="left", va="center", fontsize=6.5, zorder=5, bbox=badge)

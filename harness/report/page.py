@@ -66,8 +66,8 @@ def _portraits(found: Sequence[Portrait], looks: Look) -> list[Drawing]:
 
 def _mosaics(found: Sequence[Gallery], looks: Look) -> list[Drawing]:
     """A picture for each gallery, those of retrieval first."""
-    retrieval = [one for one in found if one.kind == "retrieval"]
-    local = [one for one in found if one.kind == "locality"]
+    retrieval = [one for one in found if one.kind == "relevant"]
+    local = [one for one in found if one.kind == "shared"]
     drawings = [mosaic(one, looks, GALLERY if i == 0 else f"{GALLERY}-{file_name(one.column.dataset)}-{i}") for i, one in enumerate(retrieval)]
     if not found:
         drawings.append(Drawing(name=GALLERY, absent="no retrieval task of this run kept its nearest neighbours"))

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from harness.core import Predictions
 from harness.errors import ProbeError
-from harness.metrics import METRICS
 from harness.metrics.bootstrap import Estimate, paired_interval
+from harness.probes import all_metrics
 from harness.report.board import Board, Column
 from harness.report.run import Run
 
@@ -109,7 +109,7 @@ def _chosen_pairs(encoders: Sequence[str], twins: Mapping[str, str | None], *, e
 
 
 def _difference(metric: str | None, first: Predictions, second: Predictions) -> Estimate:
-    if metric not in METRICS:
-        raise ProbeError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    if metric not in all_metrics():
+        raise ProbeError(f"metric: expected one of {', '.join(all_metrics())}, got {metric!r}")
     classes = 1 + max(int(values.max()) for table in (first, second) for values in (table.targets, table.predictions))
-    return paired_interval(METRICS[metric], first, second, max(classes, 1))
+    return paired_interval(all_metrics()[metric], first, second, max(classes, 1))

@@ -10,7 +10,8 @@ import unicodedata
 from typing import Any, TypeGuard
 
 from harness.core import FRACTION as FRACTION
-from harness.metrics import METRICS, sense
+from harness.metrics import sense
+from harness.probes import all_metrics
 
 NONE = "–"
 
@@ -18,13 +19,13 @@ NONE = "–"
 def unit(metric: str | None) -> str | None:
     """The unit of the metric of that name, at whatever level of the classes; None where it is not one that this version knows."""
     name = str(metric).partition("@")[0]
-    return METRICS[name].unit if name in METRICS else None
+    return all_metrics()[name].unit if name in all_metrics() else None
 
 
 def sense_of(metric: str | None) -> int:
     """1 where higher is better by the metric of that name, -1 where lower is."""
     name = str(metric).partition("@")[0]
-    return sense(METRICS[name]) if name in METRICS else 1
+    return sense(all_metrics()[name]) if name in all_metrics() else 1
 
 
 def is_defined(value: Any) -> TypeGuard[float]:

@@ -16,9 +16,8 @@ from typing import Any
 from harness.core import Feed, Level, Metric, Task, TaskProtocol, View
 from harness.errors import RequestError, nearest
 from harness.manifest import Manifest, load_manifest
-from harness.metrics import metric
 from harness.metrics.levels import AtLevel
-from harness.probes import check, probe
+from harness.probes import check, metric, probe, row_probe, stream_probe
 from harness.readouts import parse_readout
 
 Fields = Mapping[str, Any]
@@ -32,8 +31,8 @@ class Template:
     """Without the data set."""
     level: Level
     probe: str
-    metrics: tuple[Metric, ...]
-    """The first is the one that is searched for, unless `chosen_by` names another."""
+    metrics: tuple[Metric, ...] = ()
+    """None for those of the probe. The first is the one that is searched for, unless `chosen_by` names another."""
     protocols: Mapping[str, Fields]
     """Protocol name to its fields, the default one first. Every protocol of a task has the same fields, `readouts` among them."""
     view: Callable[[Fields], View]
@@ -42,7 +41,8 @@ class Template:
     """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out, and
     one that has their last word in it, such as `streamed`, asks for them."""
     listed: bool = True
-    """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not, the pattern must have the last word, as `*-attentive` has."""
+    """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not, the pattern must have the last word, as `*-attentive` has,
+    and of a streamed one the word before it as well, as `*-mlp-streamed` has."""
     curves: Fields = field(default_factory=dict)
     """Fields that hold the points of a curve, to the field that says which of them a task is: a curve is one task a point, on one protocol."""
     train_view: Callable[[Fields], View | None] | None = None
@@ -70,7 +70,15 @@ class Template:
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
             return False
-        return (self.feed == "banked" and self.listed) or self.name.partition("-from-")[0].rpartition("-")[2] in wanted
+        return all(word in wanted for word in self._words)
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        """Words of its name that a pattern must have: none, the last one, or of a streamed task that is not listed the last two."""
+        if self.feed == "banked" and self.listed:
+            return ()
+        *_, before, last = "", *self.name.partition("-from-")[0].split("-")
+        return (last,) if self.listed or self.feed == "banked" or not before else (before, last)
 
     def tasks(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> list[Task]:
         """The task under one of its protocols, with those `overrides` that are fields of it; one a point of its curves. Raises RequestError."""
@@ -104,8 +112,9 @@ class Template:
         named = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
         told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
         classes = self.classes(fields)
+        metrics = self.metrics or tuple(metric(name) for name in probe(self.probe).metrics)
         # equal names alone say nothing: parts may be called as classes are
-        predicts_labels = self.level == "object" and classes == manifest.classes and any(one.name == "accuracy" for one in self.metrics)
+        predicts_labels = self.level == "object" and classes == manifest.classes and any(one.name == "accuracy" for one in metrics)
         levels = manifest.levels if predicts_labels else {}
         return Task(
             name=f"{manifest.dataset}/{self.name}",
@@ -114,8 +123,8 @@ class Template:
             classes=classes,
             view=self.view(fields),
             readouts=tuple(fields["readouts"]),
-            probe=probe(self.probe),
-            metrics=(*self.metrics, *(AtLevel(metric("accuracy"), level, of) for level, of in levels.items())),
+            probe=stream_probe(self.probe) if self.feed == "streamed" else row_probe(self.probe),
+            metrics=(*metrics, *(AtLevel(metric("accuracy"), level, of) for level, of in levels.items())),
             protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
             feed=self.feed,
             train_view=self.train_view(fields) if self.train_view else None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from harness.core import QUANTITIES, View
+from harness.core import View
 from harness.errors import ProbeError, RequestError
 from harness.manifest import Manifest
 from harness.metrics import metric
@@ -89,7 +89,7 @@ def locality_template(manifest: Manifest) -> Template:
         name="patch-locality",
         level="part",
         probe="locality",
-        metrics=tuple(metric(one) for one in QUANTITIES["locality"]),
+        metrics=(),
         protocols={space: {**defaults("locality"), **patches, "readouts": readouts} for space, readouts in SPACES.items()},
         view=patch if has_parts else tiles,
         reference_view=whole if has_parts else None,
@@ -106,7 +106,7 @@ def templates(manifest: Manifest) -> list[Template]:
         found += [
             bag_template(manifest, "bag-knn", "bag_knn", ACCURACIES, train_view=trained_on),
             bag_template(manifest, "bag-linear", "bag_linear", ACCURACIES, train_view=trained_on),
-            bag_template(manifest, "bag-convergence", "convergence", QUANTITIES["convergence"], reference_view=whole),
+            bag_template(manifest, "bag-convergence", "convergence", (), reference_view=whole),
         ]
     if {"label", "keypoints"} & set(manifest.annotations):
         found.append(locality_template(manifest))

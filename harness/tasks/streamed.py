@@ -53,8 +53,7 @@ def segmentation(manifest: Manifest, mask: MaskKind, level: Level) -> Template:
     return Template(
         name=f"{level}-segmentation-streamed",
         level=level,
-        probe="dense",
-        metrics=(metric("mIoU"), metric("mAcc"), metric("aAcc")),
+        probe="segmentation",
         protocols={"release": {**own, **RELEASE}, "paper": {**own, **PAPER}},
         view=lambda fields: checked(f"{level}-segmentation-streamed", SegmentationFields, fields),
         classes=lambda _: classes,

@@ -23,6 +23,8 @@ from harness.views.whole import Whole
 
 DETECTION = ("AUROC", "balanced_accuracy", "bce", "bce_chance")
 BEARING = ("accuracy", "mean_class_accuracy", "cosine_to_intact")
+DETECTED: Mapping[str, str] = {"thetas": "theta", "kept_shares": "kept_share", "blocks": "block"}
+"""Fields that hold the points of `misplaced-tokens`, to the field of each."""
 DILEMMA: Fields = {"thetas": (0.2,), "kept_shares": (0.25,), "blocks": (None, -4, -7), "mask": MARK, "token_seed": 0}
 """Theta, and the share in the example, of the authors' released code, which reads the final norm's output: block None. The other blocks, read before
 that norm, are a choice of this harness: three quarters and one half of the way through twelve."""
@@ -62,14 +64,15 @@ def misplaced_template(manifest: Manifest) -> Template:
 
     Heads are chosen by the loss that they are trained with: one whose odds are far too large ranks tokens as well as one whose are right.
     """
+    own = {name: value for name, value in defaults("detector").items() if name not in DETECTED.values()}
     return Template(
         name="misplaced-tokens",
         level="part",
         probe="detector",
         metrics=tuple(metric(one) for one in DETECTION),
         chosen_by=metric("bce"),
-        protocols={"dilemma": {**defaults("detector"), **DILEMMA}},
-        curves={"thetas": "theta", "kept_shares": "kept_share", "blocks": "block"},
+        protocols={"dilemma": {**own, **DILEMMA}},
+        curves=DETECTED,
         view=misplaced,
         classes=lambda _: ("in place", "misplaced"),
         readouts=tokens_of_block,

@@ -1,25 +1,24 @@
 """Full fine-tuning: the whole encoder and a linear head, trained together on augmented images. Fields, learning-rate schedule and rungs.
 
-What trains is in harness.finetune; it cannot be fitted to a feature bank, since the features change with every step.
+What trains is in harness.probes.finetune.training; it cannot be fitted to a feature bank, since the features change with every step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from harness.core import FittedStack, Probe, Rows
-from harness.errors import ProbeError
+from harness.core import Passes, Proposal, Reading, Rungs, Scorer, State, StreamProbe, StreamSetting, Trainer
 from harness.probes.augmented import Share
-from harness.probes.fields import Count, Fields, Momentum, NonNegative, Positive
+from harness.probes.fields import BelowOne, Count, Fields, Momentum, NonNegative, Positive
 
 NAME = "finetune"
+TRAINING_PASSES = 3
+"""An encoder that is trained itself takes about as long as three forward passes an image: one forward, and twice that backward."""
 Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
-BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class FinetuneFields(Fields):
@@ -81,9 +80,6 @@ class FinetuneFields(Fields):
         return self
 
 
-DEFAULTS: dict[str, Any] = FinetuneFields().model_dump()
-
-
 def learning_rate(rate: float, step: int, steps: int, *, warmup: float, min_lr: float) -> float:
     """The rate of one step of 0 to steps - 1: a linear rise from 0 over the first share of them, then half a cosine towards `min_lr`.
 
@@ -104,25 +100,30 @@ def rung_ends(epochs: int, rungs: int, eta: int) -> tuple[int, ...]:
     return tuple(sorted({-(-epochs // eta**left) for left in range(rungs)}))
 
 
-@dataclass(frozen=True)
-class FinetuneProbe:
-    """Its name and what it needs; it is trained on streams alone."""
+class FinetuneProbe(StreamProbe[FinetuneFields]):
+    """A copy of the encoder and a linear head, one network per learning rate, by successive halving; the networks are not kept beside the results."""
 
-    name: str = NAME
-    has_learning_rate: bool = True
-    needs_train: bool = True
+    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
+        from harness.probes.finetune.training import FinetuneTrainer
 
-    def fit(self, train: Rows | None, lrs: Sequence[float | None], **how: Any) -> FittedStack:
-        """Raises ProbeError: features of an encoder in training cannot be kept."""
-        _refuse()
+        return FinetuneTrainer(setting, proposals)
 
-    def restore(self, state: Mapping[str, Any], train: Rows | None, **how: Any) -> FittedStack:
-        """Raises ProbeError, as `fit` does."""
-        _refuse()
+    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
+        from harness.probes.finetune.training import FinetuneScorer
+
+        return FinetuneScorer(setting, heads)
+
+    def rungs(self, fields: FinetuneFields) -> Rungs:
+        return Rungs(ends=rung_ends(fields.epochs, fields.rungs, fields.eta), eta=fields.eta)
+
+    def passes(self, fields: FinetuneFields, reading: Reading) -> Passes:
+        """Each network alone, those that are stopped up to their rung, and all of a rung scored at its end."""
+        images, scored, heads, before = 0.0, 0.0, reading.heads, 0
+        for end in self.rungs(fields).ends:
+            images += heads * (end - before) * reading.train
+            scored += heads
+            heads, before = max(1, heads // fields.eta), end
+        return Passes(decoded=images + scored * reading.read_to_choose, encoded=TRAINING_PASSES * images + scored * reading.chosen_on)
 
 
-def _refuse() -> NoReturn:
-    raise ProbeError(f"{NAME} probe: expected a stream of images, got rows of features; ask for the task <data set>/{NAME}, which streams")
-
-
-PROBE: Probe = FinetuneProbe()
+PROBE = FinetuneProbe(name=NAME, fields=FinetuneFields, has_learning_rate=True, keeps_heads=False)

@@ -14,12 +14,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from harness.augment import IGNORED, Scene, SceneAugmentation, as_pixels, fitting, labelled, normalised, padded, resized
-from harness.core import Predictions, Sample, Tokens
+from harness.core import Predictions, Proposal, Sample, State, StreamSetting, Tokens
 from harness.errors import ProbeError, ShardError
 from harness.probes.fields import learning_rates
-from harness.probes.segmentation import NAME as SEGMENTATION
-from harness.probes.segmentation import SegmentationFields, SegmentationHead, block_indices, confusion, slide, warmed_up, windows
-from harness.trainers.setting import Proposal, Setting, State
+from harness.probes.segmentation import NAME, SegmentationFields, SegmentationHead, block_indices, confusion, slide, warmed_up, windows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,10 +54,10 @@ class Windowed:
 class _Dense:
     """Token maps, and the label map that the protocol names."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.fields = SegmentationFields.read(SEGMENTATION, setting.protocol)
+    def __init__(self, setting: StreamSetting) -> None:
+        self.fields = SegmentationFields.read(NAME, setting.protocol)
         self._setting, self._mask = setting, setting.protocol["mask"]
-        self._blocks = block_indices(self.fields, setting.network.info)
+        self._blocks = block_indices(self.fields, setting.encoder.info)
 
     def scene(self, sample: Sample) -> Scene:
         mask = sample.object_mask if self._mask == "object" else sample.part_mask
@@ -73,7 +71,7 @@ class _Dense:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """float32 [B, D, h, w] of images [B, 3, H, W]: the final tokens, or the chosen blocks' one after the other."""
-        (features,) = self._setting.network(images, lambda tokens: [self._joined(tokens)], blocks=tuple(sorted(set(self._blocks))))
+        (features,) = self._setting.encoder(images, lambda tokens: [self._joined(tokens)], blocks=tuple(sorted(set(self._blocks))))
         return features
 
     def _joined(self, tokens: Tokens) -> torch.Tensor:
@@ -88,10 +86,10 @@ class _Dense:
 class SegmentationTrainer:
     """1x1 convolutions under augmented crops."""
 
-    def __init__(self, setting: Setting, proposals: Sequence[Proposal]) -> None:
+    def __init__(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> None:
         self._setting, self._dense = setting, _Dense(setting)
         self._fields = fields = self._dense.fields
-        self._rates = learning_rates(SEGMENTATION, [rate for _, rate in proposals])
+        self._rates = learning_rates(NAME, [rate for _, rate in proposals])
         plain: dict[str, Any] = {} if fields.augment else {"ratio": (1.0, 1.0), "max_share": 1.0, "flip": 0.0, "photometric": False}
         self._augment = SceneAugmentation(scale=fields.train_scale, crop=fields.crop, **plain)
         self._heads: list[SegmentationHead] = []
@@ -103,7 +101,7 @@ class SegmentationTrainer:
 
     def draw(self, sample: Sample, generator: np.random.Generator) -> Labelled:
         """A random crop of the randomly scaled image."""
-        image, labels = self._augment(self._dense.scene(sample), self._setting.network.info.preprocessing, generator)
+        image, labels = self._augment(self._dense.scene(sample), self._setting.encoder.info.preprocessing, generator)
         return Labelled(image=image, labels=labels)
 
     def step(self, batch: Sequence[Labelled], step: int, steps: int) -> None:
@@ -133,20 +131,20 @@ class SegmentationTrainer:
             return
         generator = torch.Generator().manual_seed(self._setting.seed)
         first = torch.empty(self._setting.classes, width).normal_(0, self._fields.init_std, generator=generator)
-        self._heads = [SegmentationHead(first.to(self._setting.network.device, copy=True), rate, self._fields) for rate in self._rates]
+        self._heads = [SegmentationHead(first.to(self._setting.encoder.device, copy=True), rate, self._fields) for rate in self._rates]
 
 
 class SegmentationScorer:
     """Fitted 1x1 convolutions by a sliding window, at the label map's own resolution."""
 
-    def __init__(self, setting: Setting, heads: Sequence[tuple[str, State]]) -> None:
+    def __init__(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> None:
         self._setting, self._dense = setting, _Dense(setting)
-        self._heads = [{name: tensor.to(setting.network.device) for name, tensor in state.items()} for _, state in heads]
+        self._heads = [{name: tensor.to(setting.encoder.device) for name, tensor in state.items()} for _, state in heads]
 
     def view(self, sample: Sample) -> Windowed:
         fields, scene = self._dense.fields, self._dense.scene(sample)
         size = fitting(scene.pixels.shape[1], scene.pixels.shape[2], fields.test_scale)
-        image = padded(normalised(resized(scene.pixels, size), self._setting.network.info.preprocessing), fields.crop, 0.0)
+        image = padded(normalised(resized(scene.pixels, size), self._setting.encoder.info.preprocessing), fields.crop, 0.0)
         places = windows(image.shape[1], image.shape[2], fields.crop, fields.stride)
         cut = torch.stack([image[:, top : top + fields.crop, left : left + fields.crop] for top, left in places])
         return Windowed(windows=cut, places=places, size=size, labels=scene.labels, group=sample.group or sample.key)
@@ -163,7 +161,7 @@ class SegmentationScorer:
         """Confusion cells: a row per (image, true class, predicted class) that occurs, with its pixels as the score."""
         if not (bool(head["weight"].isfinite().all()) and bool(head["bias"].isfinite().all())):
             rate = float(head["lr"])
-            return ProbeError(f"{SEGMENTATION} probe: expected finite weights, got NaN or infinity at learning rate {rate:g}; search below it")
+            return ProbeError(f"{NAME} probe: expected finite weights, got NaN or infinity at learning rate {rate:g}; search below it")
         tables = torch.stack([self._confusion(head, one, maps) for one, maps in zip(batch, features, strict=True)]).cpu().numpy()
         image, target, predicted = np.nonzero(tables)
         places = image.tolist()

@@ -22,15 +22,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from harness.augment import CropAndFlip
-from harness.core import Encoder, Predictions, Rows, Sample
+from harness.core import Encoder, Predictions, Proposal, Rows, Sample, State, StreamSetting
 from harness.encoders._trainable import TrainableEncoder
 from harness.errors import ProbeError
 from harness.preprocess import prepare
 from harness.probes.fields import learning_rates
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate
+from harness.probes.pictures import Pictured, label_of
 from harness.probes.softmax import most_probable
 from harness.readouts import blocks_needed, parse_readout, read
-from harness.trainers import Kind, Pictured, Proposal, Setting, State, label_of
 
 _UNMATCHED = "a name that no matcher knows"
 _FINAL_NORMS = ("norm", "fc_norm")
@@ -156,11 +156,11 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
 class FinetuneTrainer:
     """One encoder at one learning rate, by AdamW: float32 weights, the passes in the run's precision."""
 
-    def __init__(self, setting: Setting, proposals: Sequence[Proposal]) -> None:
+    def __init__(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> None:
         """Raises ProbeError for more than one proposal (each has a whole network of its own), and in fp16."""
         if len(proposals) != 1:
             raise ProbeError(f"{NAME} probe: expected one learning rate at a time, got {len(proposals)}; train them one after the other")
-        if setting.network.compute.precision == "fp16":
+        if setting.encoder.precision == "fp16":
             raise ProbeError(f"{NAME} probe: expected bf16 or float32, in which gradients need no scaling, got fp16; set resources.precision")
         ((readout, _),) = proposals
         (self._rate,) = learning_rates(NAME, [rate for _, rate in proposals])
@@ -168,7 +168,7 @@ class FinetuneTrainer:
         self._fields = fields = FinetuneFields.read(NAME, setting.protocol)
         self._augment = CropAndFlip(scale=fields.crop_scale, flip=fields.flip) if fields.augment == "crop-flip" else None
         self._mixup = _mixup(fields, setting.classes)
-        self.network = FinetuneNetwork(setting.network.encoder, readout, setting.classes)
+        self.network = FinetuneNetwork(setting.encoder.encoder, readout, setting.classes)
         self.network.initialise(fields.init_std, setting.seed)
         set_drop_path(self.network.trunk, fields.drop_path)
         self.network.train()
@@ -182,14 +182,14 @@ class FinetuneTrainer:
 
     def draw(self, sample: Sample, generator: np.random.Generator) -> Pictured:
         """A random crop, or the encoder's own view where the protocol says so."""
-        target, preprocessing = label_of(sample, self._setting.classes), self._setting.network.info.preprocessing
+        target, preprocessing = label_of(sample, self._setting.classes), self._setting.encoder.info.preprocessing
         image = prepare(sample.image, preprocessing, "crop") if self._augment is None else self._augment(sample.image, preprocessing, generator)
         return Pictured(image=image, target=target, group=sample.group or sample.key)
 
     def step(self, batch: Sequence[Pictured], step: int, steps: int) -> None:
         """One step on the mean loss of the batch. Raises ProbeError where the loss is not finite."""
         start = time.perf_counter()
-        device, fields = self._setting.network.device, self._fields
+        device, fields = self._setting.encoder.device, self._fields
         rate = learning_rate(self._rate, step, steps, warmup=fields.warmup, min_lr=fields.min_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -205,7 +205,7 @@ class FinetuneTrainer:
         self.optimizer.step()
         if self._average is not None:
             self._average.update(self.network, step=step + 1)
-        self._setting.network.count(len(batch), time.perf_counter() - start)
+        self._setting.encoder.count(len(batch), time.perf_counter() - start)
 
     def state(self) -> list[dict[str, torch.Tensor]]:
         """Weights, batch statistics, AdamW's moments, the moving average."""
@@ -235,11 +235,11 @@ class FinetuneTrainer:
 
     def _backward(self, images: torch.Tensor, targets: torch.Tensor) -> float:
         """The batch's mean loss, its gradients being added up piece by piece."""
-        pieces = -(-len(images) // self._setting.network.batch_size)
+        pieces = -(-len(images) // self._setting.encoder.batch_size)
         total = 0.0
         for some, their in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
             self._set_batch_norms(self._fields.batch_norm == "train" and len(some) > 1)  # one image has no spread
-            with self._setting.network.compute.autocast():
+            with self._setting.encoder.autocast():
                 logits = self.network(some)
             smoothing = 0.0 if targets.is_floating_point() else self._fields.label_smoothing  # timm smooths what it mixes
             loss = cross_entropy(logits.float(), their, label_smoothing=smoothing) * (len(some) / len(images))
@@ -280,13 +280,13 @@ def _below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 class FinetuneScorer:
     """Fine-tuned networks on the encoder's own resize and centre crop."""
 
-    def __init__(self, setting: Setting, heads: Sequence[tuple[str, State]]) -> None:
+    def __init__(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> None:
         self._setting = setting
         self._networks = [(float(state["lr"]), self._restored(readout, state)) for readout, state in heads]
 
     def view(self, sample: Sample) -> Pictured:
         target = label_of(sample, self._setting.scored_classes or self._setting.classes)
-        image = prepare(sample.image, self._setting.network.info.preprocessing, "crop")
+        image = prepare(sample.image, self._setting.encoder.info.preprocessing, "crop")
         return Pictured(image=image, target=target, group=sample.group or sample.key)
 
     def inputs(self, example: Pictured) -> int:
@@ -309,19 +309,16 @@ class FinetuneScorer:
 
     def _logits(self, network: FinetuneNetwork, images: torch.Tensor) -> torch.Tensor:
         """float32 [B, C], on the CPU; in padded batches of one size, so that an image's do not depend on its batch."""
-        start, own = time.perf_counter(), self._setting.network
+        start, own = time.perf_counter(), self._setting.encoder
         parts = []
         for some in torch.split(images, own.batch_size):
             padding = some[:1].expand(own.batch_size - len(some), -1, -1, -1)
-            with torch.inference_mode(), own.compute.autocast():
+            with torch.inference_mode(), own.autocast():
                 parts.append(network(torch.cat([some, padding]).to(own.device))[: len(some)].float().cpu())
         own.count(len(images), time.perf_counter() - start)
         return torch.cat(parts)
 
     def _restored(self, readout: str, state: State) -> FinetuneNetwork:
-        network = FinetuneNetwork(self._setting.network.encoder, readout, self._setting.classes)
+        network = FinetuneNetwork(self._setting.encoder.encoder, readout, self._setting.classes)
         network.load_state_dict({name: tensor for name, tensor in state.items() if name != "lr"})
         return network.eval()
-
-
-KIND: Kind[Pictured] = Kind(trainer=FinetuneTrainer, scorer=FinetuneScorer)

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from harness.augment import CropAndFlip
-from harness.core import Sample
+from harness.core import Sample, StreamEncoder, StreamSetting
 from harness.errors import ShardError
 from harness.preprocess import prepare
 from harness.probes.augmented import CropFields
 from harness.readouts import blocks_needed, parse_readout, read
-from harness.trainers.setting import Network, Setting
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,8 +46,8 @@ def label_of(sample: Sample, classes: int) -> int:
 class Pictures:
     """What becomes of samples: a random crop in training, the encoder's own resize and centre crop in scoring."""
 
-    def __init__(self, setting: Setting, fields: CropFields) -> None:
-        self._preprocessing, self._classes = setting.network.info.preprocessing, setting.classes
+    def __init__(self, setting: StreamSetting, fields: CropFields) -> None:
+        self._preprocessing, self._classes = setting.encoder.info.preprocessing, setting.classes
         self._augment = CropAndFlip(scale=fields.crop_scale, flip=fields.flip) if fields.augment == "crop-flip" else None
 
     def drawn(self, sample: Sample, generator: np.random.Generator) -> Pictured:
@@ -71,14 +70,14 @@ def _pictured(sample: Sample, target: int, image: torch.Tensor) -> Pictured:
 class Pooled:
     """Rows, or tokens, of several readouts from one pass."""
 
-    def __init__(self, network: Network, readouts: Sequence[str]) -> None:
-        self._network, self._names = network, list(dict.fromkeys(readouts))
+    def __init__(self, encoder: StreamEncoder, readouts: Sequence[str]) -> None:
+        self._encoder, self._names = encoder, list(dict.fromkeys(readouts))
         self._readouts = [parse_readout(name) for name in self._names]
 
     def __call__(self, batch: Sequence[Pictured]) -> dict[str, torch.Tensor]:
         """Readout to float32 [B, D], or [B, ..., D] of a readout that keeps tokens apart."""
-        info = self._network.info
-        rows = self._network(
+        info = self._encoder.info
+        rows = self._encoder(
             torch.stack([one.image for one in batch]),
             lambda tokens: [read(tokens, readout, info) for readout in self._readouts],
             blocks=blocks_needed(self._readouts, info),

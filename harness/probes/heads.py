@@ -1,0 +1,529 @@
+"""Trained probes: stacks of heads, one a learning rate, under one loop, on rows of banks and on streams of images.
+
+A trained probe gives its protocol fields and one head: how its tensors are drawn, a step on a batch, logits, what a checkpoint holds. All else is
+here: the order of the batches, kept crops, the features' normalisation, the schedule, what is looked at after an epoch, streams and checkpoints.
+
+The heads of a stack share the initialisation, the order of the batches and the reading of each batch. Everything else runs head by head, as the very
+calls that a head alone would make: one wide product over all heads is up to twice as fast for few classes, but its rounding depends on the number of
+heads, and at a large learning rate SGD makes another model out of another last bit.
+
+Shape legend: N rows, B batch, D features, C classes, K heads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.core import Passes, Predictions, Proposal, Reading, RowProbe, Rows, Sample, State, StreamProbe, StreamSetting
+from harness.errors import ProbeError
+from harness.probes.augmented import AugmentedFields, KeptRows
+from harness.probes.features import (
+    CHUNK_ROWS,
+    FeatureNorm,
+    Features,
+    Normaliser,
+    batch_order,
+    checked_features,
+    checked_targets,
+    needed,
+    on_device,
+)
+from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.pictures import Pictured, Pictures, Pooled
+from harness.probes.schedule import Anneal, annealed
+from harness.probes.softmax import most_probable
+
+VELOCITY = "velocity/"
+"""How the names of a network's momentum begin in its checkpoint."""
+
+
+# --- protocol fields --------------------------------------------------------------------------------------------------
+
+
+class HeadFields(Fields):
+    """Of every trained probe."""
+
+    epochs: Count = 90
+    batch_size: Count = 1024
+    momentum: Momentum = 0.9
+    """Of SGD."""
+    weight_decay: NonNegative = 0.0
+    """On weights and biases alike, as torch.optim has it."""
+    init_std: NonNegative = 0.01
+    """Of the weights that give the outputs; their biases begin at 0."""
+
+    @property
+    def norm(self) -> FeatureNorm:
+        """How features are normalised before a head sees them."""
+        return "none"
+
+
+class NormedFields(HeadFields):
+    """Of a trained probe whose features may be normalised."""
+
+    feature_norm: FeatureNorm = "none"
+
+    @property
+    def norm(self) -> FeatureNorm:
+        return self.feature_norm
+
+
+class AnnealedFields(HeadFields):
+    """Of a trained probe whose rate goes to 0 by a cosine, without warm-up."""
+
+    anneal: Anneal = "step"
+    lr_bounds: Bounds = None
+
+
+class ClassifierFields(NormedFields, AnnealedFields):
+    """Of a classifier of feature rows. Defaults: the linear probe of Zhu et al., TMLR 2023 (arXiv 2301.11915)."""
+
+
+F = TypeVar("F", bound=HeadFields)
+A = TypeVar("A", bound=AnnealedFields)
+T = TypeVar("T")
+"""What a head's outputs are compared with."""
+
+
+# --- one head ---------------------------------------------------------------------------------------------------------
+
+
+class Head(ABC, Generic[F, T]):
+    """One head in training, on the device of its tensors."""
+
+    @abstractmethod
+    def __init__(self, tensors: State, fields: F) -> None:
+        """`tensors` as `drawn` or `tensors` gives them; from here on they are the head's."""
+
+    @classmethod
+    @abstractmethod
+    def drawn(cls, width: int, classes: int, fields: F, generator: torch.Generator) -> State:
+        """The tensors of a new head on `width` features, drawn from a CPU generator. Raises ProbeError where the fields do not allow that width."""
+
+    @staticmethod
+    @abstractmethod
+    def shape(state: State) -> tuple[int, int]:
+        """(features, classes) of the head whose `tensors` or `state` these are."""
+
+    @abstractmethod
+    def step(self, inputs: torch.Tensor, target: T, lr: float, seeds: tuple[int, int]) -> None:
+        """One step at this learning rate; whatever it draws is a function of `seeds`, the study's and the step's number."""
+
+    @abstractmethod
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C]."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the head predicts with, by name; not copies."""
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on, by name, on the CPU; copies."""
+
+    @abstractmethod
+    def load(self, state: State) -> None:
+        """Continue from what `state` gave."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors().values())).device
+
+    def is_finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+
+
+class NetworkHead(Head[F, torch.Tensor]):
+    """A torch module under SGD with momentum, on the mean cross entropy with classes, int64 [B]."""
+
+    def __init__(self, tensors: State, fields: F) -> None:
+        with torch.device("meta"):  # takes no memory and draws nothing
+            self.module = self.network(*self.shape(tensors), fields)
+        self.module.load_state_dict(dict(tensors), assign=True)
+        self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.module.modules())
+        self._optimizer = torch.optim.SGD(self.module.parameters(), lr=0.0, momentum=fields.momentum, weight_decay=fields.weight_decay, foreach=False)
+
+    @staticmethod
+    @abstractmethod
+    def network(width: int, classes: int, fields: F) -> nn.Module:
+        """The module on `width` features, with any values."""
+
+    @staticmethod
+    @abstractmethod
+    def initialise(module: nn.Module, fields: F, generator: torch.Generator) -> None:
+        """Give the module's parameters their first values, drawn from a CPU generator; biases of torch's linear layers are 0 already."""
+
+    @classmethod
+    def drawn(cls, width: int, classes: int, fields: F, generator: torch.Generator) -> State:
+        with torch.random.fork_rng(devices=[]):  # what a layer draws for itself when it is made is not used
+            module = cls.network(width, classes, fields)
+        with torch.no_grad():
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear) and layer.bias is not None:
+                    layer.bias.zero_()
+            cls.initialise(module, fields, generator)
+        return module.state_dict()
+
+    def step(self, inputs: torch.Tensor, target: torch.Tensor, lr: float, seeds: tuple[int, int]) -> None:
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.zero_grad()
+        self.module.train()  # it may have been asked to predict since the last step
+        with seeded(*seeds, inputs.device) if self._draws else contextlib.nullcontext():
+            torch.autograd.backward(nn.functional.cross_entropy(self.module(inputs), target))
+        self._optimizer.step()
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.module.eval()(inputs)
+        return logits
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.module.state_dict())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The module's tensors, and the momentum, which is there from the first step on."""
+        velocities = {
+            f"{VELOCITY}{name}": buffer
+            for name, parameter in self.module.named_parameters()
+            if (buffer := self._optimizer.state[parameter].get("momentum_buffer")) is not None
+        }
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in (self.tensors() | velocities).items()}
+
+    def load(self, state: State) -> None:
+        self.module.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(VELOCITY)})
+        for name, parameter in self.module.named_parameters():
+            if f"{VELOCITY}{name}" in state:
+                self._optimizer.state[parameter]["momentum_buffer"] = state[f"{VELOCITY}{name}"].to(parameter.device, copy=True)
+
+
+class AffineHead(Head[F, T]):
+    """A weight and a bias under an optimiser of torch, whose gradients are written out."""
+
+    def __init__(self, tensors: State, optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> None:
+        self.weight, self.bias = tensors["weight"], tensors["bias"]
+        self._optimizer = optimizer([self.weight, self.bias])
+
+    def descend(self, weight_gradient: torch.Tensor, bias_gradient: torch.Tensor, lr: float) -> None:
+        """One step of the optimiser."""
+        self.weight.grad, self.bias.grad = weight_gradient, bias_gradient
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.step()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weight, bias, and for each of them what the optimiser keeps, as `<name>/<what>`."""
+        moments = {
+            f"{name}/{key}": value
+            for name, tensor in self.tensors().items()
+            for key, value in self._optimizer.state[tensor].items()
+            if value is not None
+        }
+        return {name: tensor.to("cpu", copy=True) for name, tensor in (self.tensors() | moments).items()}
+
+    def load(self, state: State) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(state[name])
+            moments = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            # AdamW keeps its count of steps on the CPU
+            self._optimizer.state[tensor] = {
+                key: value.clone() if key == "step" else value.to(tensor.device, copy=True) for key, value in moments.items()
+            }
+
+
+def sgd_or_adamw(name: str, *, momentum: float, weight_decay: float) -> Callable[[list[torch.Tensor]], torch.optim.Optimizer]:
+    """An optimiser of parameters, whose rate is set at every step; AdamW has betas 0.9 and 0.999."""
+    if name == "adamw":
+        return lambda parameters: torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, foreach=False)
+    return lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay, foreach=False)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Everything that torch draws here is a function of (seed, step); the process's own random states stay as they were."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(number)
+        yield
+
+
+# --- a stack of heads on rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Training rows as a head sees them."""
+
+    width: int
+    """Features."""
+    normaliser: Normaliser
+    batch: Callable[[torch.Tensor], tuple[torch.Tensor, Any] | None]
+    """Inputs and targets of the rows at int64 [B], on the device; None where these rows have nothing to train on."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadStack(Generic[F]):
+    """K heads, fitted or in training."""
+
+    probe: TrainedProbe[F]
+    fields: F
+    rates: tuple[float, ...]
+    heads: tuple[Head[F, Any], ...]
+    normaliser: Normaliser
+    seed: int
+
+    def predict(self, rows: Rows, head: int) -> Predictions:
+        """Raises ProbeError where `rows` do not fit, or the head's training diverged."""
+        return self.probe.predict(self, rows, head)
+
+    def state(self, head: int) -> dict[str, torch.Tensor]:
+        """The head's tensors, its learning rate [], and the training features' mean and std [D] where they are standardised."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.heads[head].tensors().items()}
+        return tensors | {self.probe.rate_name: torch.tensor(self.rates[head], dtype=torch.float64)} | self.normaliser.state()
+
+    def diverged(self, head: int, values: str = "outputs") -> ProbeError:
+        """What to raise for it."""
+        rate = self.rates[head]
+        return ProbeError(f"{self.probe.name} probe: expected finite {values}, got NaN or infinity at learning rate {rate:g}; search below it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedProbe(RowProbe[F]):
+    """A probe whose heads are trained by the loop; `lrs` are the actual rates at the protocol's batch size."""
+
+    head: type[Head[F, Any]]
+    has_learning_rate: bool = True
+    rate_name: str = "lr"
+    """What the learning rate is called beside a fitted head's tensors, whose names may be neither that nor `mean` or `std`."""
+
+    @abstractmethod
+    def examples(self, rows: Rows, classes: int, fields: F, device: torch.device) -> Examples:
+        """Raises ProbeError where the rows cannot be trained on."""
+
+    @abstractmethod
+    def factor(self, step: int, steps: int, fields: F) -> float:
+        """The learning rate of a step, 0 to steps - 1, as a factor of the rate given."""
+
+    @abstractmethod
+    def predict(self, stack: HeadStack[F], rows: Rows, head: int) -> Predictions:
+        """Raises ProbeError where `rows` do not fit, or the head's training diverged."""
+
+    def fit(
+        self,
+        train: Rows | None,
+        lrs: Sequence[float | None],
+        *,
+        classes: int,
+        protocol: Mapping[str, Any],
+        seed: int,
+        device: torch.device,
+        after_epoch: AfterEpoch | None = None,
+    ) -> HeadStack[F]:
+        """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
+        fields, rates, rows = self.fields.read(self.name, protocol), learning_rates(self.name, lrs), needed(self.name, train)
+        crops = KeptRows.of(self.name, rows, protocol)
+        examples = self.examples(rows, classes, fields, device)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self.head.drawn(examples.width, classes, fields, generator)
+        heads = tuple(self.head(copied(drawn, device), fields) for _ in rates)
+        stack = HeadStack(probe=self, fields=fields, rates=rates, heads=heads, normaliser=examples.normaliser, seed=seed)
+        steps, step = fields.epochs * -(-crops.images // fields.batch_size), 0
+        for epoch in range(fields.epochs):
+            for images in batch_order(crops.images, fields.batch_size, generator):
+                batch = examples.batch(crops.rows(images, epoch))
+                if batch is not None:
+                    factor = self.factor(step, steps, fields)
+                    for head, lr in zip(heads, rates, strict=True):
+                        head.step(*batch, lr * factor, (seed, step))
+                step += 1
+            if after_epoch is not None:
+                after_epoch(stack)
+        return stack
+
+    def restore(
+        self, state: State, train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+    ) -> HeadStack[F]:
+        """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
+        fields = self.fields.read(self.name, protocol)
+        tensors = {name: tensor for name, tensor in state.items() if name not in (self.rate_name, "mean", "std")}
+        if (got := self.head.shape(tensors)[1]) != classes:
+            raise ProbeError(f"{self.name} probe: expected weights of {classes} classes, got {got}; restore it for the task it was fitted to")
+        return HeadStack(
+            probe=self,
+            fields=fields,
+            rates=(float(state[self.rate_name]),),
+            heads=(self.head(copied(tensors, device), fields),),
+            normaliser=Normaliser.restore(fields.norm, state, device),
+            seed=seed,
+        )
+
+
+def copied(tensors: State, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+
+
+# --- classifiers, on rows and on streams ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierProbe(TrainedProbe[A], StreamProbe[A]):
+    """A trained probe that tells an item's class, from feature rows [N, D] unless it says otherwise, banked or streamed."""
+
+    def checked(self, rows: Rows, width: int | None = None) -> Features:
+        """The features. Raises ProbeError where they are of another shape or width, or not finite."""
+        return checked_features(self.name, rows, width=width)
+
+    def inputs(self, features: torch.Tensor, normaliser: Normaliser, device: torch.device) -> torch.Tensor:
+        """What a head sees of features [B, ...]."""
+        return normaliser(features.to(device))
+
+    def target(self, labels: torch.Tensor, classes: int, device: torch.device) -> Any:
+        """What a head compares its outputs with, of classes, int64 [B]."""
+        return labels.to(device)
+
+    def rows_at_once(self, fields: A) -> int:
+        """Banked rows that are predicted in one go."""
+        return CHUNK_ROWS
+
+    def factor(self, step: int, steps: int, fields: A) -> float:
+        """A cosine to 0."""
+        return annealed(step, steps, epochs=fields.epochs, anneal=fields.anneal)
+
+    def examples(self, rows: Rows, classes: int, fields: A, device: torch.device) -> Examples:
+        features, labels = self.checked(rows), checked_targets(self.name, rows, classes)
+        normaliser = Normaliser.fit(fields.norm, features, device)
+        features = on_device(features, device)
+
+        def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, Any]:
+            return self.inputs(features[chosen.to(features.device)], normaliser, device), self.target(labels[chosen], classes, device)
+
+        return Examples(width=features.shape[-1], normaliser=normaliser, batch=batch)
+
+    def predict(self, stack: HeadStack[A], rows: Rows, head: int) -> Predictions:
+        """The most probable class of each row (the lowest of equals) and its probability."""
+        features, size = self.checked(rows, self.head.shape(stack.heads[head].tensors())[0]), self.rows_at_once(stack.fields)
+        parts = [self.probabilities(stack, features[start : start + size], head).cpu() for start in range(0, len(rows), size)]
+        return most_probable(rows, torch.cat(parts))
+
+    @torch.inference_mode()
+    def probabilities(self, stack: HeadStack[A], features: torch.Tensor, head: int) -> torch.Tensor:
+        """float32 [B, C] of features [B, ...], on the head's device. Raises ProbeError where the head's training diverged."""
+        fitted = stack.heads[head]
+        probabilities = fitted.logits(self.inputs(features, stack.normaliser, fitted.device)).softmax(dim=1)
+        if not (fitted.is_finite() and bool(probabilities.isfinite().all())):
+            raise stack.diverged(head)
+        return probabilities
+
+    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> StreamedHeads[A]:
+        return StreamedHeads(self, setting, proposals)
+
+    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> StreamedPredictions[A]:
+        return StreamedPredictions(self, setting, heads)
+
+    def passes(self, fields: A, reading: Reading) -> Passes:
+        """Every epoch is a pass over train, for all heads at once."""
+        trained = fields.epochs * reading.train
+        return Passes(decoded=trained + reading.read_to_choose, encoded=trained + reading.chosen_on)
+
+
+class StreamedHeads(Generic[A]):
+    """A classifier's heads in training, for all readouts at once; they share each batch's features and nothing else."""
+
+    def __init__(self, probe: ClassifierProbe[A], setting: StreamSetting, proposals: Sequence[Proposal]) -> None:
+        self._probe, self._setting, self._proposals = probe, setting, list(proposals)
+        self._fields = probe.fields.read(probe.name, setting.protocol)
+        crops = AugmentedFields.read(probe.name, setting.protocol)
+        self._pictures, self._normaliser = Pictures(setting, crops), Normaliser(kind=crops.feature_norm)
+        self._rates = learning_rates(probe.name, [rate for _, rate in proposals])
+        self._pooled = Pooled(setting.encoder, [readout for readout, _ in proposals])
+        self._heads: tuple[Head[A, Any], ...] = ()
+        self.batch_size = self._fields.batch_size
+        self.epochs: int | None = self._fields.epochs
+
+    def steps(self, per_epoch: int) -> int:
+        return self._fields.epochs * per_epoch
+
+    def draw(self, sample: Sample, generator: np.random.Generator) -> Pictured:
+        """A random crop, or the encoder's own view where the protocol says so."""
+        return self._pictures.drawn(sample, generator)
+
+    def step(self, batch: Sequence[Pictured], step: int, steps: int) -> None:
+        """One step of every head."""
+        setting, device = self._setting, self._setting.encoder.device
+        inputs = {name: self._probe.inputs(features, self._normaliser, device) for name, features in self._pooled(batch).items()}
+        self._start({name: rows.shape[-1] for name, rows in inputs.items()})
+        target = self._probe.target(torch.tensor([picture.target for picture in batch]), setting.classes, device)
+        factor = self._probe.factor(step, steps, self._fields)
+        for head, (readout, _), rate in zip(self._heads, self._proposals, self._rates, strict=True):
+            head.step(inputs[readout], target, rate * factor, (setting.seed, step))
+
+    def state(self) -> list[dict[str, torch.Tensor]]:
+        return [head.state() for head in self._heads]
+
+    def load(self, states: Sequence[State]) -> None:
+        self._start({readout: self._probe.head.shape(state)[0] for (readout, _), state in zip(self._proposals, states, strict=True)})
+        for head, state in zip(self._heads, states, strict=True):
+            head.load(state)
+
+    def fitted(self) -> list[dict[str, torch.Tensor]]:
+        stack = HeadStack(
+            probe=self._probe, fields=self._fields, rates=self._rates, heads=self._heads, normaliser=self._normaliser, seed=self._setting.seed
+        )
+        return [stack.state(number) for number in range(len(self._heads))]
+
+    def _start(self, widths: Mapping[str, int]) -> None:
+        """Make the heads, as the banked probe does for each readout."""
+        if not self._heads:
+            self._heads = tuple(self._fresh(widths[readout]) for readout, _ in self._proposals)
+
+    def _fresh(self, width: int) -> Head[A, Any]:
+        setting, head = self._setting, self._probe.head
+        drawn = head.drawn(width, setting.classes, self._fields, torch.Generator().manual_seed(setting.seed))
+        return head(copied(drawn, setting.encoder.device), self._fields)
+
+
+class StreamedPredictions(Generic[A]):
+    """A classifier's fitted heads on the encoder's own resize and centre crop."""
+
+    def __init__(self, probe: ClassifierProbe[A], setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> None:
+        self._probe, self._pictures = probe, Pictures(setting, AugmentedFields.read(probe.name, setting.protocol))
+        self._pooled = Pooled(setting.encoder, [readout for readout, _ in heads])
+        how: dict[str, Any] = {"classes": setting.classes, "protocol": setting.protocol, "seed": setting.seed, "device": setting.encoder.device}
+        self._stacks = [(readout, probe.restore(state, None, **how)) for readout, state in heads]
+
+    def view(self, sample: Sample) -> Pictured:
+        return self._pictures.plain(sample)
+
+    def inputs(self, example: Pictured) -> int:
+        return 1
+
+    def predict(self, keys: Sequence[str], batch: Sequence[Pictured]) -> list[Predictions | ProbeError]:
+        """One a head; all of `batch` is one batch, where the protocol normalises by a test batch's statistics."""
+        pooled = self._pooled(batch)
+        rows = Rows(
+            keys=keys,
+            groups=[picture.group for picture in batch],
+            targets=np.array([picture.target for picture in batch], np.int64),
+            features=np.zeros((len(batch), 0), np.float32),
+        )
+        return [self._predicted(stack, rows, pooled[readout]) for readout, stack in self._stacks]
+
+    def _predicted(self, stack: HeadStack[A], rows: Rows, features: torch.Tensor) -> Predictions | ProbeError:
+        try:
+            return most_probable(rows, self._probe.probabilities(stack, features, 0).cpu())
+        except ProbeError as error:
+            diverged = error
+        try:  # it may be the features and not the head
+            self._probe.checked(replace(rows, features=features.cpu().numpy()))
+        except ProbeError as error:
+            return error
+        return diverged
