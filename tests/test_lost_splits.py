@@ -28,6 +28,7 @@ from harness.usable import PER_SHARD, look, lost_splits
 
 SPLITS = {"train": 12, "val": 6, "test": 6}
 Records = list[list[tuple[str, bytes]]]
+NO_JSON = "missing member: json; members are jpg, cls, object.png; label and keypoints are read from json"
 
 
 def no_labels(records: Records) -> None:
@@ -48,7 +49,7 @@ def foreign_labels(records: Records) -> None:
 
 WAYS: dict[str, tuple[Callable[[Records], None] | None, str]] = {
     "gone": (None, "shard lost ("),
-    "cls": (no_labels, "missing member: json"),
+    "cls": (no_labels, NO_JSON),
     "pictures": (no_pictures, "broken image"),
     "labels": (foreign_labels, "label that is not one of 3 classes"),
 }
@@ -99,7 +100,7 @@ def test_without_a_val_split_a_lost_train_split_is_told_as_such(tmp_path: Path) 
     spoil(folder, "train", "cls")
     tasks = ("tiny/object-linear", "tiny/object-linear-streamed", "tiny/object-retrieval")
     for row in here.run(tmp_path, sweep_text(tmp_path / "shards", *tasks, protocol={"object-linear": {"epochs": 1}})):
-        assert (row["status"], row["error"]) == ("failed", "tiny/train: missing member: json, 12 of 12 samples"), row
+        assert (row["status"], row["error"]) == ("failed", f"tiny/train: {NO_JSON}, 12 of 12 samples"), row
 
 
 @pytest.mark.parametrize("task", ["object-knn", "object-linear-streamed"])
@@ -255,7 +256,7 @@ def test_a_data_set_some_of_whose_splits_are_lost_is_told_and_not_refused(tmp_pa
     folder = tiny.build(tmp_path / "shards", splits=SPLITS, per_shard=4)
     spoil(folder, "test", "cls")
     plan = planned(tmp_path)
-    assert [str(loss) for loss in lost_splits(plan, every(plan))] == ["tiny/test has no usable sample: missing member: json, 6 of 6 samples"]
+    assert [str(loss) for loss in lost_splits(plan, every(plan))] == [f"tiny/test has no usable sample: {NO_JSON}, 6 of 6 samples"]
 
 
 def test_the_sweep_says_it_in_a_line_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +264,7 @@ def test_the_sweep_says_it_in_a_line_before_ray_starts(tmp_path: Path, capsys: p
     spoil(folder, "test", "cls")
     (tmp_path / "sweep.yaml").write_text(sweep_text(tmp_path / "shards", "tiny/object-knn"))
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--dry-run"]) == 0
-    assert "tiny/test has no usable sample: missing member: json, 6 of 6 samples; its studies will fail" in " ".join(capsys.readouterr().err.split())
+    assert f"tiny/test has no usable sample: {NO_JSON}, 6 of 6 samples; its studies will fail" in " ".join(capsys.readouterr().err.split())
 
 
 def test_one_usable_sample_is_enough_wherever_it_lies(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_a_look_reads_the_beginnings_of_few_shards(tmp_path: Path, monkeypatch: 
     loss = look(plan.source("tiny", "test"), "tiny", "test")
     assert loss is not None
     assert opened == ["test-000.tar", "test-003.tar", "test-005.tar"]
-    assert loss.reason == f"missing member: json, all of the {3 * PER_SHARD} samples that were looked at"
+    assert loss.reason == f"{NO_JSON}, all of the {3 * PER_SHARD} samples that were looked at"
 
 
 def test_a_look_that_ran_out_of_time_tells_nothing(tmp_path: Path) -> None:
@@ -316,9 +317,17 @@ def test_a_look_that_ran_out_of_time_tells_nothing(tmp_path: Path) -> None:
     assert look(planned(tmp_path).source("tiny", "test"), "tiny", "test", lambda: next(ticks)) is None
 
 
-def test_empty_splits_are_not_lost(tmp_path: Path) -> None:
-    tiny.build(tmp_path / "shards", splits={"train": 8, "val": 0, "test": 4}, per_shard=4)
-    plan = planned(tmp_path)
+@pytest.mark.parametrize("task", ["object-knn", "object-linear-streamed"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_without_samples_is_refused_before_anything_runs(tmp_path: Path, task: str, split: str) -> None:
+    tiny.build(tmp_path / "shards", splits={**SPLITS, split: 0}, per_shard=4)
+    with pytest.raises(RequestError, match=f"^tiny/{task}: expected samples in the split '{split}' of tiny, got 0; .*[a-z]$"):
+        here.planned(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}"))
+
+
+def test_an_empty_split_that_no_study_needs_is_neither_refused_nor_lost(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards", splits={"train": 0, "val": 0, "test": 4}, per_shard=4)
+    plan = here.planned(tmp_path, sweep_text(tmp_path / "shards", "tiny/object-retrieval@strict-cls"))
     assert lost_splits(plan, [("tiny", split) for split in ("train", "val", "test")]) == []
-    assert plan.splits_read("tiny") == {"train", "test"}
+    assert plan.splits_read("tiny") == {"test"}
     assert all(isinstance(work, ShardWork) for work in plan.shard_work)
