@@ -164,6 +164,50 @@ def test_a_record_without_a_value_that_misses_samples_is_incomplete(tmp_path: Pa
     assert "the test split has no such items" in write_report(tmp_path / "out", shards=str(tmp_path / "shards")).read_text()
 
 
+# --- label maps -------------------------------------------------------------------------------------------------------
+
+STREAM = {"iterations": 3, "batch_size": 4, "crop": 64, "train_scale": [64, 64], "test_scale": [64, 64], "stride": 64}
+
+
+def with_maps(root: Path, names: list[str], train: tuple[int, ...]) -> Path:
+    """The data set with object masks of the values `train` in train, and of 0 to 2 in the other splits."""
+    folder = tiny.build(root, splits={"train": 4, "val": 2, "test": 2}, per_shard=4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["mask_classes"] = {"object": names}
+    for split, about in manifest["splits"].items():
+        records = []
+        for number in range(about["samples"]):
+            record = tiny.members(np.random.default_rng(number), f"{split}-{number}", number % 3)
+            values = np.array(train if split == "train" else (0, 1, 2), np.uint8)
+            record[2] = (record[2][0], tiny.encode(np.random.default_rng(number).choice(values, (48, 48)), "PNG"))
+            records.append(record)
+        about["shards"][0].update(tiny.write_tar(folder / about["shards"][0]["file"], records))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("task", ["object-segmentation", "object-segmentation-streamed@paper"])
+@pytest.mark.parametrize("values", [(255,), (0, 255)])
+def test_a_train_split_without_a_labelled_pixel_is_a_failure_and_no_value(tmp_path: Path, task: str, values: tuple[int, ...]) -> None:
+    with_maps(tmp_path / "shards", ["background", "cat", "dog"], values)
+    for row in here.run(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}", protocol=STREAM if "streamed" in task else {"epochs": 1})):
+        assert (row["status"], row["value"]) == ("failed", None), row
+        assert "expected label" in row["error"]
+        assert "ignore_" in row["error"]
+
+
+@pytest.mark.parametrize("task", ["object-segmentation", "object-segmentation-streamed@paper"])
+@pytest.mark.parametrize("name", ["Background", "bird"])
+def test_a_label_0_that_is_called_like_a_class_is_said_not_to_count(tmp_path: Path, task: str, name: str) -> None:
+    with_maps(tmp_path / "shards", [name, "cat", "dog"], (0, 1, 2))
+    streamed = "streamed" in task
+    field = "ignore_label" if streamed else "ignore_index"
+    note = f"label 0 (bird) does not count; set protocol.{field} where it is a class"
+    for row in here.run(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}", protocol=STREAM if streamed else {"epochs": 1})):
+        assert row["status"] == "ok"
+        assert (note in (row["error"] or "")) == (name == "bird")
+
+
 # --- n_failed ---------------------------------------------------------------------------------------------------------
 
 
