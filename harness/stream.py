@@ -24,7 +24,7 @@ import numpy as np
 from webdataset.tariterators import group_by_keys
 
 from harness.core import Box, Keypoint, Sample
-from harness.errors import HarnessError, SampleError, ShardError
+from harness.errors import HarnessError, SampleError, ShardError, in_one_line, is_of_the_place
 from harness.images import decode_labels, decode_rgb, decoding
 from harness.manifest import Rules, Shard
 from harness.members import TAR_END, HashingReader, Unread, key_and_member, read_members, refuse_compressed
@@ -143,8 +143,11 @@ def read_records(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Ite
             refuse_compressed(url, reader.start)
             yield from _records(reader, shard.bytes, rules, audit)
             audit.sha256 = reader.drain()
-    except OSError as error:
-        raise ShardError(f"{url}: cannot be read: {error}; check that the shard is there and readable") from error
+    except Exception as error:
+        if isinstance(error, HarnessError) or not is_of_the_place(error):
+            raise
+        told = error if isinstance(error, OSError) else in_one_line(error)
+        raise ShardError(f"{url}: cannot be read: {told}; check that the shard is there and readable") from error
     if reader.tail != bytes(TAR_END):
         audit.note("truncated", f"{reader.length} bytes, without a tar's end, expected {shard.bytes} bytes")
     if audit.sha256 != shard.sha256:
@@ -230,9 +233,9 @@ def _members(reader: HashingReader, most: int, audit: ShardAudit) -> Iterator[di
     try:
         for name, contents in read_members(reader, most):
             yield {"fname": name, "data": contents, "__url__": audit.shard}
-    except OSError:
-        raise
     except Exception as error:  # damaged headers take tarfile down in many ways: TarError, EOFError, ValueError, RecursionError …
+        if is_of_the_place(error):
+            raise
         audit.note("truncated", " ".join(str(error).split())[:_REASON] or type(error).__name__)
 
 
