@@ -38,6 +38,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from harness.errors import HarnessError, RequestError, RunError, ShardError
 from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Rules, Shard, Split
+from harness.stream import printable
 from shards import counts
 from shards.counts import Counts, Unfit
 from shards.tars import EXTENSIONS, Record, shown, verify_record, verify_shard, write_tar
@@ -182,7 +183,7 @@ def _unforeseen(error: Exception, source: Path) -> str:
 
 def _line(text: str) -> str:
     """Text as one line that a terminal can show: of what is too long, its beginning and its end, where the remedy stands."""
-    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())  # a file's name may have bytes that are no text
+    line = printable(" ".join(text.encode("utf-8", "backslashreplace").decode().split()))  # a file's name may have bytes that are no text
     return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
 
 
