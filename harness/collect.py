@@ -26,6 +26,7 @@ from harness.stream import NAMED as NAMED_PER_REASON
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 from harness.tracebacks import TOLD_IN
+from harness.versions import counters
 
 NAMED_CLASSES = 5
 """Most classes that a record names."""
@@ -140,6 +141,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "versions": json.dumps(made_with["versions"]),
             "git_commit": made_with["git_commit"],
             "created_at": created,
+            "code_versions": json.dumps(counters()),
         }
 
 

@@ -35,9 +35,6 @@ from harness.stream import ShardAudit, Source, label_and_group, read_records
 from harness.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
 from harness.training import Position, Training, stream_of, worst_of
 
-STREAM_VERSION = 2
-"""Raised whenever a change to augmentation, order or training on a stream could change a value."""
-
 
 class StreamedRunner:
     """Runs rounds and scores of streamed studies in one process; keeps the encoder that it loaded last."""

@@ -24,6 +24,7 @@ from harness.probes.measured import measured
 from harness.stream import ShardAudit, read_samples
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
 from harness.tasks import select
+from harness.versions import counters
 
 TASKS = ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-retrieval", "part-linear", "part-knn")
 ENCODERS: tuple[str | dict[str, Any], ...] = (
@@ -201,6 +202,7 @@ class Example:
             "versions": json.dumps({"python": "3.11.7", "torch": "2.15.0"}),
             "git_commit": "0" * 40,
             "created_at": "2026-01-02T03:04:05+00:00",
+            "code_versions": json.dumps(counters()),
         }
 
     def _write_items(self, out: Path, encoder: str, task: Task, predictions: Predictions, rng: np.random.Generator, skill: float) -> None:
