@@ -62,6 +62,9 @@ RESULTS = _schema(
     git_commit=pa.string(),
     created_at=pa.string(),  # ISO 8601, UTC
     code_versions=pa.string(),  # JSON: the counters of harness.versions
+    study_id=pa.string(),  # names the search in the journal, the cache and trials.parquet; null where there was none
+    num_classes=pa.int64(),  # classes that the probe predicts
+    class_levels=pa.string(),  # JSON: class -> its class at the level of a metric named <metric>@<level>; null for others
 )
 
 TRIALS = _schema(
@@ -79,6 +82,7 @@ TRIALS = _schema(
     seconds=pa.float64(),
     status=pa.string(),  # ok, stopped, failed
     error=pa.string(),
+    study_id=pa.string(),  # as in results
 )
 
 LEDGER = _schema(

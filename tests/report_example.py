@@ -161,6 +161,7 @@ class Example:
                         "seconds": 0.5,
                         "status": "ok" if value is not None else "failed",
                         "error": None if value is not None else "expected finite outputs, got NaN or infinity; search below it",
+                        "study_id": _study_id(encoder, task),
                     }
                 )
         return rows
@@ -203,6 +204,9 @@ class Example:
             "git_commit": "0" * 40,
             "created_at": "2026-01-02T03:04:05+00:00",
             "code_versions": json.dumps(counters()),
+            "study_id": _study_id(encoder, task),
+            "num_classes": len(task.classes),
+            "class_levels": None,
         }
 
     def _write_items(self, out: Path, encoder: str, task: Task, predictions: Predictions, rng: np.random.Generator, skill: float) -> None:
@@ -253,3 +257,7 @@ class Example:
             for split, held in manifest.splits.items()
             for shard in held.shards
         ]
+
+
+def _study_id(encoder: str, task: Task) -> str:
+    return hashlib.sha256(f"{encoder} {task.name}@{task.protocol.name}".encode()).hexdigest()[:32]

@@ -39,8 +39,8 @@ TYPES = {
 }
 """Type to the columns that have it; all others are text."""
 ADDED = {
-    "results": "code_versions",
-    "trials": "",
+    "results": "code_versions study_id num_classes class_levels",
+    "trials": "study_id",
     "ledger": "",
     "predictions": "",
     "neighbours": "",
