@@ -132,10 +132,14 @@ def run_plan(
         return collect(out, plan, outcomes, accounts, store.root, run_id(plan))
 
 
+NOT_ASKED: dict[str, Any] = {"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
+"""Fields of a sweep that are in no run's id, since no value depends on them."""
+
+
 def run_id(plan: Plan) -> str:
     """Names what was asked: the same request has the same id, wherever and however often it runs."""
     asked = {
-        "sweep": plan.sweep.model_dump(exclude={"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}),
+        "sweep": plan.sweep.model_dump(exclude=NOT_ASKED if plan.sweep.metrics else {**NOT_ASKED, "metrics": True}),
         "weights": {name: info.weights_sha256 for name, info in plan.infos.items()},
         "data": {name: manifest.to_json() for name, manifest in plan.manifests.items()},
         "device": [plan.device_type, plan.precision],
