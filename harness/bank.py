@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -34,6 +35,11 @@ from harness.versions import EXTRACTION_VERSION
 
 _UNREADABLE = (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
 _DIGEST_BYTES = 16
+_PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK}
+    | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
+)
+"""What a write may end with that goes well a moment later; of a network it is ConnectionError or TimeoutError as well."""
 
 
 class ShardList(tuple[tuple[str, str, int], ...]):
@@ -149,7 +155,10 @@ class BankStore:
         return key, shard.removesuffix(".tar").replace("/", "__") + ".arrow"
 
     def publish(self, names: Sequence[str], data: bytes, *, replace: bool = False) -> bool:
-        """Write `data` whole under `names`; False (and nothing written) where the name is taken and `replace` is not asked for."""
+        """Write `data` whole under `names`; False (and nothing written) where the name is taken and `replace` is not asked for.
+
+        Raises RunError where it cannot be written, and BankError where another try may do better: of a network, or a device that did not answer.
+        """
         target = self._file(*names)
         try:
             if not self._local:
@@ -159,7 +168,10 @@ class BankStore:
                 return True
             return self._publisher.publish(Path(target), data, replace=replace)
         except OSError as error:
-            raise RunError(f"cannot write {target}: {error.strerror or error}; free some space or choose another --cache, then run again") from error
+            told = f"cannot write {target}: {error.strerror or error}"
+            if isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING:
+                raise BankError(f"{told}; once it can be reached again, run again") from error
+            raise RunError(f"{told}; free some space or choose another --cache, then run again") from error
 
     def try_out(self) -> None:
         """Publish a file twice, and remove it. Raises RunError where that fails, or where the first one does not stay."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from harness.augment import left_out_classes
 from harness.bank import BankSpec, BankStore, ReadParts, Receipt
 from harness.core import Task
 from harness.errors import BankError
@@ -24,11 +25,16 @@ from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.search import StudyState
 from harness.stream import NAMED as NAMED_PER_REASON
+from harness.stream import with_count
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 from harness.tracebacks import TOLD_IN
 from harness.versions import counters
 
+UNLABELLED_NAMES = frozenset(
+    {"background", "ground", "other", "others", "other objects", "not listed", "void", "ignore", "ignored", "none", "nothing", "unknown"}
+) | {f"un{word}" for word in ("labelled", "labeled", "annotated", "defined")}
+"""Names of a label, in lower case, that say by themselves that it is no class. They decide of a note alone, never of a value."""
 NAMED_CLASSES = 5
 """Most classes that a record names."""
 OF_A_SHARD = ("shard lost", "absent", "truncated", "sha256", "unexpected", "duplicate member", "members not adjacent")
@@ -102,7 +108,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
     seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
     made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
-    untrained = _untrained(manifest, study, state)
+    remarks = _joined(_untrained(manifest, study, state), _left_out(task))
     for metric in task.metrics:
         value = values.get(metric.name)
         has_value = value is not None and value.value is not None
@@ -133,7 +139,7 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
             "status": "undefined" if reason and status == "ok" else status,
-            "error": _error_text(reason, error, value if has_value else None, untrained),
+            "error": _error_text(reason, error, value if has_value else None, remarks),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
             "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
@@ -149,10 +155,9 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
         }
 
 
-def _error_text(reason: str | None, error: str | None, value: Value | None, untrained: str | None) -> str | None:
+def _error_text(reason: str | None, error: str | None, value: Value | None, remarks: str | None) -> str | None:
     """Why a record has no value, why it is not ok, and what has to be known beside its value, if it has one, whether it is ok or not."""
-    words = [reason, error, untrained if value else None, *(value.notes if value else ())]
-    return "; ".join(word for word in words if word) or None
+    return _joined(reason, error, remarks if value else None, *(value.notes if value else ()))
 
 
 def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -> str | None:
@@ -163,6 +168,16 @@ def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -
     classes = manifest.classes if study.task.counterparts else study.task.classes
     names = [classes[label] for label in labels[:NAMED_CLASSES]] + (["…"] if len(labels) > NAMED_CLASSES else [])
     return f"{len(labels)} of the tested classes {'has' if len(labels) == 1 else 'have'} no training row: {', '.join(names)}"
+
+
+def _left_out(task: Task) -> str | None:
+    """Which named classes of a label map count neither in training nor in the value; None where their names say as much, or every class counts."""
+    field = next((name for name in ("ignore_index", "ignore_label") if name in task.protocol.fields), None)
+    if field is None:
+        return None
+    labels = left_out_classes(task.protocol.fields[field], len(task.classes))
+    named = [f"{label} ({task.classes[label]})" for label in labels if task.classes[label].lower() not in UNLABELLED_NAMES]
+    return f"label {', '.join(named)} does not count; set protocol.{field} where it is a class" if named else None
 
 
 def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:
@@ -210,8 +225,7 @@ def first_reason(receipts: Sequence[Receipt]) -> str:
     reason = next((reason for receipt in receipts for reason in receipt.reasons), "no reason")
     named = next((receipt.reasons[reason] for receipt in receipts if reason in receipt.reasons), [])
     count = sum(failed_for(reason, receipt) for receipt in receipts)
-    words = f"{reason} ({named[0]})" if reason == "shard lost" and named else reason
-    return f"{words}, {count:,} of {sum(receipt.expected for receipt in receipts):,} samples"
+    return with_count(reason, named[0] if named else None, f"{count:,} of {sum(receipt.expected for receipt in receipts):,} samples")
 
 
 def failed_for(reason: str, receipt: Receipt) -> int:
@@ -230,16 +244,24 @@ def _verdict(outcome: Outcome, banks: Iterable[BankSpec], accounts: Accounts) ->
     if outcome.plan.undefined is not None:
         return "undefined", outcome.plan.undefined, {}
     score, unseen = outcome.state.score if outcome.state is not None else None, unseen_splits(banks, accounts)
+    troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
+    losses = _losses([receipt for receipt in troubled if receipt.attempts])  # a stream that nobody has read has lost nothing
     if outcome.error is not None or score is None:
-        return "failed", unseen or outcome.error or "the search did not come to its end", {}
+        return "failed", unseen or _joined(outcome.error or "the search did not come to its end", losses), {}
     values = {value.metric: value for value in score.values}
     if score.error is not None or (unseen and all(value.value is None for value in score.values)):
-        return "failed", unseen or score.error, values
-    troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
-    if troubled:
-        told = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
-        return "incomplete", "; ".join(told)[:500] + _tracebacks(troubled), values
-    return "ok", None, values
+        return "failed", unseen or _joined(score.error, losses), values
+    return ("incomplete" if troubled else "ok"), _losses(troubled), values
+
+
+def _joined(*words: str | None) -> str | None:
+    return "; ".join(word for word in words if word) or None
+
+
+def _losses(troubled: Sequence[Receipt]) -> str | None:
+    """The shards that a record rests on and that are not whole, each with its reasons; None where there is none."""
+    shards = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
+    return "; ".join(shards)[:500] + _tracebacks(troubled) if shards else None
 
 
 def _tracebacks(receipts: Sequence[Receipt]) -> str:

@@ -299,6 +299,8 @@ class Quantity:
     unit: str
     undefined: str
     """Why an item, or all of them, may have no value."""
+    is_outcome: bool = False
+    """Whether it is 0 or 1 of every item, so that its mean is a share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

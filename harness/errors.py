@@ -6,7 +6,7 @@ HarnessError
 │   └── EncoderError      an encoder is unknown, its checkpoint does not fit, or it cannot do what is asked
 ├── ShardError        a shard cannot be read, or does not hold what its manifest says
 │   └── SampleError       one sample of it cannot be used
-├── BankError         a feature bank is missing, damaged or not of the expected shape
+├── BankError         a feature bank is missing, damaged, not of the expected shape or out of reach
 ├── ProbeError        a probe was given what it cannot be fitted to or asked to predict
 ├── RunError          the run could not go on: disk full, workers lost too often
 └── Unexpected        an exception that nobody raised on purpose, in another process: one line, and its whole traceback
@@ -51,7 +51,7 @@ class SampleError(ShardError):
 
 
 class BankError(HarnessError):
-    """A feature bank is missing, damaged or not of the expected shape."""
+    """A feature bank is missing, damaged, not of the expected shape or out of reach."""
 
 
 class ProbeError(HarnessError):
@@ -84,13 +84,15 @@ _PACKAGES_OF_THE_PLACE = frozenset(
 _CLASSES_OF_THE_PLACE = frozenset({"torch.OutOfMemoryError", "torch.AcceleratorError", "torch.cuda.OutOfMemoryError"})
 _WORDS_OF_THE_PLACE = (
     "can't allocate memory",
+    "cannot allocate memory",
+    "no space left on device",
     "can't start new thread",
-    "CUDA error",
-    "CUDA out of memory",
-    "cuDNN error",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "cuda error",
+    "cuda out of memory",
+    "cudnn error",
+    "cublas_status_alloc_failed",
 )
-"""In a RuntimeError of torch or of the interpreter."""
+"""In a RuntimeError of torch or of the interpreter, in lower case."""
 
 
 def is_of_the_place(error: BaseException) -> bool:
@@ -106,7 +108,7 @@ def is_of_the_place(error: BaseException) -> bool:
     if isinstance(error, HarnessError):
         cause = error.__cause__
         return cause is not None and not isinstance(cause, _OF_THE_FILE) and is_of_the_place(cause)
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS_OF_THE_PLACE):
+    if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS_OF_THE_PLACE):
         return True
     kinds = [kind for kind in type(error).__mro__ if kind.__module__ != "builtins"]
     return any(

@@ -21,10 +21,9 @@ try:
 except ImportError:  # pragma: no cover - not on POSIX
     fcntl = None  # type: ignore[assignment]
 
-WITHOUT_LINKS = frozenset(
-    {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.EBADRQC}
-)
-"""What link() answers where a file system has no hard links, or no more of them: EPERM on exFAT, FUSE and BeeGFS, EOPNOTSUPP on SMB."""
+OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE})
+"""What link() answers that a rename would answer as well. Whatever else it answers, the file system has no hard links, or no more of them: EPERM on
+exFAT, FUSE and BeeGFS, EOPNOTSUPP on SMB, ENOSYS, and on some the kernel's own 524."""
 STALE_SECONDS = 20.0
 """Age of a claim whose process was stopped: what a claim is held for takes milliseconds."""
 LOCK = ".driver.lock"
@@ -58,7 +57,7 @@ class Publisher:
             except FileExistsError:
                 return False
             except OSError as error:
-                if error.errno not in WITHOUT_LINKS:
+                if error.errno in OF_THE_DISK:
                     raise
                 self._links = False
         return _renamed_first(temporary, target)

@@ -39,6 +39,8 @@ class _Grey:
     """The type's own range, where data sets use the whole of it."""
     is_fraction: bool = False
     """Whether values from 0 to 1 are usual."""
+    is_stated: bool = False
+    """Whether the file itself states its range, so that dark values are dark."""
 
 
 _WORDS = _Grey(name="16-bit grey", range=(0, 65535))
@@ -48,7 +50,9 @@ _GREYS: Mapping[str, _Grey] = {
     "F": _Grey(name="grey in floating point", is_fraction=True),
 }
 _WORDS_IN_INTEGERS = ("PNG", "PPM")
-"""Formats of at most 16 bits, whose grey Pillow may give as mode I; of PGM it has scaled the file's own range to 65535."""
+"""Formats of at most 16 bits, whose grey Pillow may give as mode I."""
+_PPM_TOP = 65535
+"""Pillow scales a PGM's or PPM's values of more than 8 bits from the range that the file states to this one; a file that states it tells nothing."""
 _REACH = 1 / 4
 """Values of 16 bits are taken to use the type's range where they go beyond this share of it: 12 bits in 16, the usual other case, stay far below."""
 _PROGRAMS = ("EPS",)
@@ -151,7 +155,16 @@ def _strips(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Ima
 
 def _halved(image: Image.Image) -> bool:
     """Whether the file has 16 bits a channel, of which Pillow keeps the upper 8."""
+    if _ppm_top(image) == _PPM_TOP:
+        return True
     return isinstance(image, ImageFile.ImageFile) and any(_WORD_MODES.search(str(tile.args)) for tile in image.tile)
+
+
+def _ppm_top(image: Image.Image) -> int | None:
+    """The value of white that a PGM's or PPM's header states, of a file that is not read yet; None for other formats, and where it scales nothing."""
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PPM":
+        return None
+    return next((int(tile.args[-1]) for tile in image.tile if tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple)), None)
 
 
 def _check_colour(image: Image.Image, value_range: Range | None) -> None:
@@ -161,27 +174,36 @@ def _check_colour(image: Image.Image, value_range: Range | None) -> None:
     tops = [int(high) for name, (_, high) in zip(image.getbands(), bands, strict=True) if name not in "AaX"]  # type: ignore[misc, arg-type]
     if value_range not in (None, _WORDS.range):
         raise SampleError("16-bit colour, of which only values from 0 to 65535 are read; save it with 8 bits a channel")
-    if 0 < max(tops) <= 255 * _REACH:
+    if max(tops) <= 255 * _REACH:  # upper halves of 0 may be black, or values up to 255
         top = _power(max(tops) * 256 + 255)
         raise SampleError(f"16-bit colour within 0 to {top:.0f}, which would come out black; save it with 8 bits a channel")
 
 
 def _grey(image: Image.Image, value_range: Range | None) -> np.ndarray:
     """uint8 [H, W, 3] of wide grey values: 255 (v - low) / (high - low), rounded; of 16 bits and their own range that is v / 257."""
-    kind = _WORDS if image.mode == "I" and image.format in _WORDS_IN_INTEGERS else _GREYS[image.mode]
+    kind, top = _GREYS[image.mode], _ppm_top(image)
+    if image.mode == "I" and image.format in _WORDS_IN_INTEGERS:
+        kind = _WORDS if top in (None, _PPM_TOP) else _Grey(name=f"grey of 0 to {top}", range=(0, top), is_stated=True)
+    unit = 1.0 if top is None else top / _PPM_TOP
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == _WHITE_IS_ZERO:
         raise SampleError(f"{kind.name} that counts from white (TIFF's PhotometricInterpretation 0); save it counting from black")
-    low, high = _checked_range(image, kind, value_range)
+    low, high = _checked_range(image, kind, value_range, unit)
     grey = np.empty((image.height, image.width, 3), np.uint8)
     for where, strip in _strips(image):
-        values = np.asarray(strip).astype(np.float64)
+        values = _values(strip, unit)
         grey[where] = np.floor((values - low) * (255 / (high - low)) + 0.5)[..., None]
     return grey
 
 
-def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None) -> Range:
+def _values(image: Image.Image, unit: float) -> np.ndarray:
+    """float64 [H, W] of grey, as the file holds it: Pillow's `unit` is so much of the file's own."""
+    values: np.ndarray = np.asarray(image).astype(np.float64)
+    return values if unit == 1 else np.rint(values * unit)
+
+
+def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None, unit: float) -> Range:
     """The values of black and of white. Raises SampleError where they are not known, or are not those of this image."""
-    extremes = [(float(part.min()), float(part.max())) for part in (np.asarray(strip) for _, strip in _strips(image))]
+    extremes = [(float(part.min()), float(part.max())) for part in (_values(strip, unit) for _, strip in _strips(image))]
     low, high = min(least for least, _ in extremes), max(most for _, most in extremes)
     if not all(math.isfinite(value) for pair in extremes for value in pair):
         raise SampleError(f"{kind.name} with values that are not finite")
@@ -198,7 +220,7 @@ def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None) -
 
 def _own_range(kind: _Grey, low: float, high: float) -> Range:
     """The type's range, where values from `low` to `high` use it. Raises SampleError, with the remedy, where they may be on another scale."""
-    if kind.range is not None and (high == 0 or high > kind.range[1] * _REACH):  # nothing but zero is black on any scale
+    if kind.range is not None and (kind.is_stated or high == 0 or high > kind.range[1] * _REACH):  # nothing but zero is black on any scale
         return kind.range
     seen = f"{low:.9g} to {high:.9g}"
     as_fraction = kind.is_fraction and 0 < high <= 1

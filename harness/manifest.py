@@ -6,6 +6,7 @@ size and digest that every shard must have.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -225,6 +226,7 @@ def load_manifest(root: str, dataset: str) -> Manifest:
 
 def parse_manifest(text: bytes, url: str) -> Manifest:
     """A manifest from its JSON text; `url` is what errors call it. Raises ManifestError as `load_manifest` does."""
+    text = text.removeprefix(codecs.BOM_UTF8)  # as some editors write
     try:
         plain = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -285,7 +287,7 @@ def _no_duplicates(what: str, names: tuple[str, ...] | list[str]) -> None:
 def _first(error: ValidationError) -> str:
     """The first of pydantic's complaints, in one line: where, what was expected, what was there."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(step) for step in first["loc"]) or "manifest"
+    where = _one_line(".".join(str(step) for step in first["loc"])) or "manifest"
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{nearest(str(first['loc'][-1]), _keys())}"
     if first["type"] == "missing":

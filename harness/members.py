@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from harness.errors import ShardError
+from harness.errors import ShardError, in_one_line
 
 TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
 _START = 10  # bytes that tell what a file is
@@ -42,7 +42,8 @@ class Unread:
 
 
 class HashingReader(io.RawIOBase):
-    """Passes a stream through, keeping its digest, its length and its last bytes."""
+    """Passes a stream through, keeping its digest, its length and its last bytes. Raises OSError where the stream cannot be read, whatever it raises:
+    a store's own exception must not be taken for a damaged tar."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -50,7 +51,7 @@ class HashingReader(io.RawIOBase):
         self._reads_at_end = 0
         self.length = 0
         self.tail = b""
-        self.start = self._peeked = stream.read(_START)
+        self.start = self._peeked = self._read(_START)
 
     def readable(self) -> bool:
         return True
@@ -69,11 +70,19 @@ class HashingReader(io.RawIOBase):
         return self._digest.hexdigest()
 
     def _next(self, size: int) -> bytes:
-        data, self._peeked = self._peeked or self._stream.read(size), b""
+        data, self._peeked = self._peeked or self._read(size), b""
         self._digest.update(data)
         self.length += len(data)
         self.tail = (self.tail + data)[-TAR_END:]
         return data
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except OSError:
+            raise
+        except Exception as error:  # of a store behind a URL: many of their exceptions are no OSError
+            raise OSError(in_one_line(error)) from error
 
 
 class _Header(tarfile.TarInfo):

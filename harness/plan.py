@@ -177,6 +177,7 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
         readouts = []
     readouts = readouts if task.chooses_readout else readouts[:1]
     roles, selected_on = _roles(task, readouts, manifests)
+    _refuse_empty_splits(task, [role for role in roles if not role.startswith(MORE)] if readouts else [], manifests)
     return StudyPlan(
         encoder=info,
         task=task,
@@ -185,6 +186,17 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
         selected_on=selected_on,
         undefined=None if readouts else refusal or "; ".join(f"{readout}: {reason}" for readout, reason in reasons.items()),
     )
+
+
+def _refuse_empty_splits(task: Task, roles: Sequence[str], manifests: Mapping[str, Manifest]) -> None:
+    """Raises RequestError for a split that a study needs and of which the manifest has no samples."""
+    for role in roles:
+        split, manifest = split_of(role, task), manifests[role]
+        if not manifest.split(split).samples:
+            spared = (
+                "; take it out of manifest.json, and heads are chosen on a tenth of train" if role == "val" else "; build it, or leave the task out"
+            )
+            raise RequestError(f"{task.name}: expected samples in the split {split!r} of {manifest.dataset}, got 0{spared}")
 
 
 def _roles(task: Task, readouts: Sequence[str], manifests: Mapping[str, Manifest]) -> tuple[list[str], str]:

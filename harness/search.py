@@ -310,7 +310,7 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         path.unlink(missing_ok=True)
         return None
 

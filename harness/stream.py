@@ -24,7 +24,7 @@ import numpy as np
 from webdataset.tariterators import group_by_keys
 
 from harness.core import Box, Keypoint, Sample
-from harness.errors import HarnessError, SampleError, ShardError
+from harness.errors import HarnessError, SampleError, ShardError, in_one_line, is_of_the_place
 from harness.images import decode_labels, decode_rgb, decoding
 from harness.manifest import Rules, Shard
 from harness.members import TAR_END, HashingReader, Unread, key_and_member, read_members, refuse_compressed
@@ -143,8 +143,11 @@ def read_records(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Ite
             refuse_compressed(url, reader.start)
             yield from _records(reader, shard.bytes, rules, audit)
             audit.sha256 = reader.drain()
-    except OSError as error:
-        raise ShardError(f"{url}: cannot be read: {error}; check that the shard is there and readable") from error
+    except Exception as error:
+        if isinstance(error, HarnessError) or not is_of_the_place(error):
+            raise
+        told = error if isinstance(error, OSError) else in_one_line(error)
+        raise ShardError(f"{url}: cannot be read: {told}; check that the shard is there and readable") from error
     if reader.tail != bytes(TAR_END):
         audit.note("truncated", f"{reader.length} bytes, without a tar's end, expected {shard.bytes} bytes")
     if audit.sha256 != shard.sha256:
@@ -182,6 +185,9 @@ def _missing(members: Mapping[str, object], annotations: frozenset[str]) -> str 
     reason = f"missing member: {', '.join(missing)}"
     if all(name in _READ for name in members):
         return reason
+    behind_a_dot = {"image" if last in IMAGE_MEMBERS else last for _, dot, last in (name.rpartition(".") for name in members) if dot}
+    if behind_a_dot & set(missing):
+        reason = f"{reason}; a key ends at the first dot of a file's name"
     shown = [name[:_NAME] for name in members][:_SHOWN]
     sources = "; ".join(_source_of(name, annotations) for name in missing)
     return f"{reason}; members are {', '.join(shown)}{', …' if len(members) > len(shown) else ''}; {sources}"
@@ -227,9 +233,9 @@ def _members(reader: HashingReader, most: int, audit: ShardAudit) -> Iterator[di
     try:
         for name, contents in read_members(reader, most):
             yield {"fname": name, "data": contents, "__url__": audit.shard}
-    except OSError:
-        raise
     except Exception as error:  # damaged headers take tarfile down in many ways: TarError, EOFError, ValueError, RecursionError …
+        if is_of_the_place(error):
+            raise
         audit.note("truncated", " ".join(str(error).split())[:_REASON] or type(error).__name__)
 
 
@@ -360,6 +366,17 @@ def _json(data: bytes) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise SampleError("broken json")
     return about
+
+
+def with_count(reason: str, first: str | None, count: str) -> str:
+    """A reason and of how many samples: `missing member: json, 12 of 12 samples (members are jpg, cls; label is read from json)`.
+
+    `first` is the first thing that an account names under the reason: of a lost shard, why it is lost.
+    """
+    if reason == "shard lost":
+        return f"{reason} ({first}), {count}" if first else f"{reason}, {count}"
+    kind, _, more = reason.partition("; ")
+    return f"{kind}, {count} ({more})" if more else f"{kind}, {count}"
 
 
 def attempt(job: Callable[[], T]) -> T | ShardError:

@@ -371,7 +371,7 @@ def _sha256(url: str) -> str | None:
         with fsspec.open(url, "rb") as stream:
             while data := stream.read(1 << 20):
                 digest.update(data)
-    except OSError:
+    except Exception:  # each store has errors of its own
         return None
     return digest.hexdigest()
 

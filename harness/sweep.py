@@ -287,10 +287,15 @@ def _forget_outdated(state: StudyState, journal: Journal, store: BankStore) -> N
     refs += state.test.values() if state.score is not None else []
     if outdated(store, refs):
         if store.read_only is not None:
-            raise RequestError(f"{store.read_only}; the shards of {state.study.name} were repaired, and what the cache has of it is to be discarded")
+            raise RequestError(f"{store.read_only}; the shards of {_task_of(state)} were repaired, and what the cache has of it is to be discarded")
         for ref in refs:
             store.discard(ref.bank.key)
         journal.forget(state)
+
+
+def _task_of(state: StudyState) -> str:
+    """A study's task and protocol, without the digest that its name begins with."""
+    return state.study.name.partition(" ")[2]
 
 
 def _open_store(out: Path, cache: str, *, keep: bool) -> BankStore:
@@ -349,7 +354,7 @@ def _refuse_to_search(states: Sequence[StudyState], store: BankStore) -> None:
     """Raises RequestError where a study has heads to train, which are kept in the cache, or streams to account for, and the cache is read-only."""
     if store.read_only is None:
         return
-    left = [state.study.name for state in states if state.study.stream is not None or len(state.rounds) < state.planned_rounds]
+    left = [_task_of(state) for state in states if state.study.stream is not None or len(state.rounds) < state.planned_rounds]
     if left:
         raise RequestError(f"{store.read_only}; {len(left)} studies are still to be searched, whose heads are kept there, such as {left[0]}")
 

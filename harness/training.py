@@ -50,7 +50,7 @@ class Training:
     """Epochs after which to pause; None for the protocol's end."""
 
     def run(self) -> None:
-        """Raises ProbeError where an epoch has no sample that can be trained on."""
+        """Raises ProbeError where an epoch has no sample that can be trained on, or none of what was trained on has a label."""
         self._samples = self.source.samples - len(self.held)
         self._steps = self.trainer.steps(-(-self._samples // self.trainer.batch_size))
         self._saved = self.clock()
@@ -60,7 +60,9 @@ class Training:
             if before == (self.progress.step, 0):
                 break
         if not self.progress.step:
-            raise ProbeError(f"{self.study.name}: expected train samples, got none that can be used; look at the data set's shards")
+            raise ProbeError("expected train samples, got none that can be used; look at the data set's shards")
+        if not self.progress.labels:
+            raise ProbeError("expected labels to train on, got none in all that was seen of train; look at the data set's labels and at ignore_label")
 
     @property
     def _ended(self) -> bool:

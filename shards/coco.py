@@ -267,12 +267,16 @@ def _scenes(
         photograph = images.there[annotation["image_id"]]
         instance = _instance(annotation, photograph, skeleton, tally)
         if instance is not None:
-            tally.counts.keep(tally.split, "instances")
             by_image.setdefault(photograph.number, []).append(instance)
-    for number, there in by_image.items():
-        if any(v != UNMARKED for instance in there for _, _, _, v in instance.points):
+    for number, photograph in images.there.items():
+        instances = tuple(by_image.get(number, ()))
+        if any(v != UNMARKED for instance in instances for _, _, _, v in instance.points):
             tally.counts.keep(tally.split, "images with keypoints")
-            yield Scene(photograph=images.there[number], instances=tuple(there))
+            tally.counts.keep(tally.split, "instances", len(instances))
+            yield Scene(photograph=photograph, instances=instances)
+        else:
+            tally.leave_out("images without a marked keypoint", photograph.file, lawful=True)
+            tally.counts.leave_out(tally.split, "instances of images without a marked keypoint", len(instances))
 
 
 def _instance(annotation: Entry, photograph: Photograph, skeleton: Skeleton, tally: Tally) -> Instance | None:
@@ -296,6 +300,10 @@ def _instance(annotation: Entry, photograph: Photograph, skeleton: Skeleton, tal
             return None
     box = coco_annotations.box_of(annotation, tally)
     if box is None:
+        return None
+    if not (-width <= box[0] and box[0] + box[2] <= 2 * width and -height <= box[1] and box[1] + box[3] <= 2 * height):
+        complaint = f"{name}: expected a box at most {width}×{height} outside of the image of that size, got {list(box)}"
+        tally.leave_out("annotations with boxes far outside of their image", complaint)
         return None
     return Instance(number=annotation["id"], label=skeleton.label, box=box, points=tuple((part, x, y, int(v)) for part, x, y, v in points))
 

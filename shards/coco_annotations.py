@@ -68,7 +68,7 @@ class Tally:
         """Count one entry under `reason`. Raises RequestError with the complaint unless `partial`, or where official files have such entries."""
         if not (lawful or self.partial):
             raise RequestError(f"{self.name}: {complaint}; {self.remedy}, or say --partial to leave out {reason}")
-        self.counts.leave_out(self.split, reason)
+        self.counts.leave_out(self.split, reason, example=complaint)
 
 
 def read(path: Path, remedy: str) -> Annotations:
@@ -131,9 +131,12 @@ def categories(coco: Annotations, remedy: str) -> dict[int, Entry]:
     for category in coco.categories:
         number, name = whole(category.get("id")), category.get("name")
         if number is None or not isinstance(name, str) or not name.strip():
-            raise RequestError(f"{coco.name}: expected categories with a number as id and a name, got {shown(category)}; {remedy}")
+            got = f"expected categories with a whole number from 0 on as id and a name, got {shown(category)}"
+            raise RequestError(f"{coco.name}: {got}; in a file of your own give it both, else {remedy}")
         if number in by_id or any(name == other["name"] for other in by_id.values()):
-            raise RequestError(f"{coco.name}: expected categories whose ids and names differ, got {shown(name)} (id {number}) twice; {remedy}")
+            got = f"expected categories whose ids and names differ, got {shown(name)} (id {number}) twice"
+            own = "in a file of your own rename one of them, or take out the one that no annotation has"
+            raise RequestError(f"{coco.name}: {got}; {own}, else {remedy}")
         by_id[number] = category
     return dict(sorted(by_id.items()))
 
@@ -141,14 +144,14 @@ def categories(coco: Annotations, remedy: str) -> dict[int, Entry]:
 def images(coco: Annotations, tally: Tally) -> dict[int, Entry]:
     """The images by id, in its order, with whole numbers as width and height."""
     by_id: dict[int, Entry] = {}
+    first_of: dict[str, int] = {}
     twice: set[int] = set()
     for image in coco.images:
         number, width, height = (whole(image.get(key)) for key in ("id", "width", "height"))
         name = image.get("file_name")
         if number is None or not isinstance(name, str):
-            tally.leave_out(
-                "images without a number as id or a file name", f"expected images with a number as id and a file_name, got {shown(image)}"
-            )
+            complaint = f"expected images with a whole number from 0 on as id and a file_name, got {shown(image)}"
+            tally.leave_out("images without a whole number as id or a file name", complaint)
         elif not width or not height or width * height > MOST_PIXELS:
             got = f"{shown(image.get('width'))} and {shown(image.get('height'))}"
             complaint = f"image {number}: expected a width and a height in pixels, of at most {MOST_PIXELS} pixels, got {got}"
@@ -158,6 +161,9 @@ def images(coco: Annotations, tally: Tally) -> dict[int, Entry]:
         elif number in by_id:
             twice.add(number)
             tally.leave_out("images whose id comes twice", f"image {number}: expected ids that differ, got it twice")
+        elif first_of.setdefault(name, number) != number:
+            complaint = f"image {number}: expected files that differ, got {shown(name)}, which image {first_of[name]} is, too"
+            tally.leave_out("images whose file is listed under another id, too", complaint)
         else:
             by_id[number] = usable
     for number in twice:  # which of them its annotations mean, nobody knows
@@ -202,8 +208,9 @@ def _identified(
     """The annotation with whole numbers as ids; None where it is left out."""
     number, image, category = (whole(annotation.get(key)) for key in ("id", "image_id", "category_id"))
     if number is None or image is None or category is None:
-        complaint = f"annotation {shown(annotation.get('id'))}: expected numbers as id, image_id and category_id, got {shown(annotation)}"
-        tally.leave_out("annotations whose ids are no numbers", complaint)
+        got = shown({key: annotation.get(key) for key in ("id", "image_id", "category_id")})
+        complaint = f"annotation {shown(annotation.get('id'))}: expected whole numbers from 0 on as id, image_id and category_id, got {got}"
+        tally.leave_out("annotations whose ids are no whole numbers", complaint)
     elif image not in listed:
         tally.leave_out(
             "annotations of images that are not listed or left out", f"annotation {number}: expected an image of the file, got image {image}"

@@ -13,6 +13,8 @@ FILE_NAME = "counts.json"
 UNFIT = "unfit samples"
 """The reason where a recipe's refusal gives none of its own."""
 _LEFT_OUT = " left out"
+_EXAMPLE = 120
+"""Characters of an example in a message."""
 
 
 class Unfit(RequestError):
@@ -34,26 +36,33 @@ class Counts:
     kept: dict[str, Counter[str]] = field(default_factory=dict)
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
     """By reason, which is a noun in the plural."""
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(split, reason) → the first item that was left out so, in words."""
 
     def keep(self, split: str, noun: str, count: int = 1) -> None:
         self.kept.setdefault(split, Counter())[noun] += count
 
-    def leave_out(self, split: str, reason: str, count: int = 1) -> None:
+    def leave_out(self, split: str, reason: str, count: int = 1, *, example: str = "") -> None:
         if count:
             self.left_out.setdefault(split, Counter())[reason] += count
+            if example:
+                self.examples.setdefault((split, reason), example)
 
     def with_left_out(self, more: Mapping[str, Mapping[str, int]]) -> Counts:
         """These counts and `more`, split → reason → number, left out."""
-        total = Counts(kept={split: Counter(counts) for split, counts in self.kept.items()})
+        total = Counts(kept={split: Counter(counts) for split, counts in self.kept.items()}, examples=dict(self.examples))
         for table in (self.left_out, more):
             for split, counts in table.items():
                 for reason, count in counts.items():
                     total.leave_out(split, reason, count)
         return total
 
-    def reasons(self, split: str) -> str:
-        """What was left out of a split, in words; empty where nothing was."""
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.get(split, Counter()).items()))
+    def reasons(self, split: str, *, examples: bool = False) -> str:
+        """What was left out of a split, in words, if asked for with the first item of each reason; empty where nothing was."""
+        left_out = sorted(self.left_out.get(split, Counter()).items())
+        words = ", ".join(f"{count} {reason}" for reason, count in left_out)
+        firsts = [self.examples[split, reason][:_EXAMPLE] for reason, _ in left_out if examples and (split, reason) in self.examples]
+        return f"{words} (such as {'; '.join(firsts)})" if firsts else words
 
     def lines(self) -> Iterator[str]:
         """One line for every split that something was left out of."""

@@ -14,13 +14,15 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image
 
-from harness.errors import RequestError
+from harness.errors import RequestError, SampleError
+from harness.images import to_rgb
 from shards.counts import Counts, Unfit
 from shards.tars import ImageExtension
 
 _SIGNATURES: tuple[tuple[bytes, int, ImageExtension], ...] = ((b"\xff\xd8\xff", 0, "jpg"), (b"\x89PNG\r\n\x1a\n", 0, "png"), (b"WEBP", 8, "webp"))
 
 MISSING, BROKEN = "images without their files", "broken images"
+DEEPER = "images deeper than 8 bit"
 BY_EXIF = "images turned by EXIF alone"
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -72,7 +74,7 @@ def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], 
             f"{split}: expected {len(items)} images, got {len(kept)}: {lost[0]} is the first that is missing; {remedy}, or say --partial"
         )
     counts.keep(split, "images", len(kept))
-    counts.leave_out(split, MISSING, len(lost))
+    counts.leave_out(split, MISSING, len(lost), example=lost[0] if lost else "")
     return tuple(kept)
 
 
@@ -160,14 +162,14 @@ def rgb(path: Path, *, formats: tuple[str, ...] | None = None) -> np.ndarray:
     try:
         with Image.open(path, formats=formats) as image:
             mode = image.mode
-            pixels = None if mode.startswith(DEEP) else np.array(image.convert("RGB"))
+            pixels = None if mode.startswith(DEEP) else to_rgb(image)
+    except SampleError as error:  # 16 bits a channel that would come out black
+        raise Unfit(f"{path}: {error}", DEEPER) from error
     except Exception as error:  # Pillow's decoders raise whatever they meet
         kind = " or ".join(formats) if formats else "image"
         raise Unfit(f"{path}: expected a readable {kind}, got {type(error).__name__}: {error}; get the original file again", BROKEN) from error
     if pixels is None:
-        raise Unfit(
-            f"{path}: expected an image of 8 bit, got Pillow's mode {mode}; scale it to 8 bit by the range of its kind", "images deeper than 8 bit"
-        )
+        raise Unfit(f"{path}: expected an image of 8 bit, got Pillow's mode {mode}; scale it to 8 bit by the range of its kind", DEEPER)
     return pixels
 
 

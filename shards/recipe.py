@@ -289,7 +289,7 @@ def _refuse_empty(data_set: DataSet[T], samples: Mapping[str, int], source: Path
         return
     names = {split: data_set.official.get(split, split) for split in empty}
     got = ", ".join(f"none in {split}" if split == name else f"none in {split} ({name})" for split, name in names.items())
-    lost = "; ".join(f"left out of {name}: {reasons}" for name in names.values() if (reasons := data_set.counts.reasons(name)))
+    lost = "; ".join(f"left out of {name}: {reasons}" for name in names.values() if (reasons := data_set.counts.reasons(name, examples=True)))
     there = "" if source is None else f"; {source} has {_images_of(source)}"
     expected = f"expected samples in every split, from {data_set.layout}"
     raise RequestError(f"{data_set.name}: {expected}, got {got}{f'; {lost}' if lost else ''}{f' ({example})' if example else ''}{there}")

@@ -231,9 +231,11 @@ def table(images: list[dict[str, Any]]) -> Annotations:
     ("images", "usable", "left_out"),
     [
         ([image(), image("2"), image(3.0)], [1, 2, 3], {}),
-        ([image(), image("x")], [1], {"images without a number as id or a file name": 1}),
-        ([image(), image(2, file_name=None)], [1], {"images without a number as id or a file name": 1}),
-        ([image(), {}], [1], {"images without a number as id or a file name": 1}),
+        ([image(), image("x")], [1], {"images without a whole number as id or a file name": 1}),
+        ([image(), image(2, file_name=None)], [1], {"images without a whole number as id or a file name": 1}),
+        ([image(), image(-5)], [1], {"images without a whole number as id or a file name": 1}),
+        ([image(), image(2, file_name="1.jpg")], [1], {"images whose file is listed under another id, too": 1}),
+        ([image(), {}], [1], {"images without a whole number as id or a file name": 1}),
         ([image(), image()], [1], {"images listed again, word for word": 1}),
         ([image(2), image(), image("1", file_name="other.jpg")], [2], {"images whose id comes twice": 2}),
         *(
@@ -275,5 +277,7 @@ def test_files_that_are_no_annotations_are_refused_in_a_line(tmp_path: Path, tex
 )
 def test_categories_that_leave_a_label_unsure_are_refused(categories: list[dict[str, Any]]) -> None:
     listed = Annotations(name="a.json", images=[{}], annotations=[{}], categories=categories)
-    with pytest.raises(RequestError, match=r"a\.json: expected categories"):
+    with pytest.raises(
+        RequestError, match=r"a\.json: expected categories .* in a file of your own (give it both|rename one of them), .*else get it again$"
+    ):
         coco_annotations.categories(listed, "get it again")

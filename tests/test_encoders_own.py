@@ -289,3 +289,19 @@ def test_compiled_and_plain_copies_of_one_name_stay_apart(tmp_path: Path, state:
         mine(tmp_path / "a.pth")
     compiled = mine(tmp_path / "a.pth", prefix="_orig_mod.")
     assert torch.equal(compiled.module.trunk.cls_token, other["cls_token"])  # type: ignore[union-attr, arg-type]
+
+
+def test_a_network_tuned_behind_mean_pooling_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=3, global_pool="avg").state_dict(), tmp_path / "a.pth")
+    options = {"global_pool": "avg"}
+    with pytest.raises(EncoderError, match=r"final norm lies behind mean pooling.* options: \{global_pool: avg\}\}$"):
+        mine(tmp_path / "a.pth")
+    with pytest.raises(EncoderError, match=r"final norm lies behind mean pooling.* options: \{global_pool: avg\}\}$"):
+        load(EncoderSpec.parse({"encoder": "mae", "checkpoint": str(tmp_path / "a.pth"), "options": {"num_heads": 2}}))
+    assert mine(tmp_path / "a.pth", options=options).encode(images()).cls is not None
+
+
+@pytest.mark.parametrize("address", ["https://example.org/vit.pth", "s3://bucket/vit.pth"])
+def test_a_checkpoint_that_is_an_address_is_refused_as_one(address: str) -> None:
+    with pytest.raises(EncoderError, match=rf"checkpoint must be a file of this machine, got {address}; download it and give its path$"):
+        EncoderSpec.parse({"architecture": "test_vit", "checkpoint": address})

@@ -143,6 +143,18 @@ def test_timms_config_beside_the_file(file: Path, config: dict[str, Any]) -> Non
     assert own.preprocessing_source == "config.json beside the file"
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_config_with_a_byte_order_mark_is_read(file: Path, name: str) -> None:
+    (file.parent / name).write_bytes(b"\xef\xbb\xbf" + json.dumps({"mean": OTHER, "image_mean": OTHER}).encode())
+    assert info(file).preprocessing.mean == tuple(OTHER)
+
+
+@pytest.mark.parametrize("config", TIMM_FORMS)
+def test_metadata_as_python_prints_it_is_read(tmp_path: Path, state: State, config: dict[str, Any]) -> None:
+    save_file(state, tmp_path / "a.safetensors", metadata={key: value if isinstance(value, str) else repr(value) for key, value in config.items()})
+    assert info(tmp_path / "a.safetensors").preprocessing == FROM_TIMM
+
+
 @pytest.mark.parametrize("config", TIMM_FORMS)
 def test_a_safetensors_files_metadata(tmp_path: Path, state: State, config: dict[str, Any]) -> None:
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
@@ -234,6 +246,9 @@ def test_a_config_of_something_else_changes_nothing(file: Path, content: object)
     [
         ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}, "mean", r"image_mean: expected three numbers.*got \[0\.5, 0\.5\]"),
         ("preprocessor_config.json", {"image_mean": ["a", 0.5, 1]}, "mean", r"image_mean: expected three numbers"),
+        ("preprocessor_config.json", {"image_mean": [123.7, 116.3, 103.5]}, "mean", r"in \[0, 1\] \(those of values up to 255 are divided by 255\)"),
+        ("config.json", {"mean": [0.5, 0.5, 0.5], "std": [58.4, 57.1, 57.4]}, "std", r"std: expected three positive numbers.* divided by 255"),
+        ("config.json", {"mean": [-0.5, 0.5, 0.5]}, "mean", r"mean: expected three numbers"),
         ("preprocessor_config.json", {"image_std": [0.5, 0, 0.5]}, "std", r"image_std: expected three positive numbers.*got \[0\.5, 0, 0\.5\]"),
         (
             "preprocessor_config.json",

@@ -50,6 +50,8 @@ PLACE = {
     "a GPU's memory": torch.OutOfMemoryError("CUDA out of memory"),
     "a GPU": RuntimeError("CUDA error: uncorrectable ECC error encountered"),
     "torch's memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    "torch's mapped memory": RuntimeError("unable to mmap 8 bytes from file <x>: Cannot allocate memory (12)"),
+    "torch's disk": RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
     "threads": RuntimeError("can't start new thread"),
     "a bank": BankError("bank x, a.tar: cannot be read"),
     "a run": RunError("cannot write x"),

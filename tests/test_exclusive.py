@@ -23,7 +23,7 @@ import tiny
 from harness import exclusive
 from harness.bank import BankStore
 from harness.command import OK, WRONG
-from harness.errors import RequestError, RunError
+from harness.errors import BankError, RequestError, RunError, is_of_the_place, portable
 from harness.estimate import bytes_of_banks, least_bytes
 from harness.exclusive import LOCK, STALE_SECONDS, create, only_driver
 from harness.sweep import main
@@ -52,7 +52,10 @@ def left_behind(root: Path) -> list[str]:
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", sorted(exclusive.WITHOUT_LINKS))
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL, errno.ENOTTY, 524)
+
+
+@pytest.mark.parametrize("number", NO_LINKS)
 def test_without_hard_links_a_part_is_published_once_and_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     attempts: list[int] = []
 
@@ -72,15 +75,34 @@ def test_without_hard_links_a_part_is_published_once_and_the_first_one_stays(tmp
     assert len(attempts) == 1, "what the file system lacks is remembered"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("number", sorted(exclusive.OF_THE_DISK))
 def test_what_has_nothing_to_do_with_links_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(RunError, match=os.strerror(number)):
+    with pytest.raises((RunError, BankError), match=os.strerror(number)) as caught:
         BankStore(str(tmp_path)).publish(NAMES, b"first")
+    assert isinstance(caught.value, BankError) == (number in (errno.EIO, errno.ESTALE))
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError("slow"), OSError(errno.ESTALE, "Stale file handle")], ids=repr
+)
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_write_that_may_go_better_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: OSError, replace: bool) -> None:
+    """Of a folder and of a store behind a URL; a full disk would end the run at once."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    for root in (str(tmp_path), f"memory://{tmp_path.name}"):
+        with pytest.raises(BankError, match=r"cannot write .*; once it can be reached again, run again") as caught:
+            BankStore(root).publish(NAMES, b"first", replace=replace)
+        assert is_of_the_place(portable(caught.value))
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -100,6 +100,23 @@ def test_files_of_16_bit_grey_keep_their_contrast(kind: str) -> None:
     assert np.array_equal(decode_rgb(data), np.repeat(RAMP[..., None], 3, 2))
 
 
+def pgm(values: np.ndarray, top: int) -> bytes:
+    return b"P%d\n%d %d\n%d\n" % (5 if values.ndim == 2 else 6, values.shape[1], values.shape[0], top) + values.astype(">u2").tobytes()
+
+
+def test_grey_whose_file_states_its_range_is_on_that_range_and_no_other() -> None:
+    values = RAMP.astype(np.int64) * 4095 // 255
+    expected = np.rint(values * 255 / 4095).astype(np.uint8)
+    assert np.array_equal(decode_rgb(pgm(values, 4095))[..., 0], expected)
+    assert np.array_equal(decode_rgb(pgm(values, 4095), value_range=(0, 4095))[..., 0], expected)  # the manifest's range is of the file's values
+    assert np.array_equal(decode_rgb(pgm(values // 40, 4095), value_range=(0, 4095))[..., 0], np.rint(values // 40 * 255 / 4095).astype(np.uint8))
+    assert np.array_equal(decode_rgb(pgm(values // 40, 4095))[..., 0], np.rint(values // 40 * 255 / 4095).astype(np.uint8))
+    plain = b"P2\n3 1\n1000\n0 10 1000\n"
+    assert decode_rgb(plain)[0, :, 0].tolist() == [0, 3, 255]
+    with pytest.raises(SampleError, match=r"^16-bit grey of 0 to 4095: state `range: \[0, 4095\]`"):
+        decode_rgb(pgm(values, 65535))  # which says nothing
+
+
 def test_the_scale_is_the_types_and_never_the_pictures() -> None:
     dim, bright = (np.full((4, 4), value, np.uint16) for value in (16384, 60000))
     dim[0, 0] = 100
@@ -181,8 +198,18 @@ def test_16_bit_colour_is_read_where_it_uses_its_range(colour: int, bands: int) 
     assert decode_rgb(png(16, colour, values)).max() > 200
     with pytest.raises(SampleError, match=r"^16-bit colour within 0 to 4095, which would come out black; save it with 8 bits a channel$"):
         decode_rgb(png(16, colour, values // 16))
+    with pytest.raises(SampleError, match=r"^16-bit colour within 0 to 255, which would come out black"):
+        decode_rgb(png(16, colour, values // 257))
     with pytest.raises(SampleError, match=r"16-bit colour, of which only values from 0 to 65535 are read"):
         decode_rgb(png(16, colour, values), value_range=(0, 4095))
+
+
+def test_16_bit_colour_of_a_ppm_is_held_to_the_same() -> None:
+    values = np.arange(8 * 8 * 3).reshape(8, 8, 3) * 341
+    assert decode_rgb(pgm(values, 65535)).max() > 200
+    assert decode_rgb(pgm(values // 16, 4095)).max() > 200  # its own range
+    with pytest.raises(SampleError, match=r"^16-bit colour within 0 to [0-9]+, which would come out black"):
+        decode_rgb(pgm(values // 16, 65535))
 
 
 def test_16_bit_colour_is_what_pillow_makes_of_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from harness.tables import read_table
 from harness.usable import PER_SHARD, look, lost_splits
 
 SPLITS = {"train": 12, "val": 6, "test": 6}
+MEMBERS = "members are jpg, cls, object.png; label and keypoints are read from json"
+SIX_LOST = f"missing member: json, 6 of 6 samples ({MEMBERS})"
 Records = list[list[tuple[str, bytes]]]
 
 
@@ -89,7 +92,7 @@ def test_records_of_a_study_one_of_whose_splits_is_lost_fail_and_say_why(tmp_pat
     for row in rows:
         assert (row["status"], row["value"], row["n"], row["n_failed"]) == ("failed", None, 0, SPLITS[split]), row
         assert row["error"].startswith(f"tiny/{split}: {WAYS[way][1]}"), row["error"]
-        assert row["error"].endswith(f"{SPLITS[split]} of {SPLITS[split]} samples"), row["error"]
+        assert re.search(rf", {SPLITS[split]} of {SPLITS[split]} samples( \(members are .*\))?$", row["error"]), row["error"]
     if way == "gone":
         assert "cannot be read" in rows[0]["error"]
 
@@ -99,7 +102,25 @@ def test_without_a_val_split_a_lost_train_split_is_told_as_such(tmp_path: Path) 
     spoil(folder, "train", "cls")
     tasks = ("tiny/object-linear", "tiny/object-linear-streamed", "tiny/object-retrieval")
     for row in here.run(tmp_path, sweep_text(tmp_path / "shards", *tasks, protocol={"object-linear": {"epochs": 1}})):
-        assert (row["status"], row["error"]) == ("failed", "tiny/train: missing member: json, 12 of 12 samples"), row
+        assert (row["status"], row["error"]) == ("failed", f"tiny/train: missing member: json, 12 of 12 samples ({MEMBERS})"), row
+
+
+@pytest.mark.parametrize("task", ["object-knn", "object-linear-streamed"])
+def test_a_study_that_fails_for_want_of_samples_says_which_were_lost(tmp_path: Path, task: str) -> None:
+    """One sample is left of train: nothing of it can be held out to choose on."""
+    folder = tiny.build(tmp_path / "shards", splits={"train": 8, "test": 4}, per_shard=4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    left = [tiny.members(np.random.default_rng(0), "left", 0)]
+    for shard in manifest["splits"]["train"]["shards"]:
+        records = [tiny.members(np.random.default_rng(0), f"{shard['file'][:-4]}-{index}", 0) for index in range(4 - len(left))]
+        no_pictures(records)
+        shard.update(tiny.write_tar(folder / shard["file"], left + records))
+        left = []
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    protocol = {} if task == "object-knn" else {"epochs": 1, "batch_size": 4}
+    for row in here.run(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}", protocol=protocol)):
+        assert (row["status"], row["value"], row["n_failed"]) == ("failed", None, 7), row
+        assert row["error"].startswith("the selection split has no such items; train-000.tar: broken image; train-001.tar: broken image"), row
 
 
 def test_what_a_study_does_not_read_is_no_reason(tmp_path: Path) -> None:
@@ -143,6 +164,50 @@ def test_a_record_without_a_value_that_misses_samples_is_incomplete(tmp_path: Pa
         assert row["error"].startswith("the test split has no such items; test-000.tar: missing member: json")
     terminal(rows, Console(file=io.StringIO()))
     assert "the test split has no such items" in write_report(tmp_path / "out", shards=str(tmp_path / "shards")).read_text()
+
+
+# --- label maps -------------------------------------------------------------------------------------------------------
+
+STREAM = {"iterations": 3, "batch_size": 4, "crop": 64, "train_scale": [64, 64], "test_scale": [64, 64], "stride": 64}
+
+
+def with_maps(root: Path, names: list[str], train: tuple[int, ...]) -> Path:
+    """The data set with object masks of the values `train` in train, and of 0 to 2 in the other splits."""
+    folder = tiny.build(root, splits={"train": 4, "val": 2, "test": 2}, per_shard=4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["mask_classes"] = {"object": names}
+    for split, about in manifest["splits"].items():
+        records = []
+        for number in range(about["samples"]):
+            record = tiny.members(np.random.default_rng(number), f"{split}-{number}", number % 3)
+            values = np.array(train if split == "train" else (0, 1, 2), np.uint8)
+            record[2] = (record[2][0], tiny.encode(np.random.default_rng(number).choice(values, (48, 48)), "PNG"))
+            records.append(record)
+        about["shards"][0].update(tiny.write_tar(folder / about["shards"][0]["file"], records))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("task", ["object-segmentation", "object-segmentation-streamed@paper"])
+@pytest.mark.parametrize("values", [(255,), (0, 255)])
+def test_a_train_split_without_a_labelled_pixel_is_a_failure_and_no_value(tmp_path: Path, task: str, values: tuple[int, ...]) -> None:
+    with_maps(tmp_path / "shards", ["background", "cat", "dog"], values)
+    for row in here.run(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}", protocol=STREAM if "streamed" in task else {"epochs": 1})):
+        assert (row["status"], row["value"]) == ("failed", None), row
+        assert "expected label" in row["error"]
+        assert "ignore_" in row["error"]
+
+
+@pytest.mark.parametrize("task", ["object-segmentation", "object-segmentation-streamed@paper"])
+@pytest.mark.parametrize("name", ["Background", "bird"])
+def test_a_label_0_that_is_called_like_a_class_is_said_not_to_count(tmp_path: Path, task: str, name: str) -> None:
+    with_maps(tmp_path / "shards", [name, "cat", "dog"], (0, 1, 2))
+    streamed = "streamed" in task
+    field = "ignore_label" if streamed else "ignore_index"
+    note = f"label 0 (bird) does not count; set protocol.{field} where it is a class"
+    for row in here.run(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}", protocol=STREAM if streamed else {"epochs": 1})):
+        assert row["status"] == "ok"
+        assert (note in (row["error"] or "")) == (name == "bird")
 
 
 # --- n_failed ---------------------------------------------------------------------------------------------------------
@@ -237,7 +302,9 @@ def test_a_data_set_some_of_whose_splits_are_lost_is_told_and_not_refused(tmp_pa
     folder = tiny.build(tmp_path / "shards", splits=SPLITS, per_shard=4)
     spoil(folder, "test", "cls")
     plan = planned(tmp_path)
-    assert [str(loss) for loss in lost_splits(plan, every(plan))] == ["tiny/test has no usable sample: missing member: json, 6 of 6 samples"]
+    assert [str(loss) for loss in lost_splits(plan, every(plan))] == [
+        f"tiny/test has no usable sample: missing member: json, 6 of 6 samples ({MEMBERS})"
+    ]
 
 
 def test_the_sweep_says_it_in_a_line_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +312,7 @@ def test_the_sweep_says_it_in_a_line_before_ray_starts(tmp_path: Path, capsys: p
     spoil(folder, "test", "cls")
     (tmp_path / "sweep.yaml").write_text(sweep_text(tmp_path / "shards", "tiny/object-knn"))
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--dry-run"]) == 0
-    assert "tiny/test has no usable sample: missing member: json, 6 of 6 samples; its studies will fail" in " ".join(capsys.readouterr().err.split())
+    assert f"tiny/test has no usable sample: {SIX_LOST}; its studies will fail" in " ".join(capsys.readouterr().err.split())
 
 
 def test_one_usable_sample_is_enough_wherever_it_lies(tmp_path: Path) -> None:
@@ -288,7 +355,7 @@ def test_a_look_reads_the_beginnings_of_few_shards(tmp_path: Path, monkeypatch: 
     loss = look(plan.source("tiny", "test"), "tiny", "test")
     assert loss is not None
     assert opened == ["test-000.tar", "test-003.tar", "test-005.tar"]
-    assert loss.reason == f"missing member: json, all of the {3 * PER_SHARD} samples that were looked at"
+    assert loss.reason == f"missing member: json, all of the {3 * PER_SHARD} samples that were looked at ({MEMBERS})"
 
 
 def test_a_look_that_ran_out_of_time_tells_nothing(tmp_path: Path) -> None:
@@ -298,9 +365,17 @@ def test_a_look_that_ran_out_of_time_tells_nothing(tmp_path: Path) -> None:
     assert look(planned(tmp_path).source("tiny", "test"), "tiny", "test", lambda: next(ticks)) is None
 
 
-def test_empty_splits_are_not_lost(tmp_path: Path) -> None:
-    tiny.build(tmp_path / "shards", splits={"train": 8, "val": 0, "test": 4}, per_shard=4)
-    plan = planned(tmp_path)
+@pytest.mark.parametrize("task", ["object-knn", "object-linear-streamed"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_without_samples_is_refused_before_anything_runs(tmp_path: Path, task: str, split: str) -> None:
+    tiny.build(tmp_path / "shards", splits={**SPLITS, split: 0}, per_shard=4)
+    with pytest.raises(RequestError, match=f"^tiny/{task}: expected samples in the split '{split}' of tiny, got 0; .*[a-z]$"):
+        here.planned(tmp_path, sweep_text(tmp_path / "shards", f"tiny/{task}"))
+
+
+def test_an_empty_split_that_no_study_needs_is_neither_refused_nor_lost(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "shards", splits={"train": 0, "val": 0, "test": 4}, per_shard=4)
+    plan = here.planned(tmp_path, sweep_text(tmp_path / "shards", "tiny/object-retrieval@strict-cls"))
     assert lost_splits(plan, [("tiny", split) for split in ("train", "val", "test")]) == []
-    assert plan.splits_read("tiny") == {"train", "test"}
+    assert plan.splits_read("tiny") == {"test"}
     assert all(isinstance(work, ShardWork) for work in plan.shard_work)

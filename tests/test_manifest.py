@@ -112,6 +112,14 @@ def test_a_manifest_cannot_be_changed(tmp_path: Path) -> None:
         found.version = "2"  # type: ignore[misc]
 
 
+def test_a_manifest_of_an_editor_that_writes_a_byte_order_mark_is_one(tmp_path: Path) -> None:
+    root = write(tmp_path, edited(lambda m: None))
+    file = tmp_path / "toy" / "manifest.json"
+    plain = load_manifest(root, "toy")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_manifest(root, "toy") == plain
+
+
 def test_a_url_is_read_like_a_folder() -> None:
     with fsspec.open("memory://manifests/toy/manifest.json", "w") as file:
         file.write(json.dumps(PLAIN))
@@ -171,6 +179,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "range without end": (json.dumps(edited(lambda m: m.update(range=[0, "E"]))).replace('"E"', "1e999"), "range.1"),
     "range too wide for numbers": (edited(lambda m: m.update(range=[-1.7e308, 1.7e308])), "low below high"),
     "range of text": (edited(lambda m: m.update(range=["0", "1"])), "range.0"),
+    "a key of two lines": (edited(lambda m: m.update({"a\nb": 1})), "a b: unknown key"),
     "no pixels": (edited(lambda m: m.update(max_pixels=0)), "max_pixels"),
     "pixels as a float": (edited(lambda m: m.update(max_pixels=1e6)), "max_pixels"),
 }

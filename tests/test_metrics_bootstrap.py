@@ -12,6 +12,8 @@ from harness.core import Metric, Predictions
 from harness.errors import ProbeError
 from harness.metrics import bootstrap, metric
 from harness.metrics.bootstrap import interval, paired_interval
+from harness.metrics.quantities import means_of
+from harness.probes import locality
 
 
 def answers(seed: int, groups: int = 30, rows: int = 200, classes: int = 4, skill: float = 0.6) -> Predictions:
@@ -187,6 +189,16 @@ def test_accuracy_at_a_level_is_a_mean_of_outcomes_too() -> None:
 def test_pixel_accuracy_is_a_mean_of_outcomes_too() -> None:
     found = interval(metric("aAcc"), all_alike(1, 6), 2)
     assert (found.low, found.high) == pytest.approx(wilson_by_hand(1, 6), abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("number", range(len(locality.NAMES)))
+def test_whether_the_nearest_is_the_same_is_an_outcome_and_its_chance_is_none(number: int, value: float) -> None:
+    share = means_of(locality.QUANTITIES)[number]
+    columns = {"targets": np.full(8, number, np.int64), "predictions": np.full(8, -1, np.int64), "scores": np.full(8, value)}
+    keys = [f"k{i}" for i in range(8)]
+    found = interval(share, Predictions(keys=keys, groups=[f"g{i // 2}" for i in range(8)], **columns), 1)
+    assert (found.low, found.high) == ((None, None) if share.name.endswith("_chance") else pytest.approx(wilson_by_hand(value, 4), abs=1e-9))
 
 
 @pytest.mark.parametrize("value", [0, 1])

@@ -207,7 +207,20 @@ def test_keypoints_have_their_persons_places_and_visibility(source: Path, tmp_pa
     manifest = load_manifest(str(tmp_path), "coco_keypoints")
     assert (manifest.parts, manifest.split("test").official, manifest.split("train").official) == (POINTS, "val2017", "train2017")
     counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())
-    assert counts["val2017"] == {"images": 3, "instances": 3, "crowds left out": 1, "images with keypoints": 1}
+    assert counts["val2017"] == {
+        "images": 3,
+        "instances": 3,
+        "crowds left out": 1,
+        "images with keypoints": 1,
+        "images without a marked keypoint left out": 2,
+    }
+    assert counts["train2017"] == {
+        "images": 2,
+        "instances": 2,
+        "images with keypoints": 1,
+        "images without a marked keypoint left out": 1,
+        "instances of images without a marked keypoint left out": 1,
+    }
 
 
 def test_images_with_keypoints_keep_their_bytes(source: Path, tmp_path: Path) -> None:
@@ -319,12 +332,13 @@ NAN = float("nan")
 BOX = [10.0, 5.0, 12.0, 8.0]
 OUTLINE = [[10.0, 5.0, 22.0, 5.0, 22.0, 13.0, 10.0, 13.0]]
 LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
-    "no id": ({"id": None}, "annotations whose ids are no numbers"),
-    "an id of letters": ({"id": "a7"}, "annotations whose ids are no numbers"),
-    "an image's id of letters": ({"image_id": "one"}, "annotations whose ids are no numbers"),
-    "half an image": ({"image_id": 1.5}, "annotations whose ids are no numbers"),
-    "a list of images": ({"image_id": [1]}, "annotations whose ids are no numbers"),
-    "no category": ({"category_id": None}, "annotations whose ids are no numbers"),
+    "no id": ({"id": None}, "annotations whose ids are no whole numbers"),
+    "an id below zero": ({"id": -1}, "annotations whose ids are no whole numbers"),
+    "an id of letters": ({"id": "a7"}, "annotations whose ids are no whole numbers"),
+    "an image's id of letters": ({"image_id": "one"}, "annotations whose ids are no whole numbers"),
+    "half an image": ({"image_id": 1.5}, "annotations whose ids are no whole numbers"),
+    "a list of images": ({"image_id": [1]}, "annotations whose ids are no whole numbers"),
+    "no category": ({"category_id": None}, "annotations whose ids are no whole numbers"),
     "an image of no file": ({"image_id": 999}, "annotations of images that are not listed or left out"),
     "a category of no file": ({"category_id": 77}, "annotations of categories that are not listed"),
     "a crowd of two": ({"iscrowd": 2}, "annotations whose iscrowd is neither 0 nor 1"),
@@ -546,6 +560,13 @@ def test_an_image_deeper_than_8_bit_is_no_crop(source: Path, tmp_path: Path, dty
     assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["images deeper than 8 bit left out"] == 1
 
 
+def test_colour_of_12_bits_in_16_is_no_black_crop(source: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (HEIGHT, WIDTH, 3))
+    built.write(source / "val2017" / "000000000012.jpg", b"P6\n%d %d\n65535\n" % (WIDTH, HEIGHT) + values.astype(">u2").tobytes())
+    recipe.build(coco.describe(source, data_set="coco_objects", partial=True), tmp_path / "coco_objects", leave_out=True)
+    assert json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["val2017"]["images deeper than 8 bit left out"] == 1
+
+
 # --- keypoints of other categories ------------------------------------------------------------------------------------
 
 HORSE = {"id": 3, "name": "horse", "keypoints": ["nose", "tail"]}
@@ -590,7 +611,13 @@ def test_several_categories_are_all_carried_and_the_rest_is_counted(source: Path
         ("robot_grip", 1),
     ]
     counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())["val2017"]
-    assert counts == {"images": 3, "instances": 2, "images with keypoints": 1, "annotations of categories without keypoints left out": 2}
+    assert counts == {
+        "images": 3,
+        "instances": 2,
+        "images with keypoints": 1,
+        "images without a marked keypoint left out": 2,
+        "annotations of categories without keypoints left out": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -623,6 +650,8 @@ def test_categories_whose_keypoints_have_no_sure_names_are_refused(source: Path,
         ({"keypoints": [1e9, 5, 2, 20, 5, 1]}, "annotations with keypoints far outside of their image"),
         ({"bbox": [1, 2, NAN, 4]}, "boxes that are not four finite numbers"),
         ({"bbox": [1, 2, -3, 4]}, "boxes of negative size"),
+        ({"bbox": [0, 0, 1e300, 1e300]}, "annotations with boxes far outside of their image"),
+        ({"bbox": [-2 * WIDTH, 2, 3, 4]}, "annotations with boxes far outside of their image"),
         ({"category_id": 4}, "annotations of categories without keypoints"),
     ],
 )
@@ -632,4 +661,41 @@ def test_an_instance_that_is_none_is_counted_and_official_files_have_none(source
         coco.describe(source, data_set="coco_keypoints")
     build(source, tmp_path / "coco_keypoints")
     counts = json.loads((tmp_path / "coco_keypoints" / "counts.json").read_text())
-    assert counts["train2017"] == {"images": 2, "instances": 1, "images with keypoints": 1, f"{reason} left out": 1}
+    assert counts["train2017"] == {
+        "images": 2,
+        "instances": 1,
+        "images with keypoints": 1,
+        "images without a marked keypoint left out": 1,
+        f"{reason} left out": 1,
+    }
+
+
+def test_a_split_without_a_marked_keypoint_says_why_it_is_empty(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(source, "person_keypoints_val2017.json", annotations=[person(1, 12, [0] * 9)])
+    assert run(source, tmp_path / "coco_keypoints", "--partial") == 2
+    reason = "3 images without a marked keypoint, 1 instances of images without a marked keypoint (such as val2017/000000000012.jpg)"
+    assert f"got none in test (val2017); left out of val2017: {reason}; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["images\\1\\{}", "./{}", "sub/{}"])
+def test_file_names_that_lead_nowhere_are_shown_where_a_split_is_empty(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    images = json.loads((source / "annotations" / "instances_val2017.json").read_text())["images"]
+    renamed = [{**image, "file_name": form.format(image["file_name"])} for image in images]
+    change(source, "instances_val2017.json", images=renamed)
+    assert run(source, tmp_path / "coco_objects", "--partial") == 2
+    error = capsys.readouterr().err
+    assert "3 images without their files (such as " in error
+    assert f"val2017/{renamed[0]['file_name']})" in error
+
+
+def test_a_file_under_two_ids_is_one_picture(source: Path, tmp_path: Path) -> None:
+    content = json.loads((source / "annotations" / "instances_train2017.json").read_text())
+    images = [*content["images"], {**content["images"][0], "id": 7}]
+    change(source, "instances_train2017.json", images=images, annotations=[*content["annotations"], thing(900, 7, DOG, BOX)])
+    build(source, tmp_path / "coco_objects")
+    counts = json.loads((tmp_path / "coco_objects" / "counts.json").read_text())["train2017"]
+    assert counts["crops"] == 2
+    assert counts["images whose file is listed under another id, too left out"] == 1
+    assert counts["annotations of images that are not listed or left out left out"] == 1

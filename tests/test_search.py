@@ -379,3 +379,14 @@ def test_a_journal_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
         again.rounds = state.rounds
         journal.save(again)
         assert second.read_text() == whole
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", '"x"', '{"head": null, "values": [[1]]}', '{"head": null, "values": null}', "[" * 100_000, "\0"])
+def test_a_journalled_score_that_is_none_is_done_again(tmp_path: Path, text: str) -> None:
+    state = StudyState(study=replace(study("a"), decided=True), test={})
+    file = Journal(tmp_path).folder(state.study) / "score.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    Journal(tmp_path).load(state, lambda *_: True)
+    assert state.score is None
+    assert not file.exists(), "so that it can be written again"

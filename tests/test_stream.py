@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import tiny
+from harness import stream
 from harness.core import Sample
-from harness.errors import RunError, SampleError, ShardError
+from harness.errors import RunError, SampleError, ShardError, is_of_the_place
 from harness.manifest import Rules, Shard
 from harness.stream import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
 
@@ -350,6 +351,45 @@ def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
         read(tmp_path / "b.tar", entry)
 
 
+class Payload(Exception):
+    """As aiohttp's ClientPayloadError and botocore's FlexibleChecksumError: no OSError."""
+
+
+class Breaking(io.BytesIO):
+    """A stream out of a store that breaks off after so many bytes."""
+
+    def __init__(self, data: bytes, after: int, error: Exception) -> None:
+        super().__init__(data)
+        self._after, self._error = after, error
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= self._after:
+            raise self._error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("error", [Payload("not enough data"), EOFError("gone"), ConnectionResetError("peer"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("after", [0, 5000])
+def test_a_stream_that_breaks_off_is_no_damaged_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, after: int) -> None:
+    entry = tiny.write_tar(tmp_path / "a.tar", records())
+    data = (tmp_path / "a.tar").read_bytes()
+    monkeypatch.setattr(stream.fsspec, "open", lambda url, mode: Breaking(data, after, error))
+    with pytest.raises(ShardError, match=r"a\.tar: cannot be read: .+; check that") as caught:
+        read(tmp_path / "a.tar", entry)
+    assert is_of_the_place(caught.value), "to be tried again"
+
+
+def test_a_store_that_cannot_be_opened_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, mode: str) -> None:
+        raise type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})("no answer")
+
+    entry = tiny.write_tar(tmp_path / "a.tar", records())
+    monkeypatch.setattr(stream.fsspec, "open", refuse)
+    with pytest.raises(ShardError, match="cannot be read: EndpointConnectionError: no answer") as caught:
+        read(tmp_path / "a.tar", entry)
+    assert is_of_the_place(caught.value)
+
+
 # --- what no sample may cost beyond itself ------------------------------------------------------------------------------
 
 LABELS = Rules(annotations=frozenset({"label"}), classes=3, parts=frozenset(), mask_values={})
@@ -543,6 +583,15 @@ def test_records_without_what_is_read_say_what_they_have(tmp_path: Path) -> None
     rules = replace(LABELS, annotations=frozenset({"keypoints", "boxes", "part"}), parts=frozenset({"head"}))
     (reason,) = account(path, 3, rules).reasons
     assert reason == ("missing member: json, part.png; members are jpg, cls; boxes and keypoints are read from json; part is read from part.png")
+
+
+def test_records_whose_file_names_have_dots_say_where_keys_end(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tar", [[("photo.v2.jpg", b""), ("photo.v2.json", b"{}")]])
+    (reason,) = account(path, 1).reasons
+    assert reason.startswith("missing member: image, json; a key ends at the first dot of a file's name; members are v2.jpg, v2.json; ")
+    path = written(tmp_path / "a.tar", [[("photo.jpg", b""), ("photo.small.jpg", b"")]])  # not what is missing
+    (reason,) = account(path, 1).reasons
+    assert "first dot" not in reason
 
 
 def test_records_without_an_image_say_where_images_are_read_from(tmp_path: Path) -> None:

@@ -172,6 +172,11 @@ def _remedy(what: str, missing: Sequence[str], unexpected: Sequence[str]) -> str
         return f"it has no registers: give architecture: {plain}" if plain != architecture else "it has no registers: leave reg_tokens out of options"
     if "reg_token" in unexpected:
         return "it has registers: give the architecture with as many of them (…_reg4_…), or options: {reg_tokens: …, no_embed_class: true}"
+    if set(missing) == {"norm.weight", "norm.bias"} and "fc_norm.weight" in unexpected:
+        return (
+            "its final norm lies behind mean pooling, as after fine-tuning: "
+            "give {architecture: <timm model>, checkpoint: FILE, options: {global_pool: avg}}"
+        )
     if list(missing) == ["cls_token"]:
         return "it has no cls token: give options: {class_token: false, global_pool: avg, fc_norm: false}"
     if unexpected and not missing and {name.rpartition(".")[0] for name in unexpected} in ({"head"}, {"fc"}):

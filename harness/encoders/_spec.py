@@ -112,7 +112,7 @@ class EncoderSpec:
     prefix: str | None = None
     """Where in the checkpoint the encoder's keys begin; None finds out."""
     rename: tuple[tuple[str, str], ...] = ()
-    """Plain text replaced in the checkpoint's keys, in order, after the prefix is taken off."""
+    """(old, new) text in the checkpoint's own keys, after the prefix is taken off."""
     drop: tuple[str, ...] = ()
     """Beginnings of keys (after prefix and rename) that are left out on purpose."""
     options: tuple[tuple[str, Option], ...] = ()
@@ -171,6 +171,8 @@ def _from_mapping(value: object, base: Path) -> EncoderSpec:
     encoder, architecture, checkpoint = reader.text("encoder"), reader.text("architecture"), reader.text("checkpoint")
     random = reader.boolean("random")
     _check_combination(label, encoder, architecture, checkpoint, random, "seed" in value)
+    if checkpoint is not None and "://" in checkpoint:
+        raise EncoderError(f"encoder {label}: checkpoint must be a file of this machine, got {checkpoint}; download it and give its path")
     for key in ("prefix", "rename", "drop"):
         if checkpoint is None and value.get(key):
             raise EncoderError(f"encoder {label}: {key} is about the keys of a checkpoint; give checkpoint: FILE or leave {key} out")

@@ -5,6 +5,8 @@ Numbers are checked here; a malformed one is refused with its file, its key, wha
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,6 +29,8 @@ _ACCOMPANYING = ("interpolation", "resample", "do_normalize", "do_center_crop", 
 """Settings of preprocessing at the top of anybody's file: those that tell that it is about that, and those that mean it beside them only."""
 _INCEPTION = (0.5, 0.5, 0.5)
 _LARGEST = 8192
+_LONGEST = 100_000
+"""Characters of a value in a file's metadata: more are no preprocessing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,9 +88,10 @@ class _Settings:
             return None
         key, value = found
         numbers = _numbers(value)
-        least = "positive numbers" if field == "std" else "numbers"
-        if numbers is None or len(numbers) != 3 or (field == "std" and min(numbers) <= 0):
-            raise self.fail(key, f"three {least}, of red, green and blue in [0, 1]", field)
+        if numbers is None or len(numbers) != 3 or min(numbers) < 0 or max(numbers) > 1 or (field == "std" and min(numbers) == 0):
+            least = "positive numbers" if field == "std" else "numbers"
+            of_bytes = " (those of values up to 255 are divided by 255)" if numbers is not None and max(numbers) > 1 else ""
+            raise self.fail(key, f"three {least}, of red, green and blue in [0, 1]{of_bytes}", field)
         return (numbers[0], numbers[1], numbers[2])
 
     def size(self, *keys: str) -> tuple[int, int] | None:
@@ -179,7 +184,7 @@ def read_config(file: Path, given: frozenset[str]) -> Iterator[Statement]:
 def read_json(file: Path) -> dict[str, Any] | None:
     """The object in a file, None where it is not one."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -271,10 +276,13 @@ def _joined(*remarks: str) -> str:
 
 
 def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+    """JSON, or what Python prints of plain values, as metadata written by `str(config)` has it; else the text itself."""
+    if len(text) > _LONGEST:
         return text
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return parse(text)
+    return text
 
 
 def _numbers(value: object) -> list[float] | None:

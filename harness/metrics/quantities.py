@@ -26,6 +26,7 @@ class MeanOf(Metric):
     unit: str = FRACTION
     undefined: str = ""
     """Why it is NaN where it is."""
+    is_mean_of_outcomes: bool = False
 
     @property
     def uncounted(self) -> str:
@@ -49,4 +50,4 @@ class MeanOf(Metric):
 
 def means_of(quantities: Sequence[Quantity]) -> tuple[MeanOf, ...]:
     """The metric of each of a probe's quantities."""
-    return tuple(MeanOf(quantity.name, number, quantity.unit, quantity.undefined) for number, quantity in enumerate(quantities))
+    return tuple(MeanOf(quantity.name, number, quantity.unit, quantity.undefined, quantity.is_outcome) for number, quantity in enumerate(quantities))

@@ -21,7 +21,7 @@ from harness.probes.retrieval import Exclude, neighbours
 
 NAME = "locality"
 QUANTITIES = tuple(
-    Quantity(name=f"same_{what}{suffix}", unit="fraction", undefined=f"{why}, or there is no other patch")
+    Quantity(name=f"same_{what}{suffix}", unit="fraction", undefined=f"{why}, or there is no other patch", is_outcome=not suffix)
     for what, why in (
         ("part", "these patches have no parts"),
         ("image", "a query's own image is not in its gallery"),

@@ -61,7 +61,7 @@ def caption(curve: Curve, *, random: bool) -> str:
     """What the picture shows, and what its signs mean."""
     fixed = ", ".join(told(name, value) for name, value in curve.fixed.items() if value is not None)
     drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
-    words = [f"{'Bands' if len(curve.encoders) <= _BANDS else 'Bars'} are 95 % bootstrap intervals over images"]
+    words = [f"{'Bands' if len(curve.encoders) <= _BANDS else 'Bars'} are 95 % intervals over images"]
     if _has_floor(curve):
         words.append("dashed lines without markers, and dashes, are floors or what chance gives")
     if any(panel.spread in drawn for panel in curve.panels):

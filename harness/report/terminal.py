@@ -117,7 +117,7 @@ def _curves(along: Sequence[Curve]) -> Iterator[Text]:
 def _notes(board: Board, odd_points: Sequence[NotOk], width: int) -> Iterator[Text]:
     percent = all(unit(column.metric) == FRACTION for column in board.columns if column.metric)
     bold = " Bold: the best of those that may be ranked together." if len(board.encoders) > 1 else ""
-    yield Text(f"{'Percent' if percent else 'Percent for fractions'}, with 95 % bootstrap intervals over images.{bold}", style="dim")
+    yield Text(f"{'Percent' if percent else 'Percent for fractions'}, with 95 % intervals over images.{bold}", style="dim")
     odd = board.not_ok()
     named = titles(board.columns)
     reasons = [(status(row), " · ".join(plain(word) for word in (row["encoder"], *named[column]) if word), reason(row)) for column, row in odd]
