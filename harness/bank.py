@@ -31,9 +31,8 @@ from harness.exclusive import Publisher, create
 from harness.parts import joined
 from harness.splits import take
 from harness.stream import ShardAudit, sample_of
+from harness.versions import EXTRACTION_VERSION
 
-EXTRACTION_VERSION = 2
-"""Raised whenever a change to the code that reads, views, prepares, encodes or pools could change a byte of a bank."""
 _UNREADABLE = (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
 _DIGEST_BYTES = 16
 _PASSING = frozenset(

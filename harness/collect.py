@@ -19,6 +19,7 @@ from harness.errors import BankError
 from harness.ledger import Lost, account, without_repeated
 from harness.manifest import Manifest
 from harness.metrics import sense
+from harness.metrics.levels import AtLevel
 from harness.plan import Plan, StudyPlan, view_of
 from harness.propose import HeadScore
 from harness.provenance import provenance
@@ -28,6 +29,7 @@ from harness.stream import with_count
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 from harness.tracebacks import TOLD_IN
+from harness.versions import counters
 
 UNLABELLED_NAMES = frozenset(
     {"background", "ground", "other", "others", "other objects", "not listed", "void", "ignore", "ignored", "none", "nothing", "unknown"}
@@ -146,6 +148,10 @@ def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> I
             "versions": json.dumps(made_with["versions"]),
             "git_commit": made_with["git_commit"],
             "created_at": created,
+            "code_versions": json.dumps(counters()),
+            "study_id": state.study.id if state is not None else None,
+            "num_classes": len(task.classes),
+            "class_levels": json.dumps(metric.of) if isinstance(metric, AtLevel) else None,
         }
 
 
@@ -286,6 +292,7 @@ def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
                 "seconds": one.seconds,
                 "status": "failed" if head.value is None else "stopped" if head.stopped else "ok",
                 "error": head.error,
+                "study_id": outcome.state.study.id,
             }
 
 

@@ -61,6 +61,19 @@ def run_command(
         return PARTIAL
 
 
+def default_cache() -> Path:
+    """`partwise` in the user's cache folder. Raises RequestError where there is none.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification says; it would be another folder for every process.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = given if given.is_absolute() else Path.home().absolute() / ".cache"
+    except RuntimeError:
+        raise RequestError("--cache: expected a home folder, for banks to lie in its .cache, got a user without one; name a folder") from None
+    return folder / "partwise"
+
+
 def complain(error: HarnessError) -> None:
     print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
 

@@ -86,6 +86,8 @@ class Sweep(_Section):
     search: Search = Search()
     resources: Resources = Resources()
     protocol: dict[str, Any] = Field(default_factory=dict)
+    metrics: list[str] = Field(default_factory=list)
+    """Further metrics, by name, of every task that can give them."""
 
     @field_validator("encoders", mode="before")
     @classmethod

@@ -326,6 +326,8 @@ class Predictions:
         return len(self.keys)
 
 
+ScoreKind = Literal["probabilities", "cosines", "average precisions", "pixels", "log odds", "quantities"]
+"""What the scores of predictions are: probabilities are of the predicted class."""
 FRACTION = "fraction"
 """The unit of accuracies, AP, IoU and the like."""
 
@@ -353,6 +355,16 @@ class Metric(Protocol):
     def is_mean_of_outcomes(self) -> bool:
         """Whether its value is a mean of outcomes that are each 0 or 1, such as wrong and right, every one counting alike."""
         return False
+
+    @property
+    def reads(self) -> tuple[ScoreKind, ...]:
+        """The predictions that it can be worked out from, by what their scores are: by default those of a class, whose score it does not read."""
+        return ("probabilities", "cosines")
+
+    @property
+    def additive(self) -> bool:
+        """Whether counts of parts of the predictions may be summed: not where what a column counts depends on the rows."""
+        return True
 
     @property
     def undefined(self) -> str | None:
@@ -418,6 +430,8 @@ class Probe(Generic[F]):
     """Whether the chosen head's weights are kept beside the results; a whole network stays in the cache alone."""
     neighbours: NeighbourKind | None = None
     """Whether the nearest items of some test items are kept for the report, and what it tells of them."""
+    scores: ScoreKind = "probabilities"
+    """What the scores of its predictions are."""
     quantities: tuple[Quantity, ...] = ()
     """What it measures of every item; each is a metric of that name, the mean over items."""
     metrics: tuple[str, ...] = ("accuracy", "mean_class_accuracy")

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.bank import EXTRACTION_VERSION, BankSpec, BankStore, ReadParts, Receipt, ShardList
+from harness.bank import BankSpec, BankStore, ReadParts, Receipt, ShardList
 from harness.config import Sweep
 from harness.core import EncoderInfo, Task, View
 from harness.device import Precision
@@ -21,8 +21,8 @@ from harness.manifest import Manifest, shard_url
 from harness.probes import fields_of, is_decided
 from harness.readouts import parse_readout, unavailable
 from harness.stream import Source
-from harness.streamed import STREAM_VERSION
-from harness.tasks import select
+from harness.tasks import select, with_metrics
+from harness.versions import EXTRACTION_VERSION, STREAM_VERSION
 
 HELD_OUT = "held out"
 """The role of train once more, in the view that heads are chosen on, where no val split is there to choose on: of its images a tenth counts."""
@@ -122,6 +122,7 @@ class Plan:
 def make_plan(sweep: Sweep, base: Path, device_type: str, precision: Precision) -> Plan:
     """Raises RequestError where the sweep asks for what cannot be."""
     tasks, manifests = select(sweep.tasks, sweep.shards, sweep.protocol)
+    tasks = with_metrics(tasks, sweep.metrics, {pattern.partition("@")[0] for pattern in sweep.tasks})
     specs = _encoder_specs(sweep, base)
     infos = {name: describe(spec) for name, spec in specs.items()}
     plan = Plan(sweep=sweep, encoders=specs, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)

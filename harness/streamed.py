@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from harness.bank import BankStore, PartRows, Receipt
-from harness.core import Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
+from harness.core import Metric, Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
 from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
@@ -34,9 +34,6 @@ from harness.splits import hold_out
 from harness.stream import ShardAudit, Source, label_and_group, read_records
 from harness.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
 from harness.training import Position, Training, stream_of, worst_of
-
-STREAM_VERSION = 2
-"""Raised whenever a change to augmentation, order or training on a stream could change a value."""
 
 
 class StreamedRunner:
@@ -115,6 +112,7 @@ class StreamedRunner:
         self, study: Study, setting: StreamSetting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]
     ) -> Training:
         """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
+        _summed(study)  # said before anything is trained
         return Training(
             study=study,
             source=_source(_any(study.train)),
@@ -278,7 +276,7 @@ class StreamedRunner:
         epoch = Epoch(source=_source(ref), threads=stream_of(study).decode_threads)
         if study.holds_out:
             epoch.wanted = held.__contains__
-        first = study.searched
+        chosen_by = _summed(study)
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
         for batch in _scored(scorer, epoch, stream_probe(study.probe).together(setting)):
@@ -286,7 +284,7 @@ class StreamedRunner:
                 if isinstance(found, ProbeError):
                     errors[number] = str(found)
                     continue
-                counts, before = first.counts(found, study.classes).sum(axis=0), sums[number]
+                counts, before = chosen_by.counts(found, study.classes).sum(axis=0), sums[number]
                 sums[number] = counts if before is None else before + counts
         values = [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
         if study.holds_out:
@@ -376,6 +374,15 @@ def _sha256(url: str) -> str | None:
     except Exception:  # each store has errors of its own
         return None
     return digest.hexdigest()
+
+
+def _summed(study: Study) -> Metric:
+    """What heads are chosen by: its counts are summed batch by batch. Raises ProbeError where they cannot be."""
+    if not study.searched.additive:
+        raise ProbeError(
+            f"{study.searched.name}: expected a metric whose counts may be summed over batches, to choose heads on a stream; choose by another one"
+        )
+    return study.searched
 
 
 def _scored(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:

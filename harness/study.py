@@ -31,9 +31,8 @@ from harness.probes.retrieval import neighbours
 from harness.propose import HeadScore
 from harness.splits import hold_out, joined
 from harness.stream import Source
+from harness.versions import SCORING_VERSION
 
-SCORING_VERSION = 3
-"""Raised whenever a change to probes, metrics or selection could change a value."""
 GALLERY_QUERIES = 64
 GALLERY_DEPTH = 10
 

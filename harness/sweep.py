@@ -35,7 +35,7 @@ from rich.console import Console
 from harness.bank import BankStore, ReadParts
 from harness.cluster import Cluster, Machine
 from harness.collect import Accounts, Outcome, collect
-from harness.command import OK, PARTIAL, Parser, run_command
+from harness.command import OK, PARTIAL, Parser, default_cache, run_command
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)
     options.out = str(out)
-    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
+    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
         with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
             machine = cluster.machine()
@@ -132,10 +132,14 @@ def run_plan(
         return collect(out, plan, outcomes, accounts, store.root, run_id(plan))
 
 
+NOT_ASKED: dict[str, Any] = {"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
+"""Fields of a sweep that are in no run's id, since no value depends on them."""
+
+
 def run_id(plan: Plan) -> str:
     """Names what was asked: the same request has the same id, wherever and however often it runs."""
     asked = {
-        "sweep": plan.sweep.model_dump(exclude={"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}),
+        "sweep": plan.sweep.model_dump(exclude=NOT_ASKED if plan.sweep.metrics else {**NOT_ASKED, "metrics": True}),
         "weights": {name: info.weights_sha256 for name, info in plan.infos.items()},
         "data": {name: manifest.to_json() for name, manifest in plan.manifests.items()},
         "device": [plan.device_type, plan.precision],
@@ -292,19 +296,6 @@ def _forget_outdated(state: StudyState, journal: Journal, store: BankStore) -> N
 def _task_of(state: StudyState) -> str:
     """A study's task and protocol, without the digest that its name begins with."""
     return state.study.name.partition(" ")[2]
-
-
-def _default_cache() -> Path:
-    """`partwise` in the user's cache folder. Raises RequestError where there is none.
-
-    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification says; it would be another folder for every process.
-    """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        folder = given if given.is_absolute() else Path.home().absolute() / ".cache"
-    except RuntimeError:
-        raise RequestError("--cache: expected a home folder, for banks to lie in its .cache, got a user without one; name a folder") from None
-    return folder / "partwise"
 
 
 def _open_store(out: Path, cache: str, *, keep: bool) -> BankStore:

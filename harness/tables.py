@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import RunError
+from harness.versions import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
-"""Raised where a column changes its type or meaning, not where one is added: readers take what is missing as null, and leave out what is unknown."""
 _META = {b"schema_version": str(SCHEMA_VERSION).encode()}
 
 
@@ -62,6 +61,10 @@ RESULTS = _schema(
     versions=pa.string(),  # JSON
     git_commit=pa.string(),
     created_at=pa.string(),  # ISO 8601, UTC
+    code_versions=pa.string(),  # JSON: the counters of harness.versions
+    study_id=pa.string(),  # names the search in the journal, the cache and trials.parquet; null where there was none
+    num_classes=pa.int64(),  # classes that the probe predicts
+    class_levels=pa.string(),  # JSON: class -> its class at the level of a metric named <metric>@<level>; null for others
 )
 
 TRIALS = _schema(
@@ -79,6 +82,7 @@ TRIALS = _schema(
     seconds=pa.float64(),
     status=pa.string(),  # ok, stopped, failed
     error=pa.string(),
+    study_id=pa.string(),  # as in results
 )
 
 LEDGER = _schema(

@@ -24,6 +24,7 @@ from harness.probes.measured import measured
 from harness.stream import ShardAudit, read_samples
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
 from harness.tasks import select
+from harness.versions import counters
 
 TASKS = ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-retrieval", "part-linear", "part-knn")
 ENCODERS: tuple[str | dict[str, Any], ...] = (
@@ -160,6 +161,7 @@ class Example:
                         "seconds": 0.5,
                         "status": "ok" if value is not None else "failed",
                         "error": None if value is not None else "expected finite outputs, got NaN or infinity; search below it",
+                        "study_id": _study_id(encoder, task),
                     }
                 )
         return rows
@@ -201,6 +203,10 @@ class Example:
             "versions": json.dumps({"python": "3.11.7", "torch": "2.15.0"}),
             "git_commit": "0" * 40,
             "created_at": "2026-01-02T03:04:05+00:00",
+            "code_versions": json.dumps(counters()),
+            "study_id": _study_id(encoder, task),
+            "num_classes": len(task.classes),
+            "class_levels": None,
         }
 
     def _write_items(self, out: Path, encoder: str, task: Task, predictions: Predictions, rng: np.random.Generator, skill: float) -> None:
@@ -251,3 +257,7 @@ class Example:
             for split, held in manifest.splits.items()
             for shard in held.shards
         ]
+
+
+def _study_id(encoder: str, task: Task) -> str:
+    return hashlib.sha256(f"{encoder} {task.name}@{task.protocol.name}".encode()).hexdigest()[:32]

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness import sweep, tracebacks
-from harness.command import INTERRUPTED, OK, PARTIAL, WRONG, Parser, run_command
+from harness.command import INTERRUPTED, OK, PARTIAL, WRONG, Parser, default_cache, run_command
 from harness.encoders import __main__ as encoders
 from harness.errors import ProbeError, RequestError, RunError
 from harness.report import __main__ as report
-from harness.sweep import _default_cache
 
 
 def ends(body: Callable[[], int], out: Path | None = None) -> int:
@@ -113,12 +112,12 @@ def test_a_cache_folder_that_is_not_absolute_is_ignored(given: str | None, tmp_p
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if given is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-    assert _default_cache() == tmp_path / ".cache" / "partwise"
+    assert default_cache() == tmp_path / ".cache" / "partwise"
 
 
 def test_an_absolute_cache_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
-    assert _default_cache() == tmp_path / "c" / "partwise"
+    assert default_cache() == tmp_path / "c" / "partwise"
 
 
 def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,4 +127,4 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(RequestError, match="--cache: expected a home folder"):
-        _default_cache()
+        default_cache()

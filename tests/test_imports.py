@@ -12,7 +12,7 @@ from harness.probes import probes
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (
-    {"errors"},
+    {"errors", "versions"},
     {"core"},
     {"augment", "cores", "exclusive", "images", "local_ray", "members", "parts", "tables", "tracebacks"},
     {"command", "splits"},

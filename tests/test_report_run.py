@@ -9,6 +9,7 @@ import pytest
 
 from harness.errors import RequestError
 from harness.report.__main__ import main
+from harness.report.page import write_report
 from harness.report.palette import look
 from harness.report.run import random_twins, read_run
 from harness.tables import file_name
@@ -100,6 +101,35 @@ def test_a_column_of_another_type_is_refused_by_name(run: Path, tmp_path: Path) 
     pq.write_table(changed, tmp_path / "results.parquet")
     with pytest.raises(RequestError, match=r"results\.parquet: expected a column value of double, got string; run the sweep again"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["encoder", "task", "dataset"])
+def test_results_that_do_not_say_what_they_are_of_are_refused(run: Path, tmp_path: Path, column: str) -> None:
+    pq.write_table(pq.read_table(run / "results.parquet").drop_columns([column]), tmp_path / "results.parquet")
+    with pytest.raises(RequestError, match=rf"results\.parquet: expected a column {column} that says what each row is of"):
+        read_run(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("results", "hyperparameters versions bank_keys protocol_fields status n"),
+        ("trials", "lr round readout"),
+        ("ledger", "expected"),
+        ("ledger", "seen failed duplicates reasons"),
+        ("predictions", "key"),
+        ("predictions", "target prediction"),
+        ("neighbours", "query"),
+        ("neighbours", "rank relevant"),
+    ],
+)
+def test_a_report_is_drawn_of_tables_that_lack_columns(tmp_path: Path, table: str, columns: str) -> None:
+    """A column that is not there reads as null, whatever of the report reads it."""
+    run = Example(shards=tmp_path / "shards", encoders=("alpha", "beta"), tasks=("object-retrieval",)).write(tmp_path / "out")
+    path = run / f"{table}.parquet" if table in ("results", "trials", "ledger") else run / table / "alpha" / "tiny" / "object-retrieval.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(columns.split()), path)
+    assert write_report(run, shards=str(tmp_path / "shards")).exists()
 
 
 def test_a_damaged_table_is_refused(run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import xlogy
 
-from harness.core import Metric, Predictions
+from harness.core import Metric, Predictions, ScoreKind
 from harness.errors import ProbeError
 from harness.metrics.table import by_group, check_classes, group_index, grouped_sum, ratio
 
@@ -59,6 +59,8 @@ class AUROC(Metric):
     """
 
     name: str = "AUROC"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("log odds",)
+    additive: ClassVar[bool] = False
     undefined: str = _ONE_CLASS
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
@@ -90,6 +92,7 @@ class BalancedAccuracy(Metric):
     """Mean of the shares of class 1 and of the others that are told as such, a fraction; one half for whoever tells everything the same."""
 
     name: str = "balanced_accuracy"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("log odds",)
     undefined: str = _ONE_CLASS
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
@@ -112,6 +115,7 @@ class BCE(Metric):
     """Mean binary cross entropy of the detector's probabilities, in nats; lower is better."""
 
     name: str = "bce"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("log odds",)
     unit: ClassVar[str] = "nats"
     lower_is_better: ClassVar[bool] = True
 
@@ -134,6 +138,7 @@ class BCEChance(Metric):
     """What `bce` is for whoever knows the share of class 1 and nothing else: that share's entropy, in nats (0.500 at 0.2)."""
 
     name: str = "bce_chance"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("log odds",)
     unit: ClassVar[str] = "nats"
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:

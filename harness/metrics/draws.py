@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class AccuracySD(Metric):
     """
 
     name: str = "accuracy_sd"
+    additive: ClassVar[bool] = False
     undefined: str = "the spread over draws needs at least two of them"
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.core import Metric, Predictions
+from harness.core import Metric, Predictions, ScoreKind
 from harness.metrics.table import by_group, check_classes, ratio
 
 
@@ -22,6 +22,7 @@ class CosineToIntact(Metric):
     """
 
     name: str = "cosine_to_intact"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("cosines",)
     unit: ClassVar[str] = "cosine"
     undefined: str = "no image has both altered and intact features that are not zero"
     uncounted: ClassVar[str] = "they have no altered or no intact features, or these are zero"

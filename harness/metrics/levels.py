@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.core import Metric, Predictions
+from harness.core import Metric, Predictions, ScoreKind
 from harness.metrics.table import check_classes
 
 
@@ -34,6 +34,14 @@ class AtLevel(Metric):
     @property
     def is_mean_of_outcomes(self) -> bool:
         return self.base.is_mean_of_outcomes
+
+    @property
+    def reads(self) -> tuple[ScoreKind, ...]:
+        return self.base.reads
+
+    @property
+    def additive(self) -> bool:
+        return self.base.additive
 
     @property
     def undefined(self) -> str | None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from harness.core import FRACTION, Metric, Predictions, Quantity
+from harness.core import FRACTION, Metric, Predictions, Quantity, ScoreKind
 from harness.metrics.table import by_group, ratio
 
 
@@ -19,6 +20,7 @@ class MeanOf(Metric):
     """The mean of one quantity over the items for which it is defined, in the quantity's own unit."""
 
     name: str = ""
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("quantities",)
     number: int = 0
     """Among the probe's quantities: the target of its rows."""
     unit: str = FRACTION

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.core import Metric, Predictions
+from harness.core import Metric, Predictions, ScoreKind
 from harness.metrics.table import by_group, check_classes, group_index, grouped_sum, mean_of_defined, ratio
 
 
@@ -37,6 +37,7 @@ class AP(Metric):
     """Mean over queries of their average precision, a fraction. Queries whose own is undefined (NaN) are left out."""
 
     name: str = "AP"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("average precisions",)
     undefined: ClassVar[str] = "no query has anything relevant in its gallery"
     uncounted: ClassVar[str] = NO_RELEVANT
 
@@ -62,6 +63,7 @@ class MAP(Metric):
     """Mean over the classes that have a counted query of the mean average precision of each class's queries, a fraction."""
 
     name: str = "mAP"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("average precisions",)
     undefined: ClassVar[str] = "no query has anything relevant in its gallery"
     uncounted: ClassVar[str] = NO_RELEVANT
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.core import Metric, Predictions
+from harness.core import Metric, Predictions, ScoreKind
 from harness.errors import ProbeError
 from harness.metrics.table import check_classes, group_index, grouped_sum, mean_of_defined, ratio
 
@@ -37,6 +37,7 @@ class MIoU(Metric):
     """Mean IoU, a fraction: per class right / (of the class + predicted - right), then the mean over classes that occur in target or prediction."""
 
     name: str = "mIoU"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("pixels",)
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 3C], see cell_counts."""
@@ -53,6 +54,7 @@ class MAcc(Metric):
     """Mean class accuracy over pixels, a fraction: per class right / of the class, then the mean over classes that occur in the target."""
 
     name: str = "mAcc"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("pixels",)
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 3C], see cell_counts."""
@@ -69,6 +71,7 @@ class AAcc(Metric):
     """Accuracy over all labelled pixels, a fraction."""
 
     name: str = "aAcc"
+    reads: ClassVar[tuple[ScoreKind, ...]] = ("pixels",)
     is_mean_of_outcomes: ClassVar[bool] = True
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:

@@ -121,4 +121,4 @@ class ConvergenceProbe(RowProbe[ConvergenceFields]):
         return ConvergenceStack(fields=ConvergenceFields.read(NAME, protocol), seed=seed)
 
 
-PROBE = ConvergenceProbe(name=NAME, fields=ConvergenceFields, needs_train=False, quantities=QUANTITIES, metrics=NAMES)
+PROBE = ConvergenceProbe(name=NAME, fields=ConvergenceFields, scores="quantities", needs_train=False, quantities=QUANTITIES, metrics=NAMES)

@@ -199,4 +199,4 @@ def factor(step: int, steps: int, fields: DenseFields) -> float:
     return decay * (1 - (1 - step / fields.warmup_steps) * (1 - 1e-6))
 
 
-PROBE = DenseProbe(name=NAME, fields=DenseFields, head=DenseHead, metrics=("mIoU", "mAcc", "aAcc"))
+PROBE = DenseProbe(name=NAME, fields=DenseFields, scores="pixels", head=DenseHead, metrics=("mIoU", "mAcc", "aAcc"))

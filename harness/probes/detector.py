@@ -144,4 +144,6 @@ def scored_images(images: int, tokens: int, max_tokens: int, seed: int) -> torch
     return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(images, most, replace=False)))
 
 
-PROBE = DetectorProbe(name=NAME, fields=DetectorFields, head=DetectorHead, metrics=("AUROC", "balanced_accuracy", "bce", "bce_chance"))
+PROBE = DetectorProbe(
+    name=NAME, fields=DetectorFields, scores="log odds", head=DetectorHead, metrics=("AUROC", "balanced_accuracy", "bce", "bce_chance")
+)

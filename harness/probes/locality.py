@@ -125,5 +125,6 @@ PROBE = LocalityProbe(
     needs_train=False,
     neighbours="shared",
     quantities=QUANTITIES,
+    scores="quantities",
     metrics=NAMES,
 )

@@ -84,4 +84,4 @@ class PerturbedProbe(RowProbe[PerturbedFields]):
         return PerturbedStack(inner=KNN.restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device))
 
 
-PROBE = PerturbedProbe(name=NAME, fields=PerturbedFields, metrics=("accuracy", "mean_class_accuracy", "cosine_to_intact"))
+PROBE = PerturbedProbe(name=NAME, fields=PerturbedFields, scores="cosines", metrics=("accuracy", "mean_class_accuracy", "cosine_to_intact"))

@@ -210,4 +210,6 @@ class RetrievalProbe(RowProbe[RetrievalFields]):
         return RetrievalStack(fields=RetrievalFields.read(NAME, protocol), seed=seed, device=device)
 
 
-PROBE = RetrievalProbe(name=NAME, fields=RetrievalFields, needs_train=False, neighbours="relevant", metrics=("AP", "mAP"))
+PROBE = RetrievalProbe(
+    name=NAME, fields=RetrievalFields, scores="average precisions", needs_train=False, neighbours="relevant", metrics=("AP", "mAP")
+)

@@ -232,4 +232,4 @@ class SegmentationProbe(StreamProbe[SegmentationFields]):
         return Passes(decoded=crops + reading.read_to_choose, encoded=area * crops + per_image * reading.chosen_on, encoded_per_test_image=per_image)
 
 
-PROBE = SegmentationProbe(name=NAME, fields=SegmentationFields, has_learning_rate=True, metrics=("mIoU", "mAcc", "aAcc"))
+PROBE = SegmentationProbe(name=NAME, fields=SegmentationFields, scores="pixels", has_learning_rate=True, metrics=("mIoU", "mAcc", "aAcc"))

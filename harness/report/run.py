@@ -36,12 +36,14 @@ class Run:
         return resolve_path(found, self.out) if isinstance(found, str) else None
 
     def predictions(self, encoder: str, task: str, protocol: str | None) -> Predictions | None:
-        """What the chosen head said of every test item; None where nothing was kept."""
+        """What the chosen head said of every test item; None where nothing was kept, or not enough for a metric to be worked out."""
         path = self._table("predictions", encoder, task)
         if not path.exists():
             return None
         table = _read(path, PREDICTIONS)
         table = table.filter(pa.compute.equal(table["protocol"], protocol))
+        if any(table[name].null_count for name in ("key", "group", "target", "prediction")):
+            return None
         return Predictions(
             keys=table["key"].to_pylist(),
             groups=table["group"].to_pylist(),
@@ -54,7 +56,8 @@ class Run:
         """Rows of the gallery's table, in its order; empty where nothing was kept."""
         path = self._table("neighbours", encoder, task)
         rows: list[dict[str, Any]] = _read(path, NEIGHBOURS).to_pylist() if path.exists() else []
-        return [row for row in rows if row["protocol"] == protocol]
+        needed = ("query", "rank", "neighbour", "relevant")
+        return [row for row in rows if row["protocol"] == protocol and all(row[name] is not None for name in needed)]
 
     def _table(self, folder: str, encoder: str, task: str) -> Path:
         return self.out / folder / file_name(encoder) / f"{task}.parquet"
@@ -65,9 +68,13 @@ def read_run(out: Path) -> Run:
     results = out / "results.parquet"
     if not results.exists():
         raise RequestError(f"{results}: no such file; expected the folder of a run, which python -m harness.sweep writes")
+    table = _read(results, RESULTS)
+    for name in ("encoder", "task", "dataset"):
+        if table[name].null_count:
+            raise RequestError(f"{results}: expected a column {name} that says what each row is of, got rows without; run the sweep again")
     return Run(
         out=out,
-        results=_read(results, RESULTS).to_pylist(),
+        results=table.to_pylist(),
         trials=_rows(out / "trials.parquet", TRIALS),
         ledger=_rows(out / "ledger.parquet", LEDGER),
         sweep=_sweep(out / "sweep.yaml"),

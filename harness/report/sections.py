@@ -207,6 +207,10 @@ class LedgerSum:
     """Data set, split, shard, status, banks, reason, what it befell."""
 
 
+COUNTS = ("expected", "seen", "failed")
+"""Columns of the ledger that must add up."""
+
+
 def ledger_sum(ledger: Sequence[Row]) -> LedgerSum:
     grouped: dict[tuple[str, str], list[Row]] = {}
     for row in ledger:
@@ -214,15 +218,21 @@ def ledger_sum(ledger: Sequence[Row]) -> LedgerSum:
     return LedgerSum(
         rows=[[*key, *_counts(rows)] for key, rows in grouped.items()],
         total=_counts(ledger)[3:],
-        adds_up=sum(row["seen"] + row["failed"] - row["expected"] for row in ledger) == 0,
+        adds_up=all(row[name] is not None for row in ledger for name in COUNTS)
+        and _sum(ledger, "seen") + _sum(ledger, "failed") == _sum(ledger, "expected"),
         odd=_odd(ledger),
     )
 
 
 def _counts(rows: Sequence[Row]) -> list[str]:
-    shards = {row["shard"]: row["expected"] for row in rows}
-    sums = [sum(row[what] for row in rows) for what in ("expected", "seen", "failed", "duplicates")]
+    shards = {row["shard"]: row["expected"] or 0 for row in rows}
+    sums = [_sum(rows, name) for name in (*COUNTS, "duplicates")]
     return [f"{count:,}" for count in (len(shards), sum(shards.values()), len({row["bank_key"] for row in rows}), *sums)]
+
+
+def _sum(rows: Sequence[Row], column: str) -> int:
+    """Of a column of counts; what a table of another version does not say counts as 0."""
+    return sum(row[column] or 0 for row in rows)
 
 
 def _odd(ledger: Iterable[Row]) -> list[list[str]]:

@@ -9,7 +9,7 @@ import fnmatch
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,6 +182,39 @@ def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[lis
                 chosen.setdefault((task.name, task.protocol.name), task)
     _check_overrides(shared, own, fields_of)
     return list(chosen.values()), manifests
+
+
+def with_metrics(tasks: Sequence[Task], names: Sequence[str], asked_by_name: Collection[str]) -> list[Task]:
+    """The tasks, those that can give the metrics of these names with them behind their own: they are never what heads are chosen by.
+
+    Raises RequestError where there is no such metric, where no task can give one, or where one of those that were `asked_by_name` cannot.
+    """
+    refusals = {name: [_refuses_metric(task, name) for task in tasks] for name in names}
+    for reasons in refusals.values():
+        for task, reason in zip(tasks, reasons, strict=True):
+            if reason is not None and (task.name in asked_by_name or all(reasons)):
+                raise RequestError(f"metrics: {reason}; leave one of them out, or ask for the tasks by a pattern, of which those that can give it do")
+    return [
+        _with(task, [metric(name, task.levels) for name, reasons in refusals.items() if reasons[place] is None]) for place, task in enumerate(tasks)
+    ]
+
+
+def _refuses_metric(task: Task, name: str) -> str | None:
+    """Why a task's predictions cannot give the metric of that name, or None where they can."""
+    base, at, level = name.partition("@")
+    if at and level not in task.levels:
+        return f"{metric(base).name} at a level {level!r}: {task.name} has no such level of its classes"
+    further = metric(name, task.levels)
+    if further in task.metrics:
+        return None
+    if task.probe.scores not in further.reads:
+        return f"{name} is worked out from {' or '.join(further.reads)}, and the scores of {task.name} are {task.probe.scores}"
+    return f"{name} is nothing that {task.name} measures" if task.probe.quantities else None
+
+
+def _with(task: Task, further: Sequence[Metric]) -> Task:
+    instead = _with(task.instead, further) if task.instead is not None else None
+    return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *further))), instead=instead)
 
 
 def _check_overrides(shared: Fields, own: Mapping[str, Fields], fields_of: Mapping[str, frozenset[str]]) -> None:
