@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -84,6 +85,19 @@ class Plan:
     def precision_of(self, info: EncoderInfo) -> Precision:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
+
+    @property
+    def run_id(self) -> str:
+        """Names what is asked for: the same request has the same id, wherever and however often it runs."""
+        request = {
+            "sweep": self.sweep.model_dump(
+                exclude={"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
+            ),
+            "weights": {name: info.weights_sha256 for name, info in self.infos.items()},
+            "data": {name: manifest.to_json() for name, manifest in self.manifests.items()},
+            "device": [self.device_type, self.precision],
+        }
+        return f"{self.sweep.name}-{hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]}"
 
     def banks(self) -> Iterator[BankSpec]:
         """Every bank that a study reads, once."""

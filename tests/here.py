@@ -6,22 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from harness.accounts import Accounts, Lost
 from harness.bank import BankStore
-from harness.collect import Accounts, collect
+from harness.build import outcome_of
+from harness.collect import collect
 from harness.config import load_sweep
 from harness.device import Compute, device_type
 from harness.encoders import load
 from harness.errors import HarnessError, ShardError
 from harness.extract import Extractor, ShardWork
-from harness.ledger import Lost
+from harness.journal import Journal
 from harness.plan import Plan, make_plan
-from harness.propose import HeadScore
-from harness.search import Journal, StudyState
-from harness.streamed import StreamedRunner
-from harness.study import StudyRunner
-from harness.sweep import _outcome, run_id
+from harness.runners import Runners
+from harness.state import StudyState
 
 
 def planned(folder: Path, text: str) -> Plan:
@@ -46,16 +43,10 @@ def encode(plan: Plan, store: BankStore, missing: Sequence[ShardWork]) -> dict[s
 
 def searched(state: StudyState, cache: str) -> str | None:
     """Bring a study to its end; why it could not be, if so."""
-    compute = Compute("float32", False, 1)
-    runner: Any = StudyRunner(cache, torch.device("cpu")) if state.study.stream is None else StreamedRunner(cache, compute)
+    runners = Runners(cache, gpu=False, threads=1)
     try:
-        while (step := state.next_config()) is not None:
-            if "chosen" in step:
-                chosen = HeadScore(**step["chosen"])
-                outcome = runner.score(state.study, chosen, state.test[chosen.readout])
-            else:
-                outcome = runner.run_round(state.study, step["round"], step["proposals"])
-            state.take(step, outcome.to_json())
+        while (step := state.next_step()) is not None:
+            state.take(step, runners.run(state.study, state.test, step).to_json())
     except HarnessError as error:
         return str(error)
     return None
@@ -66,9 +57,9 @@ def run(folder: Path, text: str) -> list[dict[str, Any]]:
     plan, cache = planned(folder, text), str(folder / "cache")
     store = BankStore(cache)
     accounts = Accounts(plan, store, encode(plan, store, plan.missing(store)))
-    outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
+    outcomes = [outcome_of(plan, study, accounts) for study in plan.studies]
     for outcome in outcomes:
         if outcome.state is not None:
             outcome.error = searched(outcome.state, cache)
             Journal(folder / "out").save(outcome.state)
-    return collect(folder / "out", plan, outcomes, accounts, cache, run_id(plan))
+    return collect(folder / "out", plan, outcomes, accounts, cache, plan.run_id)
