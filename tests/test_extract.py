@@ -188,7 +188,9 @@ def test_an_actor_encodes_in_the_precision_of_its_run(encoders: dict[str, Encode
     settings = ActorSettings(
         cache=str(tmp_path / "cache"), precision="bf16", batch_size=4, threads=1, decode_threads=1, gpus=0, cpus=1, device_type=device_type(False)
     )
-    assert EncoderActor(settings, {"vit": EncoderSpec.parse(ENCODER)}).encode(job, attempt=1) == 3 * 7
+    actor = EncoderActor(settings, {"vit": EncoderSpec.parse(ENCODER)})
+    actor.start()
+    assert actor.encode(job, attempt=1) == 3 * 7
     store = BankStore(settings.cache)
     for spec, wanted, _ in extract(encoders, job, precision="bf16"):
         np.testing.assert_array_equal(store.rows(spec).features, np.stack(wanted.features))

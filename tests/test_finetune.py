@@ -19,6 +19,7 @@ from harness.device import Compute
 from harness.encoders import EncoderSpec, load
 from harness.encoders._create import wrap
 from harness.encoders._identity import Identity
+from harness.encoders._preprocessing import decide
 from harness.encoders._resnet import Resnet, ResnetShape
 from harness.errors import ProbeError, ShardError
 from harness.probes import defaults, row_probe
@@ -158,7 +159,8 @@ def test_rates_of_a_convolutional_network_by_block(encoders: dict[str, Encoder])
 def test_a_network_that_tells_no_layers_is_one_layer_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     trunk = Resnet(ResnetShape(stem=8, layers=(1, 1, 1, 1), bottleneck=False))
     assert set(layers_of(trunk).values()) == {0}
-    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=Preprocessing(size=(32, 32), resize=32), random=True)
+    own = decide(EncoderSpec(name="r"), Preprocessing(size=(32, 32), resize=32), "made for it")
+    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=own, random=True)
     found = scales(FinetuneNetwork(wrap(trunk, about), "mean", 3), layer_decay=0.5)
     assert {scale for scale, _ in found.values()} == {1.0}
     assert "no effect" in caplog.text

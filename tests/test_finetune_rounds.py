@@ -60,7 +60,8 @@ def compute() -> Compute:
 
 def plan_of(root: Path, folder: Path, task: str = "tiny/finetune", architecture: str = "test_vit", **protocol: Any) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = {"name": "e", "architecture": architecture, "random": True, "preprocessing": {"size": 32}}
+    preprocessing = {"size": 32, "resize": 34, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    encoder = {"name": "e", "architecture": architecture, "random": True, "preprocessing": preprocessing}
     (folder / "sweep.yaml").write_text(tiny.sweep_text(root, tasks=[task], encoders=[encoder], protocol={**PROTOCOL, **protocol}))
     return make_plan(load_sweep(folder / "sweep.yaml"), folder, device_type(False), "float32")
 
