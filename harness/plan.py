@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -133,12 +133,23 @@ class Plan:
         return todo
 
 
-def make_plan(sweep: Sweep, base: Path, device_type: str, precision: Precision) -> Plan:
-    """Raises RequestError where the sweep asks for what cannot be."""
+def make_plan(
+    sweep: Sweep,
+    base: Path,
+    device_type: str,
+    precision: Precision,
+    *,
+    specs: Mapping[str, EncoderSpec] | None = None,
+    info_of: Callable[[EncoderSpec], EncoderInfo] = describe,
+) -> Plan:
+    """What `sweep` asks for; of the encoders `specs`, by name, in place of those that it lists, if given, of which `info_of` says what they are.
+
+    Raises RequestError where the sweep asks for what cannot be.
+    """
     tasks, manifests = select(sweep.tasks, sweep.shards, sweep.protocol)
-    specs = _encoder_specs(sweep, base)
-    infos = {name: describe(spec) for name, spec in specs.items()}
-    plan = Plan(sweep=sweep, encoders=specs, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
+    encoders = _encoder_specs(sweep, base) if specs is None else dict(specs)
+    infos = {name: info_of(spec) for name, spec in encoders.items()}
+    plan = Plan(sweep=sweep, encoders=encoders, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
     for info in infos.values():
         suited = {(task.name, task.protocol.name): task for task in (_suited(one, info) for one in tasks)}
         plan.studies += [_study(plan, info, task, _manifests(task, manifests)) for task in suited.values()]

@@ -27,6 +27,7 @@ LEVELS = (
     {"plan", "journal", "runners"},
     {"accounts", "report", "estimate", "usable"},
     {"build", "collect"},
+    {"local"},
     {"ledger", "encode", "search", "cluster"},
     {"sweep"},
 )
