@@ -23,6 +23,7 @@ from harness.propose import HeadScore
 from harness.provenance import provenance
 from harness.state import StudyState
 from harness.stream import NAMED as NAMED_PER_REASON
+from harness.stream import with_count
 from harness.study import StudyRunner, Value
 from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
 from harness.tracebacks import TOLD_IN
@@ -166,8 +167,7 @@ def first_reason(receipts: Sequence[Receipt]) -> str:
     reason = next((reason for receipt in receipts for reason in receipt.reasons), "no reason")
     named = next((receipt.reasons[reason] for receipt in receipts if reason in receipt.reasons), [])
     count = sum(failed_for(reason, receipt) for receipt in receipts)
-    words = f"{reason} ({named[0]})" if reason == "shard lost" and named else reason
-    return f"{words}, {count:,} of {sum(receipt.expected for receipt in receipts):,} samples"
+    return with_count(reason, named[0] if named else None, f"{count:,} of {sum(receipt.expected for receipt in receipts):,} samples")
 
 
 def failed_for(reason: str, receipt: Receipt) -> int:

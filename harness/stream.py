@@ -362,6 +362,17 @@ def _json(data: bytes) -> dict[str, Any]:
     return about
 
 
+def with_count(reason: str, first: str | None, count: str) -> str:
+    """A reason and of how many samples: `missing member: json, 12 of 12 samples (members are jpg, cls; label is read from json)`.
+
+    `first` is the first thing that an account names under the reason: of a lost shard, why it is lost.
+    """
+    if reason == "shard lost":
+        return f"{reason} ({first}), {count}" if first else f"{reason}, {count}"
+    kind, _, more = reason.partition("; ")
+    return f"{kind}, {count} ({more})" if more else f"{kind}, {count}"
+
+
 def attempt(job: Callable[[], T]) -> T | ShardError:
     """What `job`, the work on one sample, gives, or why that sample is lost.
 

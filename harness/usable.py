@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from harness.errors import RequestError, ShardError
 from harness.manifest import Shard
 from harness.plan import Plan
-from harness.stream import ShardAudit, Source, in_order, read_samples
+from harness.stream import ShardAudit, Source, in_order, read_samples, with_count
 
 PER_SHARD, PER_SPLIT = 32, 96
 """Unusable samples after which a look goes on to the next shard, and after which it has seen enough of the split."""
@@ -53,7 +53,7 @@ def lost_splits(plan: Plan, unread: Iterable[tuple[str, str]]) -> list[Loss]:
 
 def look(source: Source, dataset: str, split: str, clock: Callable[[], float] = time.monotonic) -> Loss | None:
     """None where the split has a usable sample, where it is empty, or where the time was over before enough was seen."""
-    deadline, unusable, unreadable, reasons = clock() + SECONDS, 0, 0, list[str]()
+    deadline, unusable, unreadable, reasons = clock() + SECONDS, 0, 0, list[tuple[str, str]]()
     for url, shard in _spread([(url, shard) for url, shard in source.shards if shard.samples]):
         audit = _Bounded(shard=shard.file, expected=shard.samples)
         try:
@@ -66,7 +66,7 @@ def look(source: Source, dataset: str, split: str, clock: Callable[[], float] = 
             audit.note("shard lost", str(error))
             unreadable += shard.samples - audit.failed
         unusable += audit.failed
-        reasons += [f"shard lost ({audit.reasons['shard lost'][0]})" if name == "shard lost" else name for name in audit.reasons]
+        reasons += [(reason, names[0]) for reason, names in audit.reasons.items()]
         if unusable >= PER_SPLIT:
             break
         if clock() > deadline:
@@ -75,7 +75,7 @@ def look(source: Source, dataset: str, split: str, clock: Callable[[], float] = 
         return None
     looked = unusable + unreadable
     count = f"{looked:,} of {source.samples:,} samples" if looked >= source.samples else f"all of the {looked:,} samples that were looked at"
-    return Loss(dataset=dataset, split=split, reason=f"{reasons[0]}, {count}")
+    return Loss(dataset=dataset, split=split, reason=with_count(*reasons[0], count))
 
 
 class _Enough(Exception):
