@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.accounts import Accounts
 from harness.bank import BankStore, PartRows, ReadParts, Receipt
-from harness.collect import Accounts, collect
+from harness.build import outcome_of
+from harness.collect import collect
 from harness.config import load_sweep
 from harness.device import device_type
 from harness.plan import Plan, make_plan
 from harness.propose import HeadScore
-from harness.search import StudyState
+from harness.state import StudyState
 from harness.study import Round, Score, Value
-from harness.sweep import _outcome
 
 ENCODERS, TRAIN, TEST, ROWS = 7, 1281, 51, 20
 MIDGET = {"train": 6, "test": 2, "rows": 3, "encoders": 2}
@@ -60,7 +61,7 @@ def measured(root: Path, encoders: int, shards: dict[str, int], rows: int) -> di
     assert not missing
     with phase(seconds, "accounts and studies"):
         accounts = Accounts(plan, parts, {})
-        outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
+        outcomes = [outcome_of(plan, study, accounts) for study in plan.studies]
     for outcome in outcomes:
         assert outcome.state is not None
         finish(outcome.state)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
+from harness.accounts import Accounts, Outcome
 from harness.augment import left_out_classes
-from harness.bank import BankSpec, BankStore, ReadParts, Receipt
+from harness.bank import BankSpec, Receipt
 from harness.core import Task
 from harness.errors import BankError
-from harness.ledger import Lost, account, without_repeated
 from harness.manifest import Manifest
 from harness.metrics import sense
 from harness.metrics.levels import AtLevel
 from harness.plan import Plan, StudyPlan, view_of
 from harness.propose import HeadScore
 from harness.provenance import provenance
-from harness.search import StudyState
+from harness.state import StudyState
 from harness.stream import NAMED as NAMED_PER_REASON
 from harness.stream import with_count
 from harness.study import StudyRunner, Value
@@ -41,48 +41,9 @@ OF_A_SHARD = ("shard lost", "absent", "truncated", "sha256", "unexpected", "dupl
 """Reasons of a shard's account that are told of the shard, and name no sample that failed for them."""
 
 
-class Accounts:
-    """The receipt of every (bank, shard) of a plan, read once."""
-
-    def __init__(self, plan: Plan, store: BankStore | ReadParts, lost: Mapping[str, Lost]) -> None:
-        self._parts = store if isinstance(store, ReadParts) else ReadParts(store)
-        self._lost = lost
-        self._known: dict[str, list[Receipt]] = {}
-        self._banks = list(plan.banks())
-
-    def of(self, bank: BankSpec) -> list[Receipt]:
-        """Receipts of a bank's shards, in the manifest's order; a sample that several shards have counts in the first alone."""
-        if bank.key not in self._known:
-            repeated = self._parts.repeated(bank)
-            self._known[bank.key] = [self._receipt(bank, shard, samples, repeated.get(shard, {})) for shard, _, samples in bank.shards]
-        return self._known[bank.key]
-
-    def _receipt(self, bank: BankSpec, shard: str, samples: int, repeated: Mapping[str, str]) -> Receipt:
-        receipt = account(self._parts, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))
-        return without_repeated(receipt, repeated) if repeated else receipt
-
-    def without(self, bank: BankSpec) -> tuple[str, ...]:
-        """The bank's shards that could not be seen at all."""
-        return tuple(receipt.shard for receipt in self.of(bank) if "shard lost" in receipt.reasons)
-
-    def banks(self) -> Iterator[BankSpec]:
-        yield from self._banks
-
-
-@dataclass(kw_only=True, eq=False)
-class Outcome:
-    """One study of the plan and what became of it."""
-
-    plan: StudyPlan
-    state: StudyState | None
-    """None where the study is undefined."""
-    error: str | None = None
-    """Why the search could not bring it to its end, if so."""
-
-
 def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accounts, cache: str, run_id: str) -> list[dict[str, Any]]:
     """Write every table under `out`; the rows of results.parquet."""
-    results = [row for outcome in outcomes for row in _results(plan, outcome, accounts, run_id)]
+    results = [row for outcome in outcomes for row in records(plan, outcome, accounts, run_id)]
     write_table(out / "results.parquet", results, RESULTS)
     write_table(out / "trials.parquet", [row for outcome in outcomes for row in _trials(outcome, run_id)], TRIALS)
     write_table(out / "ledger.parquet", _ledger(accounts), LEDGER)
@@ -95,7 +56,8 @@ def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accoun
     return results
 
 
-def _results(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> Iterator[dict[str, Any]]:
+def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> Iterator[dict[str, Any]]:
+    """The rows of results.parquet of one study: one per metric of its task."""
     study, state = outcome.plan, outcome.state
     info, task = study.encoder, study.task
     head = state.score.head if state is not None and state.score is not None else None

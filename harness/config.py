@@ -157,13 +157,18 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), *, check_encoder
         raise RequestError(f"{path}: expected a mapping of keys to values, got {type(plain).__name__}")
     for override in overrides:
         _override(plain, override)
-    _refuse_unknown_keys(plain, str(path))
+    return parse_sweep(plain, str(path), file.parent, check_encoder=check_encoder)
+
+
+def parse_sweep(plain: Mapping[str, Any], where: str, base: Path, *, check_encoder: Callable[[object], None] | None = None) -> Sweep:
+    """The sweep of plain values, whose relative paths are relative to `base`. Raises RequestError in one line, calling the source `where`."""
+    _refuse_unknown_keys(plain, where)
     if check_encoder is not None and isinstance(plain.get("encoders"), list):
         for entry in plain["encoders"]:
             check_encoder(entry)
-    _refuse_nan(plain, str(path))
-    sweep = _validate(plain, str(path))
-    return sweep.model_copy(update={"shards": resolve_path(sweep.shards, file.parent)})
+    _refuse_nan(plain, where)
+    sweep = _validate(plain, where)
+    return sweep.model_copy(update={"shards": resolve_path(sweep.shards, base)})
 
 
 def resolve_path(text: str, base: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from harness.errors import RequestError, RunError
 
@@ -80,6 +80,26 @@ def without_launchers() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def undisturbed(gpu: bool) -> Iterator[None]:
+    """Leave this process as it was when the block ends, and let nothing of it, such as `torch.no_grad()` or autocast, into the block.
+
+    Threads, random states and accelerate's settings, which are one for all of a process, come back.
+    """
+    threads, states = torch.get_num_threads(), [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
+    before = [dict(state) for state in states]
+    devices = [torch.cuda.current_device()] if gpu else []
+    autocast = torch.autocast("cuda" if gpu else "cpu", enabled=False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), autocast, torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for state, values in zip(states, before, strict=True):
+            state.clear()
+            state.update(values)
 
 
 class Compute:

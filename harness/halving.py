@@ -17,7 +17,7 @@ from harness.propose import HeadScore, survivors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climb:
+class RungJob:
     """One head from the end of a rung to that of the next one."""
 
     head: int
@@ -27,7 +27,7 @@ class Climb:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climbed:
+class RungResult:
     """One head at the end of a rung."""
 
     value: float | None
@@ -44,11 +44,11 @@ class Climbed:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> Climbed:
-        return Climbed(**json.loads(text))
+    def from_json(text: str) -> RungResult:
+        return RungResult(**json.loads(text))
 
 
-Done = Mapping[tuple[int, int], Climbed]
+Done = Mapping[tuple[int, int], RungResult]
 """Rung and head to how that went."""
 
 
@@ -70,7 +70,7 @@ class Halving:
         rungs = trained.rungs(probes.fields_of(probe, protocol)) if isinstance(trained, StreamProbe) else None
         return None if rungs is None else Halving(round_index=round_index, proposals=proposals, ends=rungs.ends, eta=rungs.eta)
 
-    def open(self, done: Done) -> list[Climb]:
+    def open(self, done: Done) -> list[RungJob]:
         """What is to be climbed next, in any order: what is missing of the lowest rung that is not over. Empty where the round is."""
         return self._walk(done)[0]
 
@@ -78,14 +78,14 @@ class Halving:
         """Every head as the last rung that it came to left it, in the order of the proposals."""
         return self._walk(done)[1]
 
-    def _walk(self, done: Done) -> tuple[list[Climb], list[HeadScore]]:
+    def _walk(self, done: Done) -> tuple[list[RungJob], list[HeadScore]]:
         heads = [
             HeadScore(round=self.round_index, head=number, lr=rate, readout=readout, value=None)
             for number, (readout, rate) in enumerate(self.proposals)
         ]
         going = list(heads)
         for rung, end in enumerate(self.ends):
-            missing = [Climb(head=head.head, rung=rung, epochs=end) for head in going if (rung, head.head) not in done]
+            missing = [RungJob(head=head.head, rung=rung, epochs=end) for head in going if (rung, head.head) not in done]
             if missing:
                 return missing, heads
             over = [_after(head, done[rung, head.head]) for head in going]
@@ -96,5 +96,5 @@ class Halving:
         return [], heads
 
 
-def _after(head: HeadScore, climbed: Climbed) -> HeadScore:
+def _after(head: HeadScore, climbed: RungResult) -> HeadScore:
     return replace(head, value=climbed.value, error=climbed.error, epochs=climbed.epochs)

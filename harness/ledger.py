@@ -11,7 +11,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,10 +20,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from harness import tracebacks
-from harness.bank import BankSpec, BankStore, ReadParts, Receipt
+from harness.accounts import Lost
 from harness.errors import HarnessError, RunError, Unexpected, in_one_line, is_of_the_place
 from harness.extract import ShardWork
-from harness.stream import NAMED
 
 MAX_ATTEMPTS = 4
 """Leases of one shard."""
@@ -35,14 +34,6 @@ PAUSE = 1.0
 """Seconds before a shard that could not be read or written is leased again, three times as long after each attempt."""
 _POLL = 0.2
 _OF_A_CONSTRUCTOR = "error raised in its creation task"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lost:
-    """A shard that could not be seen at all."""
-
-    reason: str
-    attempts: int
 
 
 class Crew(Protocol):
@@ -283,37 +274,3 @@ def _reason(error: RayError) -> str:
     """One line of what Ray says; of a constructor that failed its own error, which comes last."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if _OF_A_CONSTRUCTOR in lines[0] else lines[0]
-
-
-def account(store: BankStore | ReadParts, bank: BankSpec, shard: str, samples: int, lost: Lost | None) -> Receipt:
-    """The receipt of one (bank, shard); of a shard that was lost, one that says so."""
-    receipt = store.receipt(bank, shard)
-    if receipt is not None:
-        return receipt
-    return Receipt(
-        bank_key=bank.key,
-        shard=shard,
-        expected=samples,
-        seen=0,
-        failed=samples,
-        duplicates=0,
-        reasons={"shard lost": [lost.reason if lost else "no part in the cache"]},
-        sha256="",
-        attempts=lost.attempts if lost else 0,
-        node="",
-        rows=0,
-        seconds=0.0,
-        images=0,
-    )
-
-
-def without_repeated(receipt: Receipt, repeated: Mapping[str, str]) -> Receipt:
-    """The receipt of a shard whose samples `repeated`, key to an earlier shard that has it, do not count: they are duplicates, and failed."""
-    named = [*receipt.reasons.get("duplicate key", ()), *(f"{key}, which {shard} has" for key, shard in repeated.items())]
-    return replace(
-        receipt,
-        seen=receipt.seen - len(repeated),
-        failed=receipt.failed + len(repeated),
-        duplicates=receipt.duplicates + len(repeated),
-        reasons={**receipt.reasons, "duplicate key": named if len(named) <= NAMED else [*named[:NAMED], "and more"]},
-    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,8 @@ HELD_OUT = "held out"
 ROLES = ("train", "val", HELD_OUT, "test", "reference")
 POOLS: Mapping[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("test", "train", "val")}
 """A protocol's `pool` to the splits that are scored."""
+NOT_ASKED: Mapping[str, Any] = {"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
+"""Fields of a sweep that are in no run's id, since no value depends on them."""
 MORE = "pool/"
 """How the roles of a pool's further splits begin; its first split has the role `test`."""
 _HASHED_PACKAGES = ("torch", "torchvision", "timm", "pillow")
@@ -85,6 +88,17 @@ class Plan:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
 
+    @property
+    def run_id(self) -> str:
+        """Names what is asked for: the same request has the same id, wherever and however often it runs."""
+        request = {
+            "sweep": self.sweep.model_dump(exclude=dict(NOT_ASKED) if self.sweep.metrics else {**NOT_ASKED, "metrics": True}),
+            "weights": {name: info.weights_sha256 for name, info in self.infos.items()},
+            "data": {name: manifest.to_json() for name, manifest in self.manifests.items()},
+            "device": [self.device_type, self.precision],
+        }
+        return f"{self.sweep.name}-{hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]}"
+
     def banks(self) -> Iterator[BankSpec]:
         """Every bank that a study reads, once."""
         yield from {bank.key: bank for study in self.studies for bank in study.specs}.values()
@@ -119,13 +133,24 @@ class Plan:
         return todo
 
 
-def make_plan(sweep: Sweep, base: Path, device_type: str, precision: Precision) -> Plan:
-    """Raises RequestError where the sweep asks for what cannot be."""
+def make_plan(
+    sweep: Sweep,
+    base: Path,
+    device_type: str,
+    precision: Precision,
+    *,
+    specs: Mapping[str, EncoderSpec] | None = None,
+    info_of: Callable[[EncoderSpec], EncoderInfo] = describe,
+) -> Plan:
+    """What `sweep` asks for; of the encoders `specs`, by name, in place of those that it lists, if given, of which `info_of` says what they are.
+
+    Raises RequestError where the sweep asks for what cannot be.
+    """
     tasks, manifests = select(sweep.tasks, sweep.shards, sweep.protocol)
     tasks = with_metrics(tasks, sweep.metrics, {pattern.partition("@")[0] for pattern in sweep.tasks})
-    specs = _encoder_specs(sweep, base)
-    infos = {name: describe(spec) for name, spec in specs.items()}
-    plan = Plan(sweep=sweep, encoders=specs, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
+    encoders = _encoder_specs(sweep, base) if specs is None else dict(specs)
+    infos = {name: info_of(spec) for name, spec in encoders.items()}
+    plan = Plan(sweep=sweep, encoders=encoders, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
     for info in infos.values():
         suited = {(task.name, task.protocol.name): task for task in (_suited(one, info) for one in tasks)}
         plan.studies += [_study(plan, info, task, _manifests(task, manifests)) for task in suited.values()]

@@ -21,12 +21,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from harness.bank import BankStore, PartRows, Receipt
-from harness.core import Metric, Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
+from harness.core import Encoder, Metric, Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
 from harness.device import Compute, Precision
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
 from harness.feed import Epoch, merged
-from harness.halving import Climb, Climbed, Halving
+from harness.halving import Halving, RungJob, RungResult
 from harness.probes import stream_probe
 from harness.probes.streaming import PaddedEncoder
 from harness.propose import HeadScore
@@ -39,11 +39,14 @@ from harness.training import Position, Training, stream_of, worst_of
 class StreamedRunner:
     """Runs rounds and scores of streamed studies in one process; keeps the encoder that it loaded last."""
 
-    def __init__(self, cache: str, compute: Compute, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, cache: str, compute: Compute, clock: Callable[[], float] = time.monotonic, *, load_encoder: Callable[[EncoderSpec], Encoder] = load
+    ) -> None:
         self._store = BankStore(cache)
         self._heads = StudyRunner(cache, compute.device)
         self._compute = compute
         self._clock = clock
+        self._load_encoder = load_encoder
         self._loaded: tuple[EncoderSpec, Any] | None = None
         self._held: dict[str, frozenset[str]] = {}
 
@@ -167,7 +170,7 @@ class StreamedRunner:
 
     # --- successive halving -------------------------------------------------------------------------------------------
 
-    def climb(self, study: Study, index: int, proposals: Sequence[Proposal], climb: Climb) -> Climbed:
+    def climb(self, study: Study, index: int, proposals: Sequence[Proposal], climb: RungJob) -> RungResult:
         """Train one head of a round on to the end of a rung, and score it on the selection split; known from then on, and not done again.
 
         The climbs of one rung may run in different processes that share the cache.
@@ -176,21 +179,21 @@ class StreamedRunner:
         data = self._store.read_bytes(*place)
         kept = None if data is None else json.loads(data)
         if kept is not None and kept["key"] == key:
-            return Climbed.from_json(kept["climbed"])
+            return RungResult.from_json(kept["climbed"])
         start = time.perf_counter()
         try:
             found = self._climbed(study, index, proposals[climb.head], climb)
         except HarnessError as error:
             if is_of_the_place(error):
                 raise
-            found = Climbed(value=None, error=str(error), epochs=0)
+            found = RungResult(value=None, error=str(error), epochs=0)
         found = replace(found, seconds=time.perf_counter() - start)
         self._store.publish(place, json.dumps({"key": key, "climbed": found.to_json()}).encode(), replace=True)
         return found
 
     def _run_halving(self, study: Study, index: int, halving: Halving) -> Round:
         """Climb what is not climbed yet, rung by rung; keep the networks of those that came to the end, and the account of train."""
-        done: dict[tuple[int, int], Climbed] = {}
+        done: dict[tuple[int, int], RungResult] = {}
         while climbs := halving.open(done):
             for climb in climbs:
                 done[climb.rung, climb.head] = self.climb(study, index, halving.proposals, climb)
@@ -206,7 +209,7 @@ class StreamedRunner:
         seconds = sum(one.seconds for one in done.values()) + time.perf_counter() - start
         return Round(index=index, heads=tuple(heads), seconds=seconds)
 
-    def _climbed(self, study: Study, index: int, proposal: Proposal, climb: Climb) -> Climbed:
+    def _climbed(self, study: Study, index: int, proposal: Proposal, climb: RungJob) -> RungResult:
         training, encoder, error = self._trained(study, index, climb.head, proposal, climb.epochs)
         progress = training.progress
         account = {
@@ -217,11 +220,11 @@ class StreamedRunner:
             "seconds": progress.seconds + encoder.seconds,
         }
         if error is not None:
-            return Climbed(value=None, error=error, epochs=progress.epoch, account=account)
+            return RungResult(value=None, error=error, epochs=progress.epoch, account=account)
         fitted = training.trainer.fitted()
         del training  # room for the one that is scored
         ((value, error),), account["lost"] = self._measured(study, [proposal], fitted)
-        return Climbed(value=value, error=error, epochs=climb.epochs, account=account)
+        return RungResult(value=value, error=error, epochs=climb.epochs, account=account)
 
     def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, StreamEncoder, str | None]:
         """One head at the end of so many epochs, the encoder of its stream, and why it did not come to that end, if so."""
@@ -244,7 +247,7 @@ class StreamedRunner:
             self._note_labels(study, index, training.progress.labels)  # the same for all: they saw the same images
         return states
 
-    def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], Climbed]) -> None:
+    def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], RungResult]) -> None:
         """Publish what became of train: of every shard the worst of all heads' epochs."""
         last = {head: one.account for (_, head), one in sorted(done.items())}  # an account holds all that came before it
         worst: list[dict[str, Any]] = []
@@ -298,7 +301,7 @@ class StreamedRunner:
         stream = stream_of(study)
         if self._loaded is None or self._loaded[0] != stream.encoder:
             self._loaded = None  # room for the next one
-            encoder = load(stream.encoder)
+            encoder = self._load_encoder(stream.encoder)
             encoder.module.to(self._compute.device)
             self._loaded = (stream.encoder, encoder)
         encoder = self._loaded[1]
@@ -438,7 +441,7 @@ def _checkpoint(study: Study, index: int, head: int | None = None) -> tuple[str,
     return _any(study.train).bank.key, f"checkpoint-{study.id}-{index}{'' if head is None else f'-{head}'}.safetensors"
 
 
-def _climb(study: Study, index: int, climb: Climb) -> tuple[str, str]:
+def _climb(study: Study, index: int, climb: RungJob) -> tuple[str, str]:
     """How a climb went, beside the checkpoints; it stays when the round is over."""
     return _any(study.train).bank.key, f"climb-{study.id}-{index}-{climb.rung}-{climb.head}.json"
 

@@ -7,15 +7,12 @@ gone on with by the same command.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +29,11 @@ import torch
 import yaml
 from rich.console import Console
 
+from harness.accounts import Accounts, Lost, Outcome
 from harness.bank import BankStore, ReadParts
+from harness.build import outcome_of
 from harness.cluster import Cluster, Machine
-from harness.collect import Accounts, Outcome, collect
+from harness.collect import collect
 from harness.command import OK, PARTIAL, Parser, default_cache, run_command
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
@@ -42,14 +41,15 @@ from harness.errors import RequestError
 from harness.estimate import estimate, is_scored, least_bytes, size, told
 from harness.exclusive import only_driver
 from harness.extract import ShardWork
-from harness.ledger import EventLog, Ledger, Lost
-from harness.plan import HELD_OUT, Plan, StudyPlan, make_plan
-from harness.probes import is_decided
+from harness.journal import Journal
+from harness.ledger import EventLog, Ledger
+from harness.plan import Plan, make_plan
 from harness.progress import Progress
 from harness.report import terminal, write_report
-from harness.search import Journal, SearchSettings, StudyState, run_search
+from harness.search import SearchSettings, run_search
+from harness.state import StudyState
 from harness.streamed import outdated
-from harness.study import BankRef, Stream, Study, StudyRunner
+from harness.study import StudyRunner
 from harness.tables import publish
 from harness.usable import lost_splits
 
@@ -126,25 +126,10 @@ def run_plan(
     lost = _encode(plan, out, missing, store, cluster, machine, progress)
     with progress.phase("reading the accounts of the banks"):
         accounts = Accounts(plan, parts, lost)
-        outcomes = [_outcome(plan, study, accounts) for study in plan.studies]
+        outcomes = [outcome_of(plan, study, accounts) for study in plan.studies]
     _search(outcomes, out, store, cluster, machine, progress)
     with progress.phase("working out intervals, writing the tables"):
-        return collect(out, plan, outcomes, accounts, store.root, run_id(plan))
-
-
-NOT_ASKED: dict[str, Any] = {"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
-"""Fields of a sweep that are in no run's id, since no value depends on them."""
-
-
-def run_id(plan: Plan) -> str:
-    """Names what was asked: the same request has the same id, wherever and however often it runs."""
-    asked = {
-        "sweep": plan.sweep.model_dump(exclude=NOT_ASKED if plan.sweep.metrics else {**NOT_ASKED, "metrics": True}),
-        "weights": {name: info.weights_sha256 for name, info in plan.infos.items()},
-        "data": {name: manifest.to_json() for name, manifest in plan.manifests.items()},
-        "device": [plan.device_type, plan.precision],
-    }
-    return f"{plan.sweep.name}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]}"
+        return collect(out, plan, outcomes, accounts, store.root, plan.run_id)
 
 
 def _unread(plan: Plan, missing: Sequence[ShardWork], store: BankStore, *, fresh: bool) -> Iterator[tuple[str, str]]:
@@ -180,69 +165,6 @@ def _encode(
     finally:
         crew.release()
     return ledger.lost
-
-
-def _outcome(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:
-    if study.undefined is not None:
-        return Outcome(plan=study, state=None)
-    streams = study.task.feed == "streamed"
-    refs = {
-        role: {
-            readout: BankRef(bank=bank, without=() if streams else accounts.without(bank), source=study.sources.get(role))
-            for readout, bank in banks.items()
-        }
-        for role, banks in study.banks.items()
-    }
-    # what a stream holds is known when it was read: until then its manifest's digests, which are part of its key, stand for it
-    known = [] if streams else [(bank, receipt) for bank in study.specs for receipt in accounts.of(bank)]
-    contents = [(bank.key, receipt.shard, receipt.seen, receipt.sha256) for bank, receipt in known]
-    search, task = plan.sweep.search, study.task
-    return Outcome(
-        plan=study,
-        state=StudyState(
-            study=Study(
-                name=f"{study.encoder.weights_sha256} {task.name}@{task.protocol.name}",
-                probe=task.probe.name,
-                metrics=tuple(metric.name for metric in task.metrics),
-                classes=len(task.classes),
-                protocol=dict(task.protocol.fields),
-                readouts=tuple(study.banks["test"]),
-                train=refs.get("train", {}),
-                val=refs.get("val") or refs.get(HELD_OUT, {}),
-                holds_out="val" not in refs,
-                decided=is_decided(task.probe, tuple(study.banks["test"]), task.protocol.fields),
-                trials=search.trials,
-                stack=search.stack,
-                lr=search.lr,
-                seed=search.seed,
-                contents=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
-                stream=_stream(plan, study) if streams else None,
-                levels=task.levels,
-                counterparts=task.counterparts,
-                chosen_by=task.chosen_by.name if task.chosen_by else None,
-            ),
-            test={
-                readout: replace(
-                    ref,
-                    reference=refs.get("reference", {}).get(readout),
-                    more=tuple(refs[role][readout] for role in study.scored if role != "test"),
-                )
-                for readout, ref in refs["test"].items()
-            },
-        ),
-    )
-
-
-def _stream(plan: Plan, study: StudyPlan) -> Stream:
-    resources = plan.sweep.resources
-    return Stream(
-        encoder=plan.encoders[study.encoder.name],
-        weights_sha256=study.encoder.weights_sha256,
-        precision=plan.precision_of(study.encoder),
-        batch_size=resources.batch_size,
-        decode_threads=resources.decode_threads,
-        checkpoint_seconds=resources.checkpoint_seconds,
-    )
 
 
 def _search(outcomes: Sequence[Outcome], out: Path, store: BankStore, cluster: Cluster, machine: Machine, progress: Progress) -> None:

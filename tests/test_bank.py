@@ -19,8 +19,8 @@ import pytest
 import here
 import tiny
 from harness import bank as module
+from harness.accounts import Accounts
 from harness.bank import BankSpec, BankStore, LeasedBank, PartRows, ReadParts, Receipt, ShardList
-from harness.collect import Accounts
 from harness.plan import Plan
 from harness.stream import ShardAudit
 

@@ -16,25 +16,27 @@ from ray.tune.search import Searcher
 from safetensors.torch import load_file
 
 import tiny
+from harness import build, steps
+from harness.accounts import Accounts
 from harness.augment import draw
 from harness.bank import BankStore
-from harness.collect import Accounts
 from harness.config import load_sweep
 from harness.core import StreamSetting
 from harness.device import Compute, device_type
 from harness.encoders import load
 from harness.errors import RequestError
 from harness.feed import Epoch
-from harness.halving import Climb, Climbed, Halving
+from harness.halving import Halving, RungJob, RungResult
 from harness.metrics import metric
 from harness.plan import Plan, make_plan
 from harness.probes.finetune.training import FinetuneScorer, FinetuneTrainer
 from harness.probes.streaming import PaddedEncoder
 from harness.propose import HeadScore, choose, propose, survivors
-from harness.search import Proposer, StudyState
+from harness.search import Proposer
+from harness.state import StudyState
+from harness.steps import Step
 from harness.streamed import StreamedRunner
 from harness.study import BankRef, Round, Score, Study
-from harness.sweep import _outcome
 from harness.tasks import select
 
 torch.set_num_threads(1)
@@ -70,8 +72,7 @@ def state_of(root: Path, folder: Path, *, every_step: bool = False, **how: Any) 
     if every_step:
         plan.sweep = plan.sweep.model_copy(update={"resources": plan.sweep.resources.model_copy(update={"checkpoint_seconds": 0.0})})
     accounts = Accounts(plan, BankStore(str(folder / "cache")), {})
-    state = _outcome(plan, plan.studies[0], accounts).state
-    assert state is not None
+    state = build.state_of(plan, plan.studies[0], accounts)
     return state, accounts
 
 
@@ -103,9 +104,9 @@ def test_a_wrong_field_is_told_before_anything_runs(data: Path, tmp_path: Path) 
 def test_rates_are_searched_within_bounds_of_its_own(data: Path, tmp_path: Path) -> None:
     state, _ = state_of(data, tmp_path, lr_bounds=[1e-5, 1e-2])
     assert state.study.lr == (1e-3, 1.0)
-    config = state.next_config()
-    assert config is not None
-    assert [rate for _, rate in config["proposals"]] == pytest.approx([10**-4.5, 10**-3.5, 10**-2.5])
+    step = state.next_step()
+    assert isinstance(step, steps.Fit)
+    assert [rate for _, rate in step.proposals] == pytest.approx([10**-4.5, 10**-3.5, 10**-2.5])
 
 
 # --- who goes on ------------------------------------------------------------------------------------------------------
@@ -134,9 +135,9 @@ CURVES = [[0.2, 0.3, 0.9], [0.5, 0.6, 0.6], [0.4, 0.7, 0.8], [0.6, 0.5, 0.4], [N
 """Value of each of eight heads at the ends of three rungs."""
 
 
-def climbed(climb: Climb) -> Climbed:
+def climbed(climb: RungJob) -> RungResult:
     value = CURVES[climb.head][climb.rung]
-    return Climbed(value=value, error=None if value is not None else "diverged", epochs=climb.epochs if value is not None else 0)
+    return RungResult(value=value, error=None if value is not None else "diverged", epochs=climb.epochs if value is not None else 0)
 
 
 HALVING = Halving(round_index=0, proposals=[("mean", 10.0 ** -(index + 1)) for index in range(len(CURVES))], ends=(2, 4, 8), eta=2)
@@ -146,14 +147,14 @@ HEADS = [(0.2, 2, True), (0.6, 4, True), (0.8, 8, False), (0.5, 4, True), (None,
 
 @pytest.mark.parametrize("order", range(4))
 def test_heads_climb_as_halving_by_hand_whatever_comes_first(order: int) -> None:
-    done: dict[tuple[int, int], Climbed] = {}
+    done: dict[tuple[int, int], RungResult] = {}
     seen: list[set[int]] = [set(), set(), set()]
     while climbs := HALVING.open(done):
         climb = random.Random(order).choice(climbs)
         assert (climb.rung, climb.head) not in done
         assert climb.epochs == (2, 4, 8)[climb.rung]
         seen[climb.rung].add(climb.head)
-        done[climb.rung, climb.head] = Climbed.from_json(climbed(climb).to_json())
+        done[climb.rung, climb.head] = RungResult.from_json(climbed(climb).to_json())
     assert seen == [set(range(8)), {1, 2, 3, 7}, {2, 7}]
     heads = HALVING.heads(done)
     assert [(one.value, one.epochs, one.stopped) for one in heads] == HEADS
@@ -175,33 +176,32 @@ def value_of(rate: float, rung: int) -> float:
 
 def searched(state: StudyState, order: int) -> tuple[list[Round], int]:
     """Every round of a study in a search whose trials come back in some order, and the most that ran at once."""
-    draws, running, most, number = random.Random(order), list[tuple[str, dict[str, Any]]](), 0, 0
+    draws, running, most, number = random.Random(order), list[tuple[str, Step]](), 0, 0
     proposer = Proposer([state], lambda _: None)
     while True:
         config = proposer.suggest(str(number))
         if isinstance(config, dict):
-            running.append((str(number), config["step"]))
+            running.append((str(number), steps.from_plain(config["step"])))
             number, most = number + 1, max(most, len(running))
             continue
         if config == Searcher.FINISHED:
             return state.rounds, most
         trial, step = running.pop(draws.randrange(len(running)) if order else 0)
-        if "climb" in step:
-            climb = Climb(**step["climb"])
-            rate = step["proposals"][climb.head][1]
-            outcome: Any = Climbed(value=value_of(rate, climb.rung), error=None, epochs=climb.epochs)
-        elif "round" in step:
+        if isinstance(step, steps.Climb):
+            rate = step.proposals[step.job.head][1]
+            outcome: Any = RungResult(value=value_of(rate or 0.0, step.job.rung), error=None, epochs=step.job.epochs)
+        elif isinstance(step, steps.Fit):
             assert not running, "a round ends when all its climbs have"
-            halving = Halving.planned("finetune", state.study.protocol, step["round"], step["proposals"])
+            halving = Halving.planned("finetune", state.study.protocol, step.round, step.proposals)
             assert halving is not None
-            done: dict[tuple[int, int], Climbed] = {}
+            done: dict[tuple[int, int], RungResult] = {}
             while climbs := halving.open(done):
                 for one in climbs:
                     value = value_of(halving.proposals[one.head][1] or 0.0, one.rung)
-                    done[one.rung, one.head] = Climbed(value=value, error=None, epochs=one.epochs)
-            outcome = Round(index=step["round"], heads=tuple(halving.heads(done)), seconds=0.0)
+                    done[one.rung, one.head] = RungResult(value=value, error=None, epochs=one.epochs)
+            outcome = Round(index=step.round, heads=tuple(halving.heads(done)), seconds=0.0)
         else:
-            outcome = Score(head=HeadScore(**step["chosen"]), values=(), n=1, seconds=0.0)
+            outcome = Score(head=step.chosen, values=(), n=1, seconds=0.0)
         proposer.on_trial_complete(trial, {"payload": outcome.to_json()})
 
 
@@ -309,7 +309,7 @@ def test_climbs_in_processes_of_their_own_give_the_same_bits(data: Path, compute
     study, _, accounts = studied(data, tmp_path / "apart")
     halving = Halving.planned(study.probe, study.protocol, 0, PROPOSALS)
     assert halving is not None
-    done: dict[tuple[int, int], Climbed] = {}
+    done: dict[tuple[int, int], RungResult] = {}
     while climbs := halving.open(done):
         for climb in reversed(climbs):
             done[climb.rung, climb.head] = runner_in(tmp_path / "apart", compute).climb(study, 0, PROPOSALS, climb)

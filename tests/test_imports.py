@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +22,13 @@ LEVELS = (
     {"probes"},
     {"stream", "bank", "tasks", "propose"},
     {"extract", "study", "feed", "halving"},
-    {"training"},
-    {"streamed"},
-    {"plan", "ledger", "encode", "search", "report", "cluster"},
-    {"collect", "estimate", "usable"},
+    {"training", "steps"},
+    {"streamed", "state"},
+    {"plan", "journal", "runners"},
+    {"accounts", "report", "estimate", "usable"},
+    {"build", "collect"},
+    {"local"},
+    {"ledger", "encode", "search", "cluster"},
     {"sweep"},
 )
 MAY_IMPORT_RAY = {"encode", "ledger", "search", "sweep", "cluster"}
@@ -66,6 +71,19 @@ def test_a_room_imports_only_what_is_below_it(path: Path) -> None:
 
 def test_every_room_has_a_level() -> None:
     assert {room(path) for path in FILES} == set().union(*LEVELS)
+
+
+def test_all_but_the_rooms_of_ray_are_imported_without_it() -> None:
+    """What is not drawn in by name alone, such as by a package that imports Ray itself, is seen here."""
+    modules = ["harness"]
+    for path in FILES:
+        steps = path.relative_to(ROOT).with_suffix("").parts
+        if room(path) not in MAY_IMPORT_RAY and steps[-1] != "__main__":
+            modules.append(".".join(steps[:-1] if steps[-1] == "__init__" else steps))
+    assert {"harness.state", "harness.journal", "harness.accounts", "harness.build", "harness.runners"} <= set(modules)
+    code = f"import importlib, sys; sys.modules['ray'] = None; [importlib.import_module(name) for name in {modules}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # --- what a room knows of probes --------------------------------------------------------------------------------------

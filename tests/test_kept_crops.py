@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import tiny
+from harness import build
+from harness.accounts import Accounts
 from harness.augment import CropAndFlip, draw
 from harness.bank import BankStore
-from harness.collect import Accounts
 from harness.config import load_sweep
 from harness.core import Preprocessing, Rows, Sample
 from harness.device import Compute, device_type
@@ -25,10 +26,10 @@ from harness.plan import HELD_OUT, Plan, make_plan, view_of
 from harness.preprocess import prepare
 from harness.probes import attentive, defaults, linear, mlp
 from harness.probes.features import batch_order
-from harness.search import StudyState
 from harness.splits import hold_out
+from harness.state import StudyState
 from harness.study import StudyRunner
-from harness.sweep import _outcome, main
+from harness.sweep import main
 from harness.tables import read_table
 from harness.tasks import select
 from harness.views.augmented import RandomCrops
@@ -201,7 +202,7 @@ def state_of(plan: Plan, cache: Path) -> StudyState:
     for work in plan.missing(store):
         for bank, rows, receipt in extractor.run(work, node="here", attempts=1):
             store.write_part(bank, rows, receipt)
-    state = _outcome(plan, plan.studies[0], Accounts(plan, store, {})).state
+    state = build.state_of(plan, plan.studies[0], Accounts(plan, store, {}))
     assert state is not None
     return state
 

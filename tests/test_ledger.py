@@ -14,6 +14,7 @@ from ray import exceptions
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from harness import ledger as ledger_module
+from harness.accounts import Lost, account
 from harness.bank import BankSpec, BankStore
 from harness.collect import _tracebacks
 from harness.errors import (
@@ -24,7 +25,7 @@ from harness.errors import (
     Unexpected,
     portable,
 )
-from harness.ledger import MAX_ATTEMPTS, MAX_STARTS, EventLog, Ledger, Lost, account
+from harness.ledger import MAX_ATTEMPTS, MAX_STARTS, EventLog, Ledger
 
 NEVER = object()
 """An outcome that does not come."""

@@ -21,7 +21,6 @@ from harness.metrics.bootstrap import interval
 from harness.metrics.levels import AtLevel
 from harness.probes import metric, probes, quantities
 from harness.report.__main__ import main
-from harness.sweep import run_id
 
 ECE = METRICS["ECE"]
 
@@ -138,7 +137,7 @@ def test_a_further_metric_is_scored_and_moves_nothing_else(tmp_path: Path) -> No
 def test_no_further_metrics_are_the_same_request(tmp_path: Path) -> None:
     tiny.build(tmp_path / "shards", splits={"train": 12, "val": 6, "test": 6})
     plans = [here.planned(tmp_path, sweep_text(tmp_path / "shards", "tiny/object-knn", metrics=names)) for names in (None, [], ["ECE"])]
-    ids = [run_id(plan) for plan in plans]
+    ids = [plan.run_id for plan in plans]
     assert ids[0] == ids[1] != ids[2]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ import pytest
 import torch
 
 import tiny
+from harness.accounts import Accounts
 from harness.bank import BankStore, PartRows
-from harness.collect import Accounts
+from harness.build import state_of, study_of
 from harness.config import load_sweep
 from harness.device import Compute, Precision, device_type
 from harness.encoders import load
 from harness.extract import Extractor
 from harness.plan import Plan, make_plan
-from harness.search import StudyState, StudyTrial
-from harness.sweep import _outcome
+from harness.runners import Runners
+from harness.state import StudyState
+from harness.study import Round
 
 FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
 EXAMPLES = sorted(FIXTURES.glob("*/*.json"))
@@ -105,9 +106,8 @@ def test_key_pass_stream_and_record_read_one_value(shards: Path, tmp_path: Path,
     for study in plan.studies:
         wanted = "float32" if study.encoder.float32_only else precision
         assert {dict(bank.identity)["precision"] for bank in study.specs} == {wanted} == {plan.precision_of(study.encoder)}
-        state = _outcome(plan, study, accounts).state
-        assert state is not None
-        assert (state.study.stream.precision if state.study.stream else wanted) == wanted
+        stream = study_of(plan, study, accounts).stream
+        assert (stream.precision if stream else wanted) == wanted
 
 
 @pytest.mark.parametrize("task", ["object-linear-streamed", "finetune"])
@@ -121,30 +121,23 @@ def test_a_streamed_study_of_one_id_has_the_same_heads_whatever_the_runs_precisi
         plan = planned(shards, tmp_path, precision, [f"tiny/{task}"], *entries, protocol=fields, search=search)
         cache = tmp_path / precision
         accounts = Accounts(plan, BankStore(str(cache)), {})
-        states = [state for state in (_outcome(plan, study, accounts).state for study in plan.studies) if state is not None]
-        trial = started(states, cache)
-        rounds[precision] = {state.study.id: weights_of(trial, states, number, cache) for number, state in enumerate(states)}
+        states = [state_of(plan, study, accounts) for study in plan.studies]
+        runners = Runners(str(cache), gpu=False, threads=1)
+        rounds[precision] = {state.study.id: weights_of(runners, state, cache) for state in states}
     shared = rounds["float32"].keys() & rounds["bf16"].keys()
     assert len(shared) == 1, "the study of the encoder that computes in float32 alone"
     for identity in shared:
         assert rounds["float32"][identity] == rounds["bf16"][identity]
 
 
-def started(states: list[StudyState], cache: Path) -> StudyTrial:
-    trial = StudyTrial.__new__(StudyTrial)
-    plain = [(state.study, state.test) for state in states]
-    trial.setup({}, states=plain, cache=str(cache), gpu=False, threads=1, device_type=device_type(False))
-    return trial
-
-
-def weights_of(trial: StudyTrial, states: list[StudyState], number: int, cache: Path) -> bytes:
+def weights_of(runners: Runners, state: StudyState, cache: Path) -> bytes:
     """What the first round of a study keeps in the cache, run by a process that has run those of other studies before."""
-    config = states[number].next_config()
-    assert config is not None
-    trial.config = {"study": number, "step": config}
-    outcome = trial._outcome()
-    assert [head["error"] for head in asdict(outcome)["heads"]] == [None] * len(outcome.heads)  # type: ignore[union-attr]
-    data = BankStore(str(cache)).read_bytes("studies", states[number].study.id, "round-0.safetensors")
+    step = state.next_step()
+    assert step is not None
+    outcome = runners.run(state.study, state.test, step)
+    assert isinstance(outcome, Round)
+    assert [head.error for head in outcome.heads] == [None] * len(outcome.heads)
+    data = BankStore(str(cache)).read_bytes("studies", state.study.id, "round-0.safetensors")
     assert data
     return data
 

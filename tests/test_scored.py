@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 import tiny
+from harness.accounts import Accounts
 from harness.bank import BankStore
-from harness.collect import Accounts, _results
+from harness.build import outcome_of, state_of
+from harness.collect import records
 from harness.config import load_sweep
 from harness.core import Predictions, Rows
 from harness.device import Compute, device_type
@@ -24,7 +26,7 @@ from harness.plan import make_plan
 from harness.propose import HeadScore
 from harness.streamed import StreamedRunner
 from harness.study import Score, Study, estimate, scored, trained_labels, untrained_labels
-from harness.sweep import _outcome, main
+from harness.sweep import main
 from harness.tables import read_table
 
 SEGMENTATION = {"crop": 32, "stride": 16, "train_scale": [96, 48], "test_scale": [96, 48], "blocks": [1], "warmup_steps": 1, "iterations": 4}
@@ -186,8 +188,7 @@ def test_a_stream_notes_what_it_was_trained_on(lopsided: Path, tmp_path: Path, t
     text = tiny.sweep_text(lopsided, tasks=[f"tiny/{task}"], protocol=fields)
     (tmp_path / "sweep.yaml").write_text(text.replace('"size": 64', '"size": 32'))
     plan = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, device_type(False), "float32")
-    state = _outcome(plan, plan.studies[0], Accounts(plan, BankStore(str(tmp_path / "cache")), {})).state
-    assert state is not None
+    state = state_of(plan, plan.studies[0], Accounts(plan, BankStore(str(tmp_path / "cache")), {}))
     runner = StreamedRunner(str(tmp_path / "cache"), Compute("float32", False, 1))
     (head,) = runner.run_round(state.study, 0, [(readout, 1e-3)]).heads
     score = runner.score(state.study, head, state.test[readout])
@@ -199,15 +200,15 @@ def test_records_name_the_classes_and_the_items(lopsided: Path, tmp_path: Path) 
     (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(lopsided, tasks=["tiny/object-knn"]))
     plan = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, device_type(False), "float32")
     accounts = Accounts(plan, BankStore(str(tmp_path / "cache")), {})
-    outcome = _outcome(plan, plan.studies[0], accounts)
+    outcome = outcome_of(plan, plan.studies[0], accounts)
     assert outcome.state is not None
     predicted = table(("a", 0, 0, 1.0), ("b", 2, 0, 0.5), ("c", -1, 0, 0.3), ("d", 1, 1, 0.5))
     outcome.state.score = scored(outcome.state.study, HEAD, predicted, frozenset({0}))
-    for row in _results(plan, outcome, accounts, "run"):
+    for row in records(plan, outcome, accounts, "run"):
         assert row["n"] == 3
         assert row["error"].endswith("2 of the tested classes have no training row: green, blue; 1 of 4 items are not scored: they have no label")
     outcome.state.score = scored(outcome.state.study, HEAD, predicted, frozenset({0, 1, 2}))
-    assert all("training row" not in row["error"] for row in _results(plan, outcome, accounts, "run"))
+    assert all("training row" not in row["error"] for row in records(plan, outcome, accounts, "run"))
 
 
 @pytest.mark.slow

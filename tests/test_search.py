@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,16 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
-from harness import search
+from harness import search, steps
 from harness.bank import BankSpec
 from harness.device import device_type
 from harness.errors import BankError, ProbeError, RunError
+from harness.halving import RungJob
+from harness.journal import Journal
 from harness.propose import HeadScore, choose, first_rates, propose
-from harness.search import MAX_FAILURES, Journal, Losses, Proposer, StudyState, StudyTrial
+from harness.runners import Runners
+from harness.search import MAX_FAILURES, Losses, Proposer, StudyTrial
+from harness.state import StudyState
 from harness.study import BankRef, Round, Score, Study, StudyRunner
 
 READOUTS = ("cls", "mean")
@@ -122,17 +127,16 @@ def test_where_lower_is_better_the_merit_of_a_head_is_the_negative_of_its_value(
 def test_more_than_two_rates_are_tried_as_they_are_in_one_round() -> None:
     state = StudyState(study=study("a", trials=4, lr=(0.1, 1e-5, 3.0, 0.2)), test={})
     assert state.planned_rounds == 1
-    config = state.next_config()
-    assert config == {"round": 0, "proposals": [("cls", 0.1), ("cls", 1e-5), ("cls", 3.0), ("cls", 0.2)]}
+    assert state.next_step() == steps.Fit(round=0, proposals=(("cls", 0.1), ("cls", 1e-5), ("cls", 3.0), ("cls", 0.2)))
 
 
 def finish(proposer: Proposer, trial: str, config: dict, value: float = 0.5) -> None:
-    step = config["step"]
-    if "chosen" in step:
-        outcome: Round | Score = Score(head=HeadScore(**step["chosen"]), values=(), n=1, seconds=0.0)
+    step = steps.from_plain(config["step"])
+    if isinstance(step, steps.Score):
+        outcome: Round | Score = Score(head=step.chosen, values=(), n=1, seconds=0.0)
     else:
-        heads = tuple(head(lr, value, readout, number, step["round"]) for number, (readout, lr) in enumerate(step["proposals"]))
-        outcome = Round(index=step["round"], heads=heads, seconds=0.0)
+        heads = tuple(head(lr, value, readout, number, step.round) for number, (readout, lr) in enumerate(step.proposals))
+        outcome = Round(index=step.round, heads=heads, seconds=0.0)
     proposer.on_trial_complete(trial, {"payload": outcome.to_json()})
 
 
@@ -179,6 +183,26 @@ def test_what_is_proposed_does_not_depend_on_who_finishes_first() -> None:
     assert run(True) == run(False)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        steps.Fit(round=1, proposals=(("cls", 0.1), ("mean@-3", 1 / 3))),
+        steps.Fit(round=0, proposals=(("cls", None),)),
+        steps.Climb(round=0, proposals=(("mean", 1e-3), ("mean", 1e-5)), job=RungJob(head=1, rung=0, epochs=2)),
+        steps.Score(chosen=replace(head(1 / 3, 0.7), epochs=4)),
+    ],
+)
+def test_a_step_goes_through_json_and_comes_back_as_it_was(step: steps.Step) -> None:
+    again = steps.from_plain(json.loads(json.dumps(steps.to_plain(step))))
+    assert again == step
+    assert hash(again) == hash(step)
+
+
+def test_a_step_of_no_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a step of kind fit, climb or score, got 'rest'"):
+        steps.from_plain({"kind": "rest", "round": 0, "proposals": []})
+
+
 def test_a_trial_that_is_lost_for_good_fails_its_study_alone() -> None:
     proposer = Proposer([StudyState(study=study(name), test={}) for name in "ab"], lambda _: None)
     lost = proposer.suggest("1")
@@ -201,9 +225,9 @@ def test_a_study_that_cannot_be_done_tells_why_and_is_not_tried_again() -> None:
 def step_of(device: str, tmp_path: Path) -> dict[str, Any]:
     trial = StudyTrial.__new__(StudyTrial)
     bank = BankSpec(dataset="x", split="test", shards=(("a.tar", "", 1),), readout="cls", view="v", identity=())
-    chosen = asdict(head(None, 0.5))
+    step = steps.Score(chosen=head(None, 0.5))
     states = [(replace(study("a", probe="retrieval"), decided=True), {"cls": BankRef(bank=bank)})]
-    trial.config = {"study": 0, "step": {"chosen": chosen}}
+    trial.config = {"study": 0, "step": steps.to_plain(step)}
     trial.setup(trial.config, states=states, cache=str(tmp_path), gpu=False, threads=1, device_type=device)
     return trial.step()
 
@@ -241,7 +265,7 @@ def test_the_journal_brings_a_study_back_to_where_it_was(tmp_path: Path) -> None
     again = StudyState(study=study("a"), test={})
     Journal(tmp_path).load(again, lambda *_: True)
     assert again.rounds == state.rounds
-    assert again.next_config() == state.next_config()
+    assert again.next_step() == state.next_step()
     without_heads = StudyState(study=study("a"), test={})
     Journal(tmp_path).load(without_heads, lambda *_: False)
     assert without_heads.rounds == [], "rounds whose heads the cache has lost are run again"
@@ -325,9 +349,9 @@ class Reads:
 def step_ending_in(error: Exception, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(search.time, "sleep", lambda _: None)
     trial = StudyTrial.__new__(StudyTrial)
-    trial.config = {"study": 0, "step": {"round": 0, "proposals": [("cls", 0.1)]}}
+    trial.config = {"study": 0, "step": steps.to_plain(steps.Fit(round=0, proposals=(("cls", 0.1),)))}
     trial.setup(trial.config, states=[(study("a"), {})], cache="", gpu=False, threads=1, device_type=device_type(False))
-    monkeypatch.setattr(trial, "_runner_of", lambda _: Reads(error))
+    monkeypatch.setattr(Runners, "runner_of", lambda *_: Reads(error))
     return trial.step()
 
 

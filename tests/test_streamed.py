@@ -16,9 +16,10 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 import tiny
+from harness import build
+from harness.accounts import Accounts
 from harness.augment import IGNORED, draw
 from harness.bank import BankStore
-from harness.collect import Accounts
 from harness.config import load_sweep
 from harness.core import Rows, Sample, StreamSetting
 from harness.device import Compute, device_type
@@ -36,7 +37,6 @@ from harness.stream import Source
 from harness.streamed import StreamedRunner
 from harness.streamed import _labels as labels_of
 from harness.study import BankRef, Study
-from harness.sweep import _outcome
 from harness.tasks import select, templates
 
 torch.set_num_threads(1)
@@ -87,8 +87,7 @@ def studied(root: Path, folder: Path, task: str, **protocol: Any) -> tuple[Study
     """The study of one task, its test shards and its accounts."""
     plan = plan_of(root, folder, task, **protocol)
     accounts = Accounts(plan, BankStore(str(folder / "cache")), {})
-    state = _outcome(plan, plan.studies[0], accounts).state
-    assert state is not None
+    state = build.state_of(plan, plan.studies[0], accounts)
     return state.study, dict(state.test), accounts
 
 
@@ -565,8 +564,7 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     def study_in(folder: Path) -> Study:
         plan = plan_of(data, folder, f"{dataset}/{task}")
         plan.sweep = plan.sweep.model_copy(update={"resources": plan.sweep.resources.model_copy(update={"checkpoint_seconds": 0.0})})
-        state = _outcome(plan, plan.studies[0], Accounts(plan, BankStore(str(folder / "cache")), {})).state
-        assert state is not None
+        state = build.state_of(plan, plan.studies[0], Accounts(plan, BankStore(str(folder / "cache")), {}))
         return state.study
 
     def published(folder: Path, study: Study) -> bytes:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import tiny
+from harness.accounts import Accounts
 from harness.augment import draw
 from harness.bank import BankStore
-from harness.collect import Accounts
+from harness.build import state_of
 from harness.config import load_sweep
 from harness.core import EncoderInfo, Preprocessing, Rows, Sample, StreamSetting, Tokens, Trainer
 from harness.device import Compute, device_type
@@ -24,7 +25,6 @@ from harness.probes import attentive, defaults, heads
 from harness.probes.streaming import PaddedEncoder
 from harness.streamed import StreamedRunner, _scored
 from harness.study import BankRef, Study
-from harness.sweep import _outcome
 from harness.tasks import select, templates
 
 torch.set_num_threads(1)
@@ -195,8 +195,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def studied(root: Path, folder: Path, task: str, **protocol: Any) -> tuple[Study, dict[str, BankRef]]:
     (folder / "sweep.yaml").write_text(tiny.sweep_text(root, tasks=[task], protocol={"attention_heads": 4, "batch_size": 12, **protocol}))
     plan = make_plan(load_sweep(folder / "sweep.yaml"), folder, device_type(False), "float32")
-    state = _outcome(plan, plan.studies[0], Accounts(plan, BankStore(str(folder / "cache")), {})).state
-    assert state is not None
+    state = state_of(plan, plan.studies[0], Accounts(plan, BankStore(str(folder / "cache")), {}))
     return state.study, dict(state.test)
 
 

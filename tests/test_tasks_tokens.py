@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import tiny
+from harness.accounts import Accounts, Outcome
 from harness.bank import BankSpec, BankStore, PartRows, Receipt
-from harness.collect import Accounts, Outcome, _receipts, _results
+from harness.collect import _receipts, records
 from harness.config import load_sweep
 from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Rows, Task, Tokens
 from harness.device import Compute
@@ -442,7 +443,7 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
             assert {receipt.bank_key for receipt in timed} <= {bank.key for bank in study.banks["test"].values()}
             assert len({receipt.bank_key for receipt in timed}) == (1 if readout else 2)
         assert {bank.split for role in ("train", "val", "reference") for bank in study.banks[role].values()} == {"train", "val", "test"}
-        rows_of_it = list(_results(plan, Outcome(plan=study, state=None), accounts, "run"))
+        rows_of_it = list(records(plan, Outcome(plan=study, state=None), accounts, "run"))
         (speeds[study.task.protocol.fields["kept_share"]],) = {row["images_per_second"] for row in rows_of_it}
     assert speeds == {1.0: 2.0, 0.25: 8.0}
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from harness import steps
 from harness.config import load_sweep
 from harness.core import EncoderInfo, Keypoint, Preprocessing, Rows, Sample, Task, Tokens
 from harness.errors import ProbeError, RequestError
@@ -19,7 +20,7 @@ from harness.plan import Plan, make_plan
 from harness.probes import check, defaults, probe
 from harness.probes.lowshot import low_shot
 from harness.readouts import parse_readout, read, unavailable
-from harness.search import StudyState
+from harness.state import StudyState
 from harness.study import Study
 from harness.tasks import select, templates
 
@@ -321,7 +322,9 @@ def test_one_rate_is_tried_once(tmp_path: Path) -> None:
     )
     state = StudyState(study=study, test={})
     assert state.planned_rounds == 1
-    assert state.next_config() == {"round": 0, "proposals": [("cls", pytest.approx(0.4)), ("mean", pytest.approx(0.4))]}
+    step = state.next_step()
+    assert isinstance(step, steps.Fit)
+    assert (step.round, step.proposals) == (0, (("cls", pytest.approx(0.4)), ("mean", pytest.approx(0.4))))
     assert StudyState(study=replace(study, protocol={"lr_bounds": None}), test={}).planned_rounds == 4
 
 

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import pkgutil
 import re
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 from harness.core import Encoder, EncoderInfo
@@ -20,7 +21,7 @@ from harness.encoders._preprocessing import beside
 from harness.encoders._spec import EncoderSpec, read_by_file, refuse_unknown_keys
 from harness.errors import EncoderError, nearest
 
-__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "load", "refuse_unknown_keys"]
+__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "live", "load", "refuse_unknown_keys"]
 
 
 class Family(Protocol):
@@ -87,6 +88,21 @@ def load(spec: EncoderSpec) -> Encoder:
     encoder = family_of(spec).build(spec)
     encoder.module.eval().requires_grad_(False)
     return encoder
+
+
+def live(value: object) -> tuple[EncoderSpec, Callable[[], Encoder]] | None:
+    """What a live torch module, or a mapping {module, name, preprocessing}, goes by, and what makes an encoder of a copy of it.
+
+    None for whatever is neither. Raises EncoderError where the mapping is malformed; so does the second, where the layout is not recognised.
+    """
+    from torch import nn
+
+    if not isinstance(value, nn.Module) and not (isinstance(value, Mapping) and "module" in value):
+        return None
+    from harness.encoders._live import build_live, parse_live  # as late as the families, which need timm
+
+    module, spec = parse_live(value)
+    return spec, functools.partial(build_live, module, spec)
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:

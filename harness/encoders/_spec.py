@@ -131,7 +131,7 @@ class EncoderSpec:
         from harness.encoders import check_known  # the registry imports this module
 
         spec = _from_name(value) if isinstance(value, str) else _from_mapping(value, Path(base))
-        _check_name(spec.name)
+        check_name(spec.name)
         check_known(spec)
         return spec
 
@@ -144,7 +144,7 @@ def read_by_file(repository: str) -> str:
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Names are printed, and name folders and files."""
     if not name.isprintable() or len(file_name(name)) > MAX_NAME:
         shown = repr(name) if len(name) <= 40 else f"{name[:40]!r}… of {len(name)}"
@@ -187,7 +187,7 @@ def _from_mapping(value: object, base: Path) -> EncoderSpec:
         options=reader.options(),
         random=random,
         seed=reader.integer("seed", 0, 2**63 - 1) or 0,
-        preprocessing=_parse_preprocessing(value.get("preprocessing"), f"encoder {label}: preprocessing"),
+        preprocessing=parse_preprocessing(value.get("preprocessing"), f"encoder {label}: preprocessing"),
     )
 
 
@@ -225,7 +225,8 @@ def _check_combination(label: str, encoder: str | None, architecture: str | None
         raise EncoderError(f"encoder {label}: both checkpoint and random: true; keep one of them")
 
 
-def _parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
+def parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
+    """`preprocessing` of an encoder's entry, called `what` in errors. Raises EncoderError for values of a wrong type."""
     if value is None:
         return PreprocessingOverride()
     if not isinstance(value, Mapping):

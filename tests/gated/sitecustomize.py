@@ -22,7 +22,7 @@ GATES: dict[str, list[tuple[str, str, Callable[..., Any]]]] = {
     # module: (class or "", function, what tells one call from another) of each gate before it
     "harness.encode": [("EncoderActor", "encode", lambda actor, work, attempt: ("encode", work.name))],
     "harness.search": [
-        ("StudyTrial", "step", lambda trial: ("score" if "chosen" in trial.config["step"] else "round", trial.config["study"])),
+        ("StudyTrial", "step", lambda trial: ("score" if trial.config["step"]["kind"] == "score" else "round", trial.config["study"])),
     ],
     "harness.training": [("Training", "_step", lambda training, batch, position: ("training", training.progress.step))],
     "harness.tables": [],
