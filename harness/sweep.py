@@ -34,7 +34,8 @@ from harness.bank import BankStore, ReadParts
 from harness.build import outcome_of
 from harness.cluster import Cluster, Machine
 from harness.collect import collect
-from harness.command import OK, PARTIAL, Parser, default_cache, run_command
+from harness.command import OK, PARTIAL, Parser, run_command
+from harness.command import default_cache as _default_cache
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
@@ -88,7 +89,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)
     options.out = str(out)
-    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(default_cache())
+    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
         with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
             machine = cluster.machine()
