@@ -28,8 +28,9 @@ demo: $(INSTALLED)
 demo-values: demo
 	PYTHONPATH=. $(RUN) tests/demo_values.py runs/demo
 
+# a process per core, each a file of tests at a time, whose fixtures are then made once
 test: $(INSTALLED)
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 slow: $(INSTALLED)
 	$(RUN) -m pytest -q -m slow
