@@ -183,9 +183,10 @@ def _missing(members: Mapping[str, object], annotations: frozenset[str]) -> str 
     if not missing:
         return None
     reason = f"missing member: {', '.join(missing)}"
-    if all(name in _READ for name in members):
+    unread = [name for name in members if name not in _READ]
+    if not unread:
         return reason
-    behind_a_dot = {"image" if last in IMAGE_MEMBERS else last for _, dot, last in (name.rpartition(".") for name in members) if dot}
+    behind_a_dot = {"image" if last in IMAGE_MEMBERS else last for _, dot, last in (name.rpartition(".") for name in unread) if dot}
     if behind_a_dot & set(missing):
         reason = f"{reason}; a key ends at the first dot of a file's name"
     shown = [name[:_NAME] for name in members][:_SHOWN]

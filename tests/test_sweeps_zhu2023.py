@@ -19,7 +19,6 @@ import test_recipe_coco
 import test_recipe_cub
 import test_recipe_imagenet
 import test_recipe_lip
-from harness import plan as planning
 from harness import sweep as command
 from harness.config import Sweep, load_sweep
 from harness.core import EncoderInfo, Preprocessing
@@ -121,9 +120,7 @@ def plans(shards: Path) -> dict[str, Plan]:
         def described(spec: EncoderSpec, with_head: Sequence[str] = with_head) -> EncoderInfo:
             return replace(describe(spec), projection_dim=8 if spec.name in with_head else None)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(planning, "describe", described)
-            found[path.stem] = make_plan(small(sweep, shards), FOLDER, "cpu", "float32")
+        found[path.stem] = make_plan(small(sweep, shards), FOLDER, "cpu", "float32", info_of=described)
     return found
 
 
