@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -142,9 +143,9 @@ class Ledger:
     def _lease_all(self) -> None:
         """Give every idle actor a shard whose time has come, and wait until something has come of any lease or start."""
         now = self.clock()
-        ready = deque(turn for turn in self._waiting if turn.not_before <= now)
-        while ready and self._idle:
-            turn, actor = ready.popleft(), self._idle.pop()
+        ready = (turn for turn in self._waiting if turn.not_before <= now)
+        for turn in list(islice(ready, len(self._idle))):  # no more are looked at than can be leased: there may be tens of thousands
+            actor = self._idle.pop()
             self._waiting.remove(turn)
             self.log.write("lease", shard=turn.work.name, attempt=turn.attempt, actor=str(actor))
             try:
