@@ -24,9 +24,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(RUN) -m harness.sweep sweeps/demo.yaml --out runs/demo
 
-# renews the table that a slow test holds the demo's values against: see tests/demo_values.py for when that is right
+# renews the table that a slow test holds the demo's values against: see tests/helpers/demo_values.py for when that is right
 demo-values: demo
-	PYTHONPATH=. $(RUN) tests/demo_values.py runs/demo
+	PYTHONPATH=. $(RUN) tests/helpers/demo_values.py runs/demo
 
 # a process per core, each a file of tests at a time, whose fixtures are then made once
 test: $(INSTALLED)
@@ -37,12 +37,12 @@ slow: $(INSTALLED)
 
 # 30,000 damaged pictures, label maps, tars, manifests, annotations; MUTATIONS=1000 for fewer
 fuzz: $(INSTALLED)
-	$(RUN) -m tests.fuzz --mutations $(or $(MUTATIONS),30000)
+	$(RUN) -m tests.helpers.fuzz --mutations $(or $(MUTATIONS),30000)
 
 # N times in a row, each in a process of its own, until the first failure; BUSY=1 keeps every core busy beside it
 N ?= 30
 repeat: $(INSTALLED)
-	$(RUN) tests/repeat.py $(if $(BUSY),--busy) --times $(N) $(TEST)
+	$(RUN) tests/helpers/repeat.py $(if $(BUSY),--busy) --times $(N) $(TEST)
 
 check: $(INSTALLED)
 	$(RUN) -m ruff format --check .

@@ -21,13 +21,13 @@ import webdataset
 from PIL import Image
 from timm.data import create_transform
 
-from harness.bank import BankSpec
 from harness.core import Encoder
-from harness.device import Compute
+from harness.data.manifest import load_manifest, shard_url
+from harness.data.views.whole import Whole
 from harness.encoders import EncoderSpec, load
-from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.manifest import load_manifest, shard_url
-from harness.views.whole import Whole
+from harness.features.bank import BankSpec
+from harness.features.device import Compute
+from harness.features.extract import BankJob, Extractor, Pass, ShardWork
 
 ROOT = str(Path(__file__).parent.parent / "shards" / "data")
 BATCH = 16

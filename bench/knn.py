@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from harness.core import Rows
 from harness.probes import probe
 from harness.probes.knn import QUERY_ROWS
-from harness.probes.similarity import GALLERY_ROWS
+from harness.probes.lib.similarity import GALLERY_ROWS
 
 K, TEMPERATURE, CLASSES, WIDTH = 20, 0.07, 20, 384
 

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.accounts import Accounts
-from harness.bank import BankStore, PartRows, ReadParts, Receipt
-from harness.build import outcome_of
-from harness.collect import collect
 from harness.config import load_sweep
-from harness.device import device_type
-from harness.plan import Plan, make_plan
-from harness.propose import HeadScore
-from harness.state import StudyState
-from harness.study import Round, Score, Value
+from harness.features.bank import BankStore, PartRows, ReadParts, Receipt
+from harness.features.device import device_type
+from harness.plan.plan import Plan, make_plan
+from harness.results.collect import collect
+from harness.search.accounts import Accounts
+from harness.search.build import outcome_of
+from harness.search.propose import HeadScore
+from harness.search.state import StudyState
+from harness.search.study import Round, Score, Value
 
 ENCODERS, TRAIN, TEST, ROWS = 7, 1281, 51, 20
 MIDGET = {"train": 6, "test": 2, "rows": 3, "encoders": 2}

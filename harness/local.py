@@ -12,20 +12,20 @@ from typing import Any
 import optuna
 import torch
 
-from harness.accounts import Accounts, Lost
-from harness.bank import BankStore
-from harness.build import outcome_of
-from harness.collect import records
 from harness.config import Sweep, parse_sweep
 from harness.core import Encoder
-from harness.device import Compute, device_type, has_gpu, resolve_precision, undisturbed
 from harness.encoders import EncoderSpec, live, load, refuse_unknown_keys
 from harness.errors import HarnessError, RequestError, RunError, ShardError, in_one_line, is_of_the_place, portable
-from harness.extract import Extractor, ShardWork
-from harness.plan import Plan, make_plan
-from harness.runners import Runners
-from harness.state import StudyState
-from harness.usable import lost_splits
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type, has_gpu, resolve_precision, undisturbed
+from harness.features.extract import Extractor, ShardWork
+from harness.plan.plan import Plan, make_plan
+from harness.plan.usable import lost_splits
+from harness.results.collect import records
+from harness.search.accounts import Accounts, Lost
+from harness.search.build import outcome_of
+from harness.search.runners import Runners
+from harness.search.state import StudyState
 
 Loader = Callable[[EncoderSpec], Encoder]
 

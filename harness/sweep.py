@@ -29,30 +29,30 @@ import torch
 import yaml
 from rich.console import Console
 
-from harness.accounts import Accounts, Lost, Outcome
-from harness.bank import BankStore, ReadParts
-from harness.build import outcome_of
-from harness.cluster import Cluster, Machine
-from harness.collect import collect
+from harness.cluster.cluster import Cluster, Machine
+from harness.cluster.ledger import EventLog, Ledger
+from harness.cluster.tuner import SearchSettings, run_search
 from harness.command import OK, PARTIAL, Parser, run_command
 from harness.command import default_cache as _default_cache
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
-from harness.estimate import estimate, is_scored, least_bytes, size, told
-from harness.exclusive import only_driver
-from harness.extract import ShardWork
-from harness.journal import Journal
-from harness.ledger import EventLog, Ledger
-from harness.plan import Plan, make_plan
+from harness.features.bank import BankStore, ReadParts
+from harness.features.extract import ShardWork
+from harness.files import only_driver
+from harness.plan.cost import estimate, is_scored, least_bytes, size, told
+from harness.plan.plan import Plan, make_plan
+from harness.plan.usable import lost_splits
 from harness.progress import Progress
 from harness.report import terminal, write_report
-from harness.search import SearchSettings, run_search
-from harness.state import StudyState
-from harness.streamed import outdated
-from harness.study import StudyRunner
-from harness.tables import publish
-from harness.usable import lost_splits
+from harness.results.collect import collect
+from harness.results.tables import publish
+from harness.search.accounts import Accounts, Lost, Outcome
+from harness.search.build import outcome_of
+from harness.search.journal import Journal
+from harness.search.state import StudyState
+from harness.search.streamed import outdated
+from harness.search.study import StudyRunner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from harness.data.manifest import MaskKind
 from harness.errors import RequestError
-from harness.manifest import MaskKind
 from shards import class_lists, label_maps, mat, official, prepared_maps, recipe, tars
 from shards.class_lists import ClassList
 from shards.counts import Counts, Unfit

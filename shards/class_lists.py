@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.data.manifest import MaskKind
 from harness.errors import RequestError, nearest
-from harness.manifest import MaskKind
 from shards import label_maps, official
 
 FIRST = "not listed"

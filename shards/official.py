@@ -14,8 +14,8 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image
 
+from harness.data.images import to_rgb
 from harness.errors import RequestError, SampleError
-from harness.images import to_rgb
 from shards.counts import Counts, Unfit
 from shards.tars import ImageExtension
 

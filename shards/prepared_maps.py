@@ -14,8 +14,8 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
+from harness.data.manifest import MaskKind
 from harness.errors import RequestError
-from harness.manifest import MaskKind
 from shards import class_lists, label_maps, official, recipe
 from shards.counts import Counts
 from shards.label_maps import Pair

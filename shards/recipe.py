@@ -36,9 +36,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from harness.data.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Rules, Shard, Split
+from harness.data.shards import printable
 from harness.errors import HarnessError, RequestError, RunError, ShardError
-from harness.manifest import FILE_NAME, Annotation, Manifest, MaskKind, Rules, Shard, Split
-from harness.stream import printable
 from shards import counts
 from shards.counts import Counts, Unfit
 from shards.tars import EXTENSIONS, Record, shown, verify_record, verify_shard, write_tar

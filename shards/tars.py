@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from harness.core import Box, Keypoint
+from harness.data.manifest import MaskKind, Rules
 from harness.errors import RequestError, ShardError
-from harness.manifest import MaskKind, Rules
 
 EXTENSIONS: tuple[str, ...] = ("jpg", "png", "webp")
 ImageExtension = Literal["jpg", "png", "webp"]

@@ -16,10 +16,10 @@ import psutil
 import pytest
 import torch
 
-import tiny
-from gates import Gates
 from harness.sweep import main
-from runs import ROOT, Run
+from tests.helpers import tiny
+from tests.helpers.gates import Gates
+from tests.helpers.runs import ROOT, Run
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +249,9 @@ def test_the_other_commands_tell_a_wrong_option_in_one_line(capfd: pytest.Captur
 def test_an_interruption_while_modules_are_imported_is_told_in_one_line(folder: Path) -> None:
     gates = Gates(folder / "gates")
     run = Run(sweep=folder / "good.yaml", out=folder / "interrupted", cache=folder / "cache", gates=gates)
-    gates.close("import harness.tables")
+    gates.close("import harness.results.tables")
     process = run.start()
-    gates.wait("import harness.tables", 1, process)
+    gates.wait("import harness.results.tables", 1, process)
     assert any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps())
     process.send_signal(signal.SIGINT)
     assert run.finish(process) == 130, run.log

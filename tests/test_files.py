@@ -18,15 +18,14 @@ from typing import Any, ClassVar
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import here
-import tiny
-from harness import exclusive
-from harness.bank import BankStore
+from harness import files as exclusive
 from harness.command import OK, WRONG
 from harness.errors import BankError, RequestError, RunError, is_of_the_place, portable
-from harness.estimate import bytes_of_banks, least_bytes
-from harness.exclusive import LOCK, STALE_SECONDS, create, only_driver
+from harness.features.bank import BankStore
+from harness.files import LOCK, STALE_SECONDS, create, only_driver
+from harness.plan.cost import bytes_of_banks, least_bytes
 from harness.sweep import main
+from tests.helpers import here, tiny
 
 NAMES = ("key", "part.arrow")
 ROOT = Path(__file__).parent.parent
@@ -246,7 +245,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.cluster.Cluster.start", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("harness.cluster.cluster.Cluster.start", lambda _: pytest.fail("Ray was started"))
 
 
 @pytest.mark.usefixtures("no_links")
@@ -387,7 +386,7 @@ def test_the_second_driver_of_a_folder_is_told_of_the_first(finished: Path, caps
 HOLD = """
 import sys, time
 from pathlib import Path
-from harness.exclusive import only_driver
+from harness.files import only_driver
 with only_driver(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

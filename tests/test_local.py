@@ -14,14 +14,13 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import harness
-import here
-import tiny
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, RequestError
 from harness.local import Score
+from harness.results.tables import RESULTS, read_table
 from harness.sweep import main
-from harness.tables import RESULTS, read_table
-from runs import VOLATILE
+from tests.helpers import here, tiny
+from tests.helpers.runs import VOLATILE
 
 ROOT = Path(__file__).parent.parent
 SPEC = {"name": "tiny_vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 64}}

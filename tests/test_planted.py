@@ -1,7 +1,7 @@
 """The harness's own calibration: encoders that know the object, the part, the position or nothing, and the values that must come out.
 
-Everything between is real: tars, views, extraction, banks, probes, the choice on val, the score on test. See tests/planted.py for the pictures; the
-test split has 48 of them, 12 of each of 4 classes, and 3 parts on each.
+Everything between is real: tars, views, extraction, banks, probes, the choice on val, the score on test. tests/helpers/planted.py has the pictures;
+the test split has 48 of them, 12 of each of 4 classes, and 3 parts on each.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import planted
-from harness.bank import BankStore
 from harness.errors import BankError
-from harness.readouts import parse_readout, unavailable
+from harness.features.bank import BankStore
+from harness.features.readouts import parse_readout, unavailable
 from harness.tasks import select
-from planted import CLASSES, PARTS, World, values
+from tests.helpers import planted
+from tests.helpers.planted import CLASSES, PARTS, World, values
 
 C, P = len(CLASSES), len(PARTS)
 IMAGES = planted.SPLITS["test"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-import repeat
+from tests.helpers import repeat
 
 
 def script(folder: Path, text: str) -> str:

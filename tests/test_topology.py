@@ -16,9 +16,9 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-import tiny
-from gates import Gates
-from runs import Run, same_values
+from tests.helpers import tiny
+from tests.helpers.gates import Gates
+from tests.helpers.runs import Run, same_values
 
 pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy with much else
 

@@ -19,14 +19,14 @@ import timm
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-import tiny
 from harness.core import Predictions
 from harness.metrics import metric
 from harness.metrics.bootstrap import interval
 from harness.probes import probe
+from harness.results.tables import read_table
 from harness.sweep import main
-from harness.tables import read_table
-from test_stream import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
+from tests.data.test_shards import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
+from tests.helpers import tiny
 
 Rows = list[dict[str, Any]]
 

@@ -10,12 +10,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from harness.bank import BankStore
 from harness.core import Encoder
-from harness.device import Compute, Precision, check_device
 from harness.encoders import EncoderSpec, load
 from harness.errors import portable
-from harness.extract import Extractor, ShardWork
+from harness.features.bank import BankStore
+from harness.features.device import Compute, Precision, check_device
+from harness.features.extract import Extractor, ShardWork
 
 
 @dataclass(frozen=True, kw_only=True)

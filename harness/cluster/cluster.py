@@ -16,12 +16,13 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from harness import cores, local_ray
+from harness.cluster import local_ray
+from harness.cluster.actors import ActorSettings, EncoderCrew
 from harness.config import Resources
-from harness.device import Precision, device_type, has_gpu, resolve_precision
-from harness.encode import ActorSettings, EncoderCrew
 from harness.encoders import EncoderSpec
 from harness.errors import RequestError, RunError
+from harness.features import cores
+from harness.features.device import Precision, device_type, has_gpu, resolve_precision
 from harness.progress import Progress
 
 

@@ -21,9 +21,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from harness import tracebacks
-from harness.accounts import Lost
 from harness.errors import HarnessError, RunError, Unexpected, in_one_line, is_of_the_place
-from harness.extract import ShardWork
+from harness.features.extract import ShardWork
+from harness.search.accounts import Lost
 
 MAX_ATTEMPTS = 4
 """Leases of one shard."""

@@ -21,15 +21,16 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
-from harness import steps, tracebacks
-from harness.device import check_device
+from harness import tracebacks
 from harness.errors import RunError, Unexpected, in_one_line, is_of_the_place, portable
-from harness.journal import Journal
-from harness.provenance import provenance
-from harness.runners import Runners
-from harness.state import StudyState
-from harness.steps import Step
-from harness.study import BankRef, Study
+from harness.features.device import check_device
+from harness.results.provenance import provenance
+from harness.search import steps
+from harness.search.journal import Journal
+from harness.search.runners import Runners
+from harness.search.state import StudyState
+from harness.search.steps import Step
+from harness.search.study import BankRef, Study
 
 MAX_FAILURES = 3
 """How often a step is run again whose process died, or that could not read, write or find the memory."""

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from harness.core import Sample
+from harness.data.shards import ShardAudit, Source, attempt, in_order, read_samples, reason_of
 from harness.errors import ShardError, is_of_the_place
-from harness.stream import ShardAudit, Source, attempt, in_order, read_samples, reason_of
 
 OPEN_SHARDS = 8
 BUFFER = 2048

@@ -26,8 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from harness.data.images import MAX_PIXELS, Range
 from harness.errors import ManifestError, nearest
-from harness.images import MAX_PIXELS, Range
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"

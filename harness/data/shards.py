@@ -24,10 +24,10 @@ import numpy as np
 from webdataset.tariterators import group_by_keys
 
 from harness.core import Box, Keypoint, Sample
+from harness.data.images import decode_labels, decode_rgb, decoding
+from harness.data.manifest import Rules, Shard
+from harness.data.members import TAR_END, HashingReader, Unread, key_and_member, read_members, refuse_compressed
 from harness.errors import HarnessError, SampleError, ShardError, in_one_line, is_of_the_place
-from harness.images import decode_labels, decode_rgb, decoding
-from harness.manifest import Rules, Shard
-from harness.members import TAR_END, HashingReader, Unread, key_and_member, read_members, refuse_compressed
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 MEMBERS_OF = {"label": "json", "boxes": "json", "keypoints": "json", "object": "object.png", "part": "part.png"}

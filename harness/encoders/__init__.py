@@ -1,4 +1,4 @@
-"""Encoders by name. The folder is the registry: each module here whose name does not begin with `_` is one family.
+"""Encoders by name. The folder `families` is the registry: each of its modules is one family.
 
 A family defines `FAMILY` (its name), `DESCRIPTION` (one line), `names()` (its registered names, each with one line), `claims(spec)` (whether the
 spec is its own) and `build(spec)`. A new family is one new file and no edit elsewhere.
@@ -16,16 +16,17 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 from harness.core import Encoder, EncoderInfo
-from harness.encoders._digest import file_sha256
-from harness.encoders._preprocessing import beside
-from harness.encoders._spec import EncoderSpec, read_by_file, refuse_unknown_keys
+from harness.encoders import families
+from harness.encoders.digest import file_sha256
+from harness.encoders.preprocessing import beside
+from harness.encoders.spec import EncoderSpec, read_by_file, refuse_unknown_keys
 from harness.errors import EncoderError, nearest
 
-__all__ = ["EncoderSpec", "check_known", "describe", "families", "family_of", "fingerprint", "known_names", "live", "load", "refuse_unknown_keys"]
+__all__ = ["EncoderSpec", "all_families", "check_known", "describe", "family_of", "fingerprint", "known_names", "live", "load", "refuse_unknown_keys"]
 
 
 class Family(Protocol):
-    """What a module of this folder defines."""
+    """What a module of `families` defines."""
 
     FAMILY: str
     DESCRIPTION: str
@@ -41,20 +42,20 @@ class Family(Protocol):
 
 
 @functools.cache
-def families() -> tuple[Family, ...]:
+def all_families() -> tuple[Family, ...]:
     """Every family, sorted by its module's name."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return tuple(cast(Family, importlib.import_module(f"{__name__}.{module}")) for module in modules)
+    modules = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    return tuple(cast(Family, importlib.import_module(f"{families.__name__}.{module}")) for module in modules)
 
 
 def known_names() -> dict[str, str]:
     """Every registered name, with its one-line description."""
-    return {name: description for family in families() for name, description in family.names().items()}
+    return {name: description for family in all_families() for name, description in family.names().items()}
 
 
 def family_of(spec: EncoderSpec) -> Family:
     """The family that claims `spec`. Raises EncoderError, with the nearest name, where none does."""
-    for family in families():
+    for family in all_families():
         if family.claims(spec):
             return family
     import timm  # as late as the families, which need it
@@ -74,7 +75,7 @@ def family_of(spec: EncoderSpec) -> Family:
 
 def check_known(spec: EncoderSpec) -> None:
     """Raise EncoderError where no family claims `spec`, or where it names a timm architecture that does not exist. Loads nothing."""
-    from harness.encoders._create import check_architecture
+    from harness.encoders.create import check_architecture
 
     family_of(spec)
     if spec.architecture is not None:
@@ -99,7 +100,7 @@ def live(value: object) -> tuple[EncoderSpec, Callable[[], Encoder]] | None:
 
     if not isinstance(value, nn.Module) and not (isinstance(value, Mapping) and "module" in value):
         return None
-    from harness.encoders._live import build_live, parse_live  # as late as the families, which need timm
+    from harness.encoders.live_network import build_live, parse_live  # as late as the families, which need timm
 
     module, spec = parse_live(value)
     return spec, functools.partial(build_live, module, spec)

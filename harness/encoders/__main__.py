@@ -15,7 +15,7 @@ from rich.table import Table
 
 from harness.command import OK, Parser, run_command
 from harness.core import EncoderInfo
-from harness.encoders import EncoderSpec, describe, families
+from harness.encoders import EncoderSpec, all_families, describe
 from harness.errors import EncoderError
 
 
@@ -91,7 +91,7 @@ def _list(console: Console) -> None:
     table = Table(title="Encoders", title_justify="left")
     for column in ("family", "name", "what it is"):
         table.add_column(column)
-    for family in families():
+    for family in all_families():
         table.add_row(f"[bold]{escape(family.FAMILY)}[/bold]", "", escape(family.DESCRIPTION))
         for name, description in family.names().items():
             table.add_row("", escape(name), escape(description))

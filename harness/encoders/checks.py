@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.encoders._resize import one_line
+from harness.encoders.resize import one_line
 from harness.errors import EncoderError
 
 _DEVICE_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
@@ -17,7 +17,7 @@ def check_images(name: str, images: torch.Tensor) -> None:
     """Raise EncoderError unless `images` is a floating-point [B, 3, H, W] with at least one image."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape:
         got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-        raise EncoderError(f"encoder {name}: expected images as float [B, 3, H, W], got {got}; prepare them with harness.preprocess.prepare")
+        raise EncoderError(f"encoder {name}: expected images as float [B, 3, H, W], got {got}; prepare them with harness.data.preprocess.prepare")
 
 
 def check_blocks(name: str, blocks: Sequence[int], count: int) -> None:

@@ -13,12 +13,12 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from harness.core import Encoder, Preprocessing
-from harness.encoders._identity import Identity
-from harness.encoders._map import MapEncoder
-from harness.encoders._preprocessing import IMAGENET, at_side, differences
-from harness.encoders._resize import one_line
-from harness.encoders._spec import Option, PreprocessingOverride
-from harness.encoders._vit import VitEncoder, is_vit
+from harness.encoders.identity import Identity
+from harness.encoders.map import MapEncoder
+from harness.encoders.preprocessing import IMAGENET, at_side, differences
+from harness.encoders.resize import one_line
+from harness.encoders.spec import Option, PreprocessingOverride
+from harness.encoders.vit import VitEncoder, is_vit
 from harness.errors import EncoderError, nearest
 
 Options = Iterable[tuple[str, Option]]

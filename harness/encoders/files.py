@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from harness.encoders._digest import file_sha256
-from harness.encoders._resize import one_line
+from harness.encoders.digest import file_sha256
+from harness.encoders.resize import one_line
 from harness.errors import EncoderError
 
 _DEPTH = 8  # nested dictionaries in a checkpoint; real ones have three or four

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from harness.core import LoadReport
-from harness.encoders._digest import weights_sha256
-from harness.encoders._positions import PositionResize
-from harness.encoders._preprocessing import Chosen
+from harness.encoders.digest import weights_sha256
+from harness.encoders.positions import PositionResize
+from harness.encoders.preprocessing import Chosen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from harness.core import Preprocessing
-from harness.encoders._files import Checkpoint
-from harness.encoders._load import Selection, grouped
-from harness.encoders._preprocessing import beside
-from harness.encoders._stated import read_json
+from harness.encoders.files import Checkpoint
+from harness.encoders.loading import Selection, grouped
+from harness.encoders.preprocessing import beside
+from harness.encoders.stated import read_json
 from harness.errors import EncoderError
 
 Tensors = Mapping[str, torch.Tensor]

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from harness.core import Encoder, Preprocessing
-from harness.encoders._create import known_preprocessing, wrap
-from harness.encoders._identity import Identity
-from harness.encoders._positions import position_rule
-from harness.encoders._preprocessing import IMAGENET, at_side, decide
-from harness.encoders._resize import one_line
-from harness.encoders._spec import EncoderSpec, check_name, parse_preprocessing
-from harness.encoders._vit import is_vit
+from harness.encoders.create import known_preprocessing, wrap
+from harness.encoders.identity import Identity
+from harness.encoders.positions import position_rule
+from harness.encoders.preprocessing import IMAGENET, at_side, decide
+from harness.encoders.resize import one_line
+from harness.encoders.spec import EncoderSpec, check_name, parse_preprocessing
+from harness.encoders.vit import is_vit
 from harness.errors import EncoderError, nearest
 
 FAMILY = "live module"

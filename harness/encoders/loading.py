@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from harness.core import LoadReport
-from harness.encoders._files import Checkpoint
-from harness.encoders._positions import has_moco_positions
+from harness.encoders.files import Checkpoint
+from harness.encoders.positions import has_moco_positions
 from harness.errors import EncoderError
 
 USUAL_WRAPPERS = frozenset(

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
-from harness.encoders._checks import check_blocks, check_images, refusals
-from harness.encoders._identity import Identity, Network
-from harness.encoders._resize import SizedCopies
+from harness.encoders.checks import check_blocks, check_images, refusals
+from harness.encoders.identity import Identity, Network
+from harness.encoders.resize import SizedCopies
 from harness.errors import EncoderError
 
 

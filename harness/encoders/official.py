@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from harness.core import Encoder, LoadReport, Preprocessing
-from harness.encoders._create import fair_residuals, wrap
-from harness.encoders._files import Checkpoint, read_checkpoint, unwrapped
-from harness.encoders._heads import Tensors, WeightNormed
-from harness.encoders._identity import Identity
-from harness.encoders._layouts import refuse_other_authors, translate
-from harness.encoders._load import Selection, load_into, refuse_silent_misfit, select
-from harness.encoders._positions import PositionResize
-from harness.encoders._preprocessing import IMAGENET, Chosen, at_side, decide, of_family
-from harness.encoders._resize import one_line
-from harness.encoders._spec import EncoderSpec
-from harness.encoders._vit_shape import VitShape
+from harness.encoders.create import fair_residuals, wrap
+from harness.encoders.files import Checkpoint, read_checkpoint, unwrapped
+from harness.encoders.heads import Tensors, WeightNormed
+from harness.encoders.identity import Identity
+from harness.encoders.layouts import refuse_other_authors, translate
+from harness.encoders.loading import Selection, load_into, refuse_silent_misfit, select
+from harness.encoders.positions import PositionResize
+from harness.encoders.preprocessing import IMAGENET, Chosen, at_side, decide, of_family
+from harness.encoders.resize import one_line
+from harness.encoders.spec import EncoderSpec
+from harness.encoders.vit_shape import VitShape
 from harness.errors import EncoderError
 
 _ANCHORS = ("patch_embed.proj.weight", "conv1.weight")

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness.core import Preprocessing
-from harness.encoders._files import Checkpoint
-from harness.encoders._spec import EncoderSpec
-from harness.encoders._stated import FIELDS, Statement, read_args, read_config, read_metadata, read_processor
+from harness.encoders.files import Checkpoint
+from harness.encoders.spec import EncoderSpec
+from harness.encoders.stated import FIELDS, Statement, read_args, read_config, read_metadata, read_processor
 
 BESIDE = ("preprocessor_config.json", "config.json")
 """Files in a weight file's folder that may say how its images are prepared, the first over the second."""

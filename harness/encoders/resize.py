@@ -7,7 +7,7 @@ import copy
 import torch
 from timm.models.beit import Beit
 
-from harness.encoders._positions import resize_bias_table
+from harness.encoders.positions import resize_bias_table
 from harness.errors import EncoderError
 
 _KEPT = 4  # resized copies an encoder remembers

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from harness.core import Preprocessing
-from harness.encoders._files import Checkpoint
-from harness.encoders._spec import PreprocessingOverride
+from harness.encoders.files import Checkpoint
+from harness.encoders.spec import PreprocessingOverride
 from harness.errors import EncoderError
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Preprocessing))

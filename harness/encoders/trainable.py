@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from harness.core import Encoder, Tokens
-from harness.encoders._map import MapEncoder
-from harness.encoders._resize import SizedCopies
-from harness.encoders._vit import VitEncoder, _final_norm
+from harness.encoders.map import MapEncoder
+from harness.encoders.resize import SizedCopies
+from harness.encoders.vit import VitEncoder, _final_norm
 from harness.errors import EncoderError
 
 

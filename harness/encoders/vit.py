@@ -18,10 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
-from harness.encoders._checks import check_blocks, check_images, check_indices, refusals
-from harness.encoders._identity import Identity, Network
-from harness.encoders._positions import DESCRIPTION, resize_positions
-from harness.encoders._resize import SizedCopies
+from harness.encoders.checks import check_blocks, check_images, check_indices, refusals
+from harness.encoders.identity import Identity, Network
+from harness.encoders.positions import DESCRIPTION, resize_positions
+from harness.encoders.resize import SizedCopies
 from harness.errors import EncoderError
 
 _STEPPED = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)

@@ -15,7 +15,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from harness.encoders._positions import has_moco_positions
+from harness.encoders.positions import has_moco_positions
 from harness.errors import EncoderError
 
 Kind = Literal["vit", "distilled", "beit", "cae"]

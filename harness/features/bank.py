@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow as pa
 
 from harness.core import Rows
+from harness.data.shards import ShardAudit, sample_of
 from harness.errors import BankError, RunError
-from harness.exclusive import Publisher, create
-from harness.parts import joined
-from harness.splits import take
-from harness.stream import ShardAudit, sample_of
+from harness.features.mapped import joined
+from harness.features.rows import take
+from harness.files import Publisher, create
 from harness.versions import EXTRACTION_VERSION
 
 _UNREADABLE = (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError)

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from harness.bank import BankSpec, LeasedBank, PartRows, Receipt
 from harness.core import Encoder, Item, Preprocessing, Sample, View
-from harness.device import Compute, Precision
+from harness.data.manifest import Rules, Shard
+from harness.data.preprocess import prepare, prepare_mask
+from harness.data.shards import ShardAudit, in_order, read_samples
 from harness.errors import ShardError
-from harness.manifest import Rules, Shard
-from harness.preprocess import prepare, prepare_mask
-from harness.readouts import Readout, blocks_needed, parse_readout, read
-from harness.stream import ShardAudit, in_order, read_samples
+from harness.features.bank import BankSpec, LeasedBank, PartRows, Receipt
+from harness.features.device import Compute, Precision
+from harness.features.readouts import Readout, blocks_needed, parse_readout, read
 
 
 @dataclass(frozen=True, kw_only=True)

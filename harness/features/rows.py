@@ -9,8 +9,8 @@ import numpy as np
 
 from harness.core import Rows
 from harness.errors import BankError
-from harness.parts import joined as joined_features
-from harness.parts import taken
+from harness.features.mapped import joined as joined_features
+from harness.features.mapped import taken
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:

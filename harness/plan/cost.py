@@ -22,19 +22,19 @@ from typing import Any
 
 import torch
 
-from harness.bank import BankSpec, BankStore
 from harness.core import EncoderInfo, Reading, Sample, View
-from harness.device import Compute, device_type
+from harness.data.manifest import Manifest, Shard, shard_url
+from harness.data.shards import ShardAudit, attempt, read_samples
+from harness.data.views.whole import Whole
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ShardError
-from harness.extract import ShardWork
-from harness.manifest import Manifest, Shard, shard_url
-from harness.plan import Plan, StudyPlan
+from harness.features.bank import BankSpec, BankStore
+from harness.features.device import Compute, device_type
+from harness.features.extract import ShardWork
+from harness.features.readouts import parse_readout
+from harness.plan.plan import Plan, StudyPlan
 from harness.probes import fields_of, is_decided, stream_probe
-from harness.propose import is_searched, rates_at_once
-from harness.readouts import parse_readout
-from harness.stream import ShardAudit, attempt, read_samples
-from harness.views.whole import Whole
+from harness.search.propose import is_searched, rates_at_once
 
 HELD_OUT = 0.1
 """Share of train that heads are chosen on where there is no val."""

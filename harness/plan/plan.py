@@ -11,17 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.bank import BankSpec, BankStore, ReadParts, Receipt, ShardList
 from harness.config import Sweep
 from harness.core import EncoderInfo, Task, View
-from harness.device import Precision
+from harness.data.manifest import Manifest, shard_url
+from harness.data.shards import Source
 from harness.encoders import EncoderSpec, describe
 from harness.errors import RequestError
-from harness.extract import BankJob, Pass, ShardWork
-from harness.manifest import Manifest, shard_url
+from harness.features.bank import BankSpec, BankStore, ReadParts, Receipt, ShardList
+from harness.features.device import Precision
+from harness.features.extract import BankJob, Pass, ShardWork
+from harness.features.readouts import parse_readout, unavailable
 from harness.probes import fields_of, is_decided
-from harness.readouts import parse_readout, unavailable
-from harness.stream import Source
 from harness.tasks import select, with_metrics
 from harness.versions import EXTRACTION_VERSION, STREAM_VERSION
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from harness.data.manifest import Shard
+from harness.data.shards import ShardAudit, Source, in_order, read_samples, with_count
 from harness.errors import RequestError, ShardError
-from harness.manifest import Shard
-from harness.plan import Plan
-from harness.stream import ShardAudit, Source, in_order, read_samples, with_count
+from harness.plan.plan import Plan
 
 PER_SHARD, PER_SPLIT = 32, 96
 """Unusable samples after which a look goes on to the next shard, and after which it has seen enough of the split."""

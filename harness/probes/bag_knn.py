@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harness.probes.bags import ACCURACIES, BagProbe, BagProbeFields
 from harness.probes.fields import Count, Positive
 from harness.probes.knn import PROBE as KNN
 from harness.probes.knn import KNNFields
+from harness.probes.lib.bags import ACCURACIES, BagProbe, BagProbeFields
 
 
 class BagKNNFields(BagProbeFields, KNNFields):

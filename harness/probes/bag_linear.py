@@ -5,8 +5,8 @@ SGD with momentum 0.9, weight decay 5e-5, batches of 100, 100 epochs and a cosin
 
 from __future__ import annotations
 
-from harness.probes.bags import ACCURACIES, BagProbe, BagProbeFields
 from harness.probes.fields import Count, Momentum, NonNegative
+from harness.probes.lib.bags import ACCURACIES, BagProbe, BagProbeFields
 from harness.probes.linear import PROBE as LINEAR
 from harness.probes.linear import LinearFields
 

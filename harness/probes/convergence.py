@@ -16,9 +16,9 @@ import torch
 
 from harness.core import Predictions, Quantity, RowProbe, Rows
 from harness.errors import ProbeError
-from harness.probes.bags import BagFields, bags
 from harness.probes.fields import no_learning_rate
-from harness.probes.measured import measured, quotient
+from harness.probes.lib.bags import BagFields, bags
+from harness.probes.lib.measured import measured, quotient
 
 NAME = "convergence"
 _ZERO, _NO_OTHER = "the embeddings are zero", "there is no other image to compare with, or embeddings are zero"

@@ -17,14 +17,14 @@ import numpy as np
 import pydantic
 import torch
 
-from harness.augment import UNLABELLED, counted, left_out_classes
 from harness.core import Predictions, Rows, State
+from harness.data.augment import UNLABELLED, counted, left_out_classes
 from harness.errors import ProbeError
-from harness.probes.features import Normaliser, checked_features, on_device
 from harness.probes.fields import Count, NonNegative, as_tuple
 from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
-from harness.probes.patch_labels import PatchLabels, PatchTarget
-from harness.probes.schedule import cosine, polynomial
+from harness.probes.lib.features import Normaliser, checked_features, on_device
+from harness.probes.lib.patch_labels import PatchLabels, PatchTarget
+from harness.probes.lib.schedule import cosine, polynomial
 
 NAME = "dense"
 LOGITS = 2**24

@@ -19,10 +19,10 @@ import torch
 
 from harness.core import UNMARKED, Predictions, Rows, State
 from harness.errors import ProbeError
-from harness.probes.features import CHUNK_ROWS, FeatureNorm, Normaliser, as_tensor, checked_features, on_device
 from harness.probes.fields import Count
 from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
-from harness.probes.schedule import cosine
+from harness.probes.lib.features import CHUNK_ROWS, FeatureNorm, Normaliser, as_tensor, checked_features, on_device
+from harness.probes.lib.schedule import cosine
 
 NAME = "detector"
 

@@ -25,8 +25,9 @@ from torch import nn
 
 from harness.core import Passes, Predictions, Proposal, Reading, RowProbe, Rows, Sample, State, StreamProbe, StreamSetting
 from harness.errors import ProbeError
-from harness.probes.augmented import AugmentedFields, KeptRows
-from harness.probes.features import (
+from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.lib.augmented import AugmentedFields, KeptRows
+from harness.probes.lib.features import (
     CHUNK_ROWS,
     FeatureNorm,
     Features,
@@ -37,10 +38,9 @@ from harness.probes.features import (
     needed,
     on_device,
 )
-from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
-from harness.probes.pictures import Pictured, Pictures, Pooled
-from harness.probes.schedule import Anneal, annealed
-from harness.probes.softmax import most_probable
+from harness.probes.lib.pictures import Pictured, Pictures, Pooled
+from harness.probes.lib.schedule import Anneal, annealed
+from harness.probes.lib.softmax import most_probable
 
 VELOCITY = "velocity/"
 """How the names of a network's momentum begin in its checkpoint."""

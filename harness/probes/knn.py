@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from harness.core import Predictions, RowProbe, Rows
-from harness.probes.features import Features, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Count, Fields, Positive, no_learning_rate
-from harness.probes.similarity import inverse_norms, nearest_in_gallery
+from harness.probes.lib.features import Features, checked_features, checked_targets, needed, on_device
+from harness.probes.lib.similarity import inverse_norms, nearest_in_gallery
 
 NAME = "knn"
 QUERY_ROWS = 512

@@ -16,7 +16,7 @@ import torch
 
 from harness.core import Predictions, Quantity, RowProbe, Rows
 from harness.probes.fields import Count, Fields, no_learning_rate
-from harness.probes.measured import measured, quotient
+from harness.probes.lib.measured import measured, quotient
 from harness.probes.retrieval import Exclude, neighbours
 
 NAME = "locality"

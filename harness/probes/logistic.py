@@ -16,9 +16,9 @@ import torch
 
 from harness.core import RowProbe, Rows
 from harness.errors import ProbeError
-from harness.probes.features import FeatureNorm, Features, Normaliser, checked_features, checked_targets, needed, on_device
 from harness.probes.fields import Count, Fields, Positive, as_tuple
-from harness.probes.softmax import SoftmaxStack, restored
+from harness.probes.lib.features import FeatureNorm, Features, Normaliser, checked_features, checked_targets, needed, on_device
+from harness.probes.lib.softmax import SoftmaxStack, restored
 
 NAME = "logistic"
 KNOB = "C"

@@ -14,12 +14,12 @@ import torch
 
 from harness.core import RowProbe, Rows
 from harness.errors import ProbeError
-from harness.probes.features import needed
+from harness.features.rows import take
 from harness.probes.fields import Count
+from harness.probes.lib.features import needed
+from harness.probes.lib.softmax import SoftmaxStack
 from harness.probes.logistic import PROBE as LOGISTIC
 from harness.probes.logistic import LogisticFields
-from harness.probes.softmax import SoftmaxStack
-from harness.splits import take
 
 NAME = "lowshot"
 

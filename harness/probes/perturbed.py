@@ -16,10 +16,10 @@ import torch
 
 from harness.core import Predictions, RowProbe, Rows
 from harness.errors import ProbeError
-from harness.probes.features import CHUNK_ROWS
 from harness.probes.fields import no_learning_rate
 from harness.probes.knn import PROBE as KNN
 from harness.probes.knn import KNNFields, KNNStack
+from harness.probes.lib.features import CHUNK_ROWS
 
 NAME = "perturbed"
 

@@ -17,9 +17,9 @@ import torch
 
 from harness.core import Predictions, RowProbe, Rows
 from harness.errors import ProbeError, nearest
-from harness.probes.features import as_tensor, checked_features, on_device
 from harness.probes.fields import Count, Fields, no_learning_rate
-from harness.probes.similarity import cosine_chunks, inverse_norms, nearest_rows
+from harness.probes.lib.features import as_tensor, checked_features, on_device
+from harness.probes.lib.similarity import cosine_chunks, inverse_norms, nearest_rows
 
 NAME = "retrieval"
 Exclude = Literal["none", "query", "image"]

@@ -15,11 +15,11 @@ import pydantic
 import torch
 from torch.nn.functional import conv2d, cross_entropy, interpolate
 
-from harness.augment import IGNORED, fitting, left_out_classes
 from harness.core import EncoderInfo, Passes, Proposal, Reading, Scorer, State, StreamProbe, StreamSetting, Trainer
+from harness.data.augment import IGNORED, fitting, left_out_classes
 from harness.errors import RequestError
 from harness.probes.fields import Count, Fields, NonNegative
-from harness.probes.schedule import polynomial
+from harness.probes.lib.schedule import polynomial
 
 NAME = "segmentation"
 LOGITS = 2**26
@@ -215,12 +215,12 @@ class SegmentationProbe(StreamProbe[SegmentationFields]):
         return unsuitable(fields, info)
 
     def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
-        from harness.probes.segmentation_stream import SegmentationTrainer
+        from harness.probes.lib.segmentation_stream import SegmentationTrainer
 
         return SegmentationTrainer(setting, proposals)
 
     def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
-        from harness.probes.segmentation_stream import SegmentationScorer
+        from harness.probes.lib.segmentation_stream import SegmentationScorer
 
         return SegmentationScorer(setting, heads)
 

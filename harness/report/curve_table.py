@@ -12,7 +12,7 @@ from harness.report.curves import Curve, ends
 from harness.report.palette import Look
 from harness.report.sections import Name, name
 from harness.report.units import NONE, interval, is_defined, label, number
-from harness.tables import file_name
+from harness.results.tables import file_name
 
 
 @dataclass(frozen=True, kw_only=True)

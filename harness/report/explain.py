@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.bank import BankSpec, BankStore
 from harness.errors import RequestError, nearest
+from harness.features.bank import BankSpec, BankStore
 from harness.report.board import Row, parsed
 from harness.report.points import base_protocol
 from harness.report.published import read_encoders
 from harness.report.recompute import recompute
 from harness.report.run import Run
-from harness.tables import file_name
+from harness.results.tables import file_name
 
 NEIGHBOURS = 2
 """Learning rates that are shown on either side of the chosen one."""

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from harness.core import NeighbourKind, Task, View
+from harness.data.manifest import load_manifest, shard_url
+from harness.data.shards import ShardAudit, attempt, read_samples
 from harness.errors import HarnessError, ShardError
-from harness.manifest import load_manifest, shard_url
 from harness.probes import probes
 from harness.report.board import Board, Column, parsed
 from harness.report.run import Run
-from harness.stream import ShardAudit, attempt, read_samples
 from harness.tasks import select
 
 _ROWS = 16

@@ -25,7 +25,7 @@ from harness.report.published import compare_published, read_encoders
 from harness.report.run import Run, random_twins, read_run
 from harness.report.scatter import object_part
 from harness.report.sections import headline, ledger_sum, paired_table, provenance, published_table, records, selection, study_lines
-from harness.tables import file_name, publish
+from harness.results.tables import file_name, publish
 
 GALLERY = "gallery"
 PORTRAIT = "portrait_"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.data.manifest import Manifest, load_manifest
 from harness.errors import HarnessError
-from harness.manifest import Manifest, load_manifest
 from harness.report.axes import Value, axis_of
 from harness.report.board import Row, is_ranked, parsed, reason, status
 from harness.report.curves import FLOORS, Curve, curves, ends

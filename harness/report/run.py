@@ -15,7 +15,7 @@ from harness.config import parse_yaml, resolve_path
 from harness.core import Predictions
 from harness.errors import RequestError
 from harness.report.board import Row
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, conformed, file_name
+from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, conformed, file_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

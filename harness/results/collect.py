@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from harness.accounts import Accounts, Outcome
-from harness.augment import left_out_classes
-from harness.bank import BankSpec, Receipt
 from harness.core import Task
+from harness.data.augment import left_out_classes
+from harness.data.manifest import Manifest
+from harness.data.shards import NAMED as NAMED_PER_REASON
+from harness.data.shards import with_count
 from harness.errors import BankError
-from harness.manifest import Manifest
+from harness.features.bank import BankSpec, Receipt
 from harness.metrics import sense
 from harness.metrics.levels import AtLevel
-from harness.plan import Plan, StudyPlan, view_of
-from harness.propose import HeadScore
-from harness.provenance import provenance
-from harness.state import StudyState
-from harness.stream import NAMED as NAMED_PER_REASON
-from harness.stream import with_count
-from harness.study import StudyRunner, Value
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
+from harness.plan.plan import Plan, StudyPlan, view_of
+from harness.results.provenance import provenance
+from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
+from harness.search.accounts import Accounts, Outcome
+from harness.search.propose import HeadScore
+from harness.search.state import StudyState
+from harness.search.study import StudyRunner, Value
 from harness.tracebacks import TOLD_IN
 from harness.versions import counters
 

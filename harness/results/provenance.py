@@ -29,7 +29,7 @@ def _versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this code runs from, with `+` where files of the code differ from it or are new; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:

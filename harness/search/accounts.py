@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from harness.bank import BankSpec, BankStore, ReadParts, Receipt
-from harness.plan import Plan, StudyPlan
-from harness.state import StudyState
-from harness.stream import NAMED
+from harness.data.shards import NAMED
+from harness.features.bank import BankSpec, BankStore, ReadParts, Receipt
+from harness.plan.plan import Plan, StudyPlan
+from harness.search.state import StudyState
 
 
 @dataclass(frozen=True, kw_only=True)

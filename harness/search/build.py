@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.accounts import Accounts, Outcome
-from harness.plan import HELD_OUT, Plan, StudyPlan
+from harness.plan.plan import HELD_OUT, Plan, StudyPlan
 from harness.probes import is_decided
-from harness.state import StudyState
-from harness.study import BankRef, Stream, Study
+from harness.search.accounts import Accounts, Outcome
+from harness.search.state import StudyState
+from harness.search.study import BankRef, Stream, Study
 
 
 def outcome_of(plan: Plan, study: StudyPlan, accounts: Accounts) -> Outcome:

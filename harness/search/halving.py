@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import probes
 from harness.core import Proposal, StreamProbe
-from harness.propose import HeadScore, survivors
+from harness.search.propose import HeadScore, survivors
 
 
 @dataclass(frozen=True, kw_only=True)

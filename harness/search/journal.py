@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from harness.state import StudyState
-from harness.study import Round, Score, Study
-from harness.tables import publish
+from harness.results.tables import publish
+from harness.search.state import StudyState
+from harness.search.study import Round, Score, Study
 
 T = TypeVar("T")
 

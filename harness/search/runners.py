@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from harness import steps
 from harness.core import Encoder
-from harness.device import Compute
 from harness.encoders import EncoderSpec, load
-from harness.halving import RungResult
-from harness.steps import Step
-from harness.streamed import StreamedRunner
-from harness.study import BankRef, Round, Score, Study, StudyRunner
+from harness.features.device import Compute
+from harness.search import steps
+from harness.search.halving import RungResult
+from harness.search.steps import Step
+from harness.search.streamed import StreamedRunner
+from harness.search.study import BankRef, Round, Score, Study, StudyRunner
 
 
 class Runners:

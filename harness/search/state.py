@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness import steps
-from harness.halving import Halving, RungResult
 from harness.probes import grid, probe
-from harness.propose import HeadScore, choose, is_searched, propose, rates_at_once
-from harness.steps import Step
-from harness.study import BankRef, Round, Score, Study
+from harness.search import steps
+from harness.search.halving import Halving, RungResult
+from harness.search.propose import HeadScore, choose, is_searched, propose, rates_at_once
+from harness.search.steps import Step
+from harness.search.study import BankRef, Round, Score, Study
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from harness.core import Proposal
-from harness.halving import RungJob
-from harness.propose import HeadScore
+from harness.search.halving import RungJob
+from harness.search.propose import HeadScore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,20 +20,20 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from harness.bank import BankStore, PartRows, Receipt
 from harness.core import Encoder, Metric, Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
-from harness.device import Compute, Precision
+from harness.data.epochs import Epoch, merged
+from harness.data.shards import ShardAudit, Source, label_and_group, read_records
 from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
-from harness.feed import Epoch, merged
-from harness.halving import Halving, RungJob, RungResult
+from harness.features.bank import BankStore, PartRows, Receipt
+from harness.features.device import Compute, Precision
+from harness.features.rows import hold_out
 from harness.probes import stream_probe
-from harness.probes.streaming import PaddedEncoder
-from harness.propose import HeadScore
-from harness.splits import hold_out
-from harness.stream import ShardAudit, Source, label_and_group, read_records
-from harness.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
-from harness.training import Position, Training, stream_of, worst_of
+from harness.probes.lib.streaming import PaddedEncoder
+from harness.search.halving import Halving, RungJob, RungResult
+from harness.search.propose import HeadScore
+from harness.search.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
+from harness.search.training import Position, Training, stream_of, worst_of
 
 
 class StreamedRunner:

@@ -19,18 +19,18 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from harness.bank import BankSpec, BankStore
 from harness.core import FittedStack, Metric, Predictions, Rows
-from harness.device import Precision
+from harness.data.shards import Source
 from harness.encoders import EncoderSpec
 from harness.errors import BankError, HarnessError, is_of_the_place
+from harness.features.bank import BankSpec, BankStore
+from harness.features.device import Precision
+from harness.features.rows import hold_out, joined
 from harness.metrics import sense
 from harness.metrics.bootstrap import interval
 from harness.probes import metric, probe, row_probe
 from harness.probes.retrieval import neighbours
-from harness.propose import HeadScore
-from harness.splits import hold_out, joined
-from harness.stream import Source
+from harness.search.propose import HeadScore
 from harness.versions import SCORING_VERSION
 
 GALLERY_QUERIES = 64

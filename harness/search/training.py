@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from harness.augment import draw
 from harness.core import Sample, Trainer
+from harness.data.augment import draw
+from harness.data.epochs import Epoch
+from harness.data.shards import ShardAudit, Source
 from harness.errors import ProbeError
-from harness.feed import Epoch
-from harness.stream import ShardAudit, Source
-from harness.study import Stream, Study
+from harness.search.study import Stream, Study
 
 
 @dataclass(kw_only=True)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.core import Feed, Level, Metric, Task, TaskProtocol, View
+from harness.data.manifest import Manifest, load_manifest
 from harness.errors import RequestError, nearest
-from harness.manifest import Manifest, load_manifest
+from harness.features.readouts import parse_readout
 from harness.metrics.levels import AtLevel
 from harness.probes import check, metric, probe, row_probe, stream_probe
-from harness.readouts import parse_readout
 
 Fields = Mapping[str, Any]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.probes.attentive import RELEASE
-from harness.probes.augmented import KeptFields
 from harness.probes.fields import EpochFields
+from harness.probes.lib.augmented import KeptFields
 from harness.tasks import Fields, Template
 from harness.tasks.objects import chosen_on, kept_crops, whole
 from harness.tasks.parts import part_template, training_crops

@@ -12,17 +12,17 @@ from typing import Annotated, Any
 import pydantic
 
 from harness.core import View
+from harness.data.manifest import Manifest
+from harness.data.views.bag import CENTRE_CROP, FRAME_SIDE, Bag, side_of_area
+from harness.data.views.whole import Whole
 from harness.errors import ProbeError, RequestError
-from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
-from harness.probes.bags import BagFields, Share
 from harness.probes.fields import Fields as CheckedFields
+from harness.probes.lib.bags import BagFields, Share
 from harness.tasks import Fields, Template
 from harness.tasks.objects import whole
 from harness.tasks.parts import crops, patch, selected
-from harness.views.bag import CENTRE_CROP, FRAME_SIDE, Bag, side_of_area
-from harness.views.whole import Whole
 
 CURVES: Mapping[str, str] = {"bag_sizes": "bag_size", "patch_sides": "patch_side"}
 POINTS: Fields = {"bag_sizes": (0, 1, 4, 16), "patch_sides": (None,)}

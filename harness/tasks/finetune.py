@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from harness.core import View
+from harness.data.manifest import Manifest
+from harness.data.views.whole import Whole
 from harness.errors import ProbeError, RequestError
-from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.probes.finetune import NAME, FinetuneFields
 from harness.tasks import Fields, Template
-from harness.views.whole import Whole
 
 READOUTS = ("mean",)
 """Of the patch tokens: what every encoder has, and what MAE fine-tunes. With more of them, each has a stack of learning rates of its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.tasks import Template

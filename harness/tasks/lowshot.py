@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.tasks import Fields, Template

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
 from harness.probes import defaults, probe
-from harness.probes.augmented import AugmentedFields, KeptFields
 from harness.probes.fields import EpochFields
+from harness.probes.lib.augmented import AugmentedFields, KeptFields
 from harness.tasks import Template
 from harness.tasks.objects import POOLED, chosen_on, kept_crops, whole
 from harness.tasks.parts import crops, part_template

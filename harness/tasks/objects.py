@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.augment import CropAndFlip, uncounted_labels
 from harness.core import View
+from harness.data.augment import CropAndFlip, uncounted_labels
+from harness.data.manifest import Manifest
+from harness.data.views.augmented import RandomCrops
+from harness.data.views.whole import Whole
 from harness.errors import ProbeError, RequestError
-from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
-from harness.probes.augmented import KeptFields
 from harness.probes.fields import EpochFields
+from harness.probes.lib.augmented import KeptFields
 from harness.tasks import Fields, Template
-from harness.views.augmented import RandomCrops
-from harness.views.whole import Whole
 
 POOLED = ("cls", "mean", "cls+mean")
 SIDE_BY_SIDE = ("cls", "mean", "projection")

@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 
 from harness.core import Fit, View
+from harness.data.manifest import Manifest
+from harness.data.views.keypoint_patch import KeypointPatch, Rounding
 from harness.errors import ProbeError, RequestError, nearest
-from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.probes.fields import Count, EpochFields, NonNegative, Positive
 from harness.probes.fields import Fields as CheckedFields
 from harness.tasks import Fields, Template
 from harness.tasks.objects import GALLERIES, PUBLISHED, each_readout
-from harness.views.keypoint_patch import KeypointPatch, Rounding
 
 READOUTS = ("mean", "cls", "mean@-3")
 

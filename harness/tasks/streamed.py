@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.augment import uncounted_labels
 from harness.core import Level, View
+from harness.data.augment import uncounted_labels
+from harness.data.manifest import Manifest, MaskKind
+from harness.data.views.whole import Whole
 from harness.errors import ProbeError, RequestError
-from harness.manifest import Manifest, MaskKind
 from harness.metrics import metric
 from harness.probes import defaults
-from harness.probes.augmented import AugmentedFields, CropFields
+from harness.probes.lib.augmented import AugmentedFields, CropFields
 from harness.probes.segmentation import SegmentationFields
 from harness.tasks import Fields, Template
 from harness.tasks.attentive import PROTOCOLS, with_rate
 from harness.tasks.objects import POOLED
-from harness.views.whole import Whole
 
 ADE20K = {"train_scale": (2048, 512), "crop": 512, "test_scale": (2048, 512), "stride": 341}
 PASCAL = {"train_scale": (520, 520), "crop": 480, "test_scale": (3840, 480), "stride": 161}

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.core import View
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
+from harness.data.views.dropped_tokens import DroppedTokens
+from harness.data.views.misplaced_tokens import MARK, MisplacedTokens
+from harness.data.views.shuffled_patches import ShuffledPatches
+from harness.data.views.whole import Whole
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.tasks import Fields, Template
 from harness.tasks.objects import POOLED, whole
-from harness.views.dropped_tokens import DroppedTokens
-from harness.views.misplaced_tokens import MARK, MisplacedTokens
-from harness.views.shuffled_patches import ShuffledPatches
-from harness.views.whole import Whole
 
 DETECTION = ("AUROC", "balanced_accuracy", "bce", "bce_chance")
 BEARING = ("accuracy", "mean_class_accuracy", "cosine_to_intact")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import defaults
 from harness.probes.finetune import NAME as FINETUNE

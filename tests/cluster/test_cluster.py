@@ -9,8 +9,8 @@ import pytest
 import ray
 from rich.console import Console
 
-from harness import cluster
-from harness.cluster import Cluster, Node
+from harness.cluster import cluster
+from harness.cluster.cluster import Cluster, Node
 from harness.config import Resources
 from harness.errors import RequestError
 from harness.progress import Progress

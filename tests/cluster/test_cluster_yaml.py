@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-FILE = Path(__file__).parent.parent / "cluster.yaml"
+FILE = Path(__file__).parents[2] / "cluster.yaml"
 RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
 
 

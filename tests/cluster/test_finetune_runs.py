@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import tiny
-from gates import Gates
-from runs import Run, same_values
+from tests.helpers import tiny
+from tests.helpers.gates import Gates
+from tests.helpers.runs import Run, same_values
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -13,10 +13,8 @@ import pytest
 from ray import exceptions
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from harness import ledger as ledger_module
-from harness.accounts import Lost, account
-from harness.bank import BankSpec, BankStore
-from harness.collect import _tracebacks
+from harness.cluster import ledger as ledger_module
+from harness.cluster.ledger import MAX_ATTEMPTS, MAX_STARTS, EventLog, Ledger
 from harness.errors import (
     BankError,
     RequestError,
@@ -25,7 +23,9 @@ from harness.errors import (
     Unexpected,
     portable,
 )
-from harness.ledger import MAX_ATTEMPTS, MAX_STARTS, EventLog, Ledger
+from harness.features.bank import BankSpec, BankStore
+from harness.results.collect import _tracebacks
+from harness.search.accounts import Lost, account
 
 NEVER = object()
 """An outcome that does not come."""

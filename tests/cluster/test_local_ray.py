@@ -13,15 +13,15 @@ import psutil
 import pytest
 from ray.exceptions import RaySystemError
 
-import tiny
-from gates import Gates
-from harness import cluster, local_ray
-from harness.cluster import Cluster
+from harness.cluster import cluster, local_ray
+from harness.cluster.cluster import Cluster
+from harness.cluster.local_ray import LONGEST_SOCKET, interrupt_later, make_folder, store_options, writable_token
 from harness.config import Resources
 from harness.errors import RequestError, RunError
-from harness.local_ray import LONGEST_SOCKET, interrupt_later, make_folder, store_options, writable_token
-from runs import ROOT, Run, workers
-from test_cluster import new
+from tests.cluster.test_cluster import new
+from tests.helpers import tiny
+from tests.helpers.gates import Gates
+from tests.helpers.runs import ROOT, Run, workers
 
 pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy with much else
 
@@ -170,7 +170,7 @@ def test_a_ray_that_is_lost_ends_the_run_in_one_line(monkeypatch: pytest.MonkeyP
 
 STARTS = """
 from rich.console import Console
-from harness.cluster import Cluster
+from harness.cluster.cluster import Cluster
 from harness.config import Resources
 from harness.progress import Progress
 import ray

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from safetensors.torch import load
 
-import tiny
-from gates import Gates
-from runs import ROOT, Run, same_values
+from tests.helpers import tiny
+from tests.helpers.gates import Gates
+from tests.helpers.runs import ROOT, Run, same_values
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.augment import (
+from harness.core import Preprocessing
+from harness.data.augment import (
     IGNORED,
     CropAndFlip,
     Scene,
@@ -20,7 +21,6 @@ from harness.augment import (
     labelled,
     saturated,
 )
-from harness.core import Preprocessing
 
 PREPROCESSING = Preprocessing(size=(32, 32), resize=36)
 GEOMETRY_ONLY = {"photometric": False}

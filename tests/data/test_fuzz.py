@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import fuzz
+from harness.data.shards import attempt
 from harness.errors import SampleError, ShardError
-from harness.stream import attempt
+from tests.helpers import fuzz
 
 
 @pytest.mark.slow
 def test_two_thousand_mutations_end_in_a_value_or_in_words() -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--mutations", "2000"]
-    run = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False, timeout=280)
+    command = [sys.executable, "-m", "tests.helpers.fuzz", "--mutations", "2000"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=280)
     assert run.returncode == 0, run.stdout + run.stderr
 
 

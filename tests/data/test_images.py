@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from harness import images as module
+from harness.data import images as module
+from harness.data.images import MAX_PIXELS, decode_labels, decode_rgb, to_rgb
 from harness.errors import SampleError
-from harness.images import MAX_PIXELS, decode_labels, decode_rgb, to_rgb
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (16, 1))
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

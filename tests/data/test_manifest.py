@@ -11,10 +11,10 @@ import fsspec
 import pytest
 from pydantic import ValidationError
 
-from harness import manifest as module
+from harness.data import manifest as module
+from harness.data.images import MAX_PIXELS
+from harness.data.manifest import Manifest, load_manifest, shard_url
 from harness.errors import ManifestError, RequestError
-from harness.images import MAX_PIXELS
-from harness.manifest import Manifest, load_manifest, shard_url
 
 SHA = "0" * 64
 PLAIN: dict[str, Any] = {
@@ -81,7 +81,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
 
 
 def test_the_manifest_of_the_docs_is_one(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     shown = text.split("## Shards of your own")[1].split("```json")[1].split("```")[0]
     found = load_manifest(write(tmp_path, shown.replace("what sha256sum prints: 64 digits", SHA), "birds"), "birds")
     assert found.rules.annotations == {"label"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import preprocess as module
 from harness.core import Preprocessing
-from harness.preprocess import prepare, prepare_mask
+from harness.data import preprocess as module
+from harness.data.preprocess import prepare, prepare_mask
 
 SQUARE = Preprocessing(size=(32, 32), resize=40)
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny
-from harness import stream
 from harness.core import Sample
+from harness.data import shards as stream
+from harness.data.manifest import Rules, Shard
+from harness.data.shards import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
 from harness.errors import RunError, SampleError, ShardError, is_of_the_place
-from harness.manifest import Rules, Shard
-from harness.stream import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
+from tests.helpers import tiny
 
 Records = list[list[tuple[str, bytes]]]
 COUNT = 6

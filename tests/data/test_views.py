@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from harness.core import Keypoint, Sample
+from harness.data.views.keypoint_patch import KeypointPatch, crop_square, nearest_distance
+from harness.data.views.whole import Whole
 from harness.errors import SampleError
-from harness.views.keypoint_patch import KeypointPatch, crop_square, nearest_distance
-from harness.views.whole import Whole
 
 
 def sample(*keypoints: Keypoint) -> Sample:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from harness.core import Item, Sample
+from harness.data.views.bag import Bag, side_of_area
 from harness.errors import RequestError
-from harness.views.bag import Bag, side_of_area
 
 
 def sample(height: int = 60, width: int = 90, key: str = "a", group: str | None = None) -> Sample:

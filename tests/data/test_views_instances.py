@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from harness.core import Keypoint, Sample
-from harness.manifest import Rules
-from harness.stream import decode_sample
-from harness.views.keypoint_patch import KeypointPatch
-from harness.views.whole import Whole
+from harness.data.manifest import Rules
+from harness.data.shards import decode_sample
+from harness.data.views.keypoint_patch import KeypointPatch
+from harness.data.views.whole import Whole
 
 IMAGE = np.zeros((100, 100, 3), np.uint8)
 PARTS = ("nose", "wrist", "ankle")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from harness.core import Item, Keypoint, Sample
-from harness.manifest import Manifest
+from harness.data.manifest import Manifest
+from harness.data.views.keypoint_patch import KeypointPatch
 from harness.tasks import templates
-from harness.views.keypoint_patch import KeypointPatch
 
 BIRD = ("back", "beak", "right eye", "right leg", "left wing", "tail", "throat")
 BIRD_SELECTED = ("right eye", "right leg", "left wing", "tail")

@@ -11,18 +11,18 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-import tiny
-from harness.bank import BankSpec
 from harness.core import UNMARKED, Alteration, EncoderInfo, View
-from harness.device import Compute
+from harness.data.manifest import load_manifest
+from harness.data.views.dropped_tokens import DroppedTokens, Mode
+from harness.data.views.misplaced_tokens import MisplacedTokens
+from harness.data.views.shuffled_patches import ShuffledPatches
+from harness.data.views.whole import Whole
 from harness.encoders import EncoderSpec, load
 from harness.errors import RequestError
-from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.manifest import load_manifest
-from harness.views.dropped_tokens import DroppedTokens, Mode
-from harness.views.misplaced_tokens import MisplacedTokens
-from harness.views.shuffled_patches import ShuffledPatches
-from harness.views.whole import Whole
+from harness.features.bank import BankSpec
+from harness.features.device import Compute
+from harness.features.extract import BankJob, Extractor, Pass, ShardWork
+from tests.helpers import tiny
 
 GRID = (6, 8)
 CELLS = GRID[0] * GRID[1]

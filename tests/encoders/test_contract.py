@@ -12,12 +12,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from harness.core import Encoder, Tokens
-from harness.device import Compute, resolve_precision
-from harness.encoders import EncoderSpec, describe, families, load
+from harness.data.preprocess import prepare
+from harness.encoders import EncoderSpec, all_families, describe, load
 from harness.errors import EncoderError, RequestError
-from harness.preprocess import prepare
+from harness.features.device import Compute, resolve_precision
 
-FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 EXAMPLES = sorted(FIXTURES.glob("*/*.json"))
 BATCH = 4
 
@@ -72,13 +72,13 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.float() - wanted.float()).norm() / wanted.float().norm())
 
 
-@pytest.mark.parametrize("module", [family.__name__.rpartition(".")[2] for family in families()])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("module", [family.__name__.rpartition(".")[2] for family in all_families()])  # type: ignore[attr-defined]
 def test_every_family_has_an_example(module: str) -> None:
     assert any(path.parent.name == module for path in EXAMPLES), f"add tests/fixtures/encoders/{module}/NAME.json with a spec"
 
 
 def test_the_example_is_its_familys(path: Path, encoder: Encoder) -> None:
-    claiming = [family for family in families() if family.claims(example_spec(path))]
+    claiming = [family for family in all_families() if family.claims(example_spec(path))]
     assert [family.__name__.rpartition(".")[2] for family in claiming] == [path.parent.name]  # type: ignore[attr-defined]
     assert encoder.info.family == claiming[0].FAMILY
 

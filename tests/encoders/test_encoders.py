@@ -11,7 +11,7 @@ import timm
 import torch
 
 from harness.core import Encoder
-from harness.encoders import EncoderSpec, describe, families, fingerprint, known_names, load
+from harness.encoders import EncoderSpec, all_families, describe, fingerprint, known_names, load
 from harness.encoders.__main__ import main
 from harness.errors import EncoderError
 
@@ -28,20 +28,20 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_folder_is_the_registry() -> None:
-    import harness.encoders
+    from harness.encoders import families
 
-    folder = Path(harness.encoders.__file__).parent
-    modules = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
-    assert [family.__name__.rpartition(".")[2] for family in families()] == modules  # type: ignore[attr-defined]
-    assert len({family.FAMILY for family in families()}) == len(modules)
-    assert all(family.DESCRIPTION for family in families())
-    assert sum(len(family.names()) for family in families()) == len(known_names()), "two families register one name"
+    modules = sorted(file.stem for folder in families.__path__ for file in Path(folder).glob("*.py") if file.stem != "__init__")
+    assert [family.__name__.rpartition(".")[2] for family in all_families()] == modules  # type: ignore[attr-defined]
+    assert len({family.FAMILY for family in all_families()}) == len(modules)
+    assert all(family.DESCRIPTION for family in all_families())
+    assert sum(len(family.names()) for family in all_families()) == len(known_names()), "two families register one name"
 
 
 @pytest.mark.parametrize("name", sorted(known_names()))
 def test_every_name_is_claimed_once(name: str) -> None:
     spec = EncoderSpec(name="x", encoder=name)
-    assert [family.FAMILY for family in families() if family.claims(spec)] == [family.FAMILY for family in families() if name in family.names()]
+    claiming = [family.FAMILY for family in all_families() if family.claims(spec)]
+    assert claiming == [family.FAMILY for family in all_families() if name in family.names()]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_fingerprints_follow_what_changes_features_and_nothing_else() -> None:
 
 
 def test_weights_digest_is_over_names_shapes_types_and_bytes() -> None:
-    from harness.encoders._digest import weights_sha256
+    from harness.encoders.digest import weights_sha256
 
     tensors = {"a": torch.arange(6.0), "b": torch.zeros(2)}
     digest = weights_sha256(tensors)
@@ -482,7 +482,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyP
 def test_command_lists_every_family_and_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     listed = capsys.readouterr().out
-    for family in families():
+    for family in all_families():
         assert family.FAMILY in listed
         assert all(name[:12] in listed for name in family.names())
 
@@ -522,7 +522,7 @@ def test_command_refuses_in_one_line(name: str, capsys: pytest.CaptureFixture[st
 
 
 def test_descriptions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.encoders import timm as family
+    from harness.encoders.families import timm as family
 
     spec = EncoderSpec.parse({"name": "remembered", "architecture": "test_vit", "random": True, "seed": 77})
     first = describe(spec)
@@ -536,12 +536,12 @@ def test_a_new_family_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
     import harness.encoders
 
-    text = (Path(__file__).parent.parent / "ARCHITECTURE.md").read_text()
+    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
     example = text.partition("**An encoder family**")[2].partition("```python\n")[2].partition("```")[0]
     assert "FAMILY" in example
     (tmp_path / "colours.py").write_text(example)
-    monkeypatch.setattr(harness.encoders, "__path__", [*harness.encoders.__path__, str(tmp_path)])
-    families.cache_clear()
+    monkeypatch.setattr(harness.encoders.families, "__path__", [*harness.encoders.families.__path__, str(tmp_path)])
+    all_families.cache_clear()
     try:
         assert "colours" in known_names()
         encoder = load(EncoderSpec.parse("colours"))
@@ -551,5 +551,5 @@ def test_a_new_family_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
         torch.testing.assert_close(tokens.patches[0, 3, 5], images[0, :, 48:64, 80:96].mean(dim=(1, 2)))
         torch.testing.assert_close(tokens.blocks[0].patches, tokens.patches)
     finally:
-        families.cache_clear()
-        sys.modules.pop("harness.encoders.colours", None)
+        all_families.cache_clear()
+        sys.modules.pop("harness.encoders.families.colours", None)

@@ -19,7 +19,7 @@ from harness.core import Encoder
 from harness.encoders import EncoderSpec, load
 from harness.errors import EncoderError
 
-FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 State = dict[str, torch.Tensor]
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
@@ -456,7 +456,7 @@ def test_a_path_among_the_settings_is_read_as_one(path: pathlib.PurePath, old: b
 
 @pytest.mark.parametrize("name", ["pathlib.WindowsPath", "pathlib._local.PosixPath"])
 def test_paths_of_other_systems_and_pythons_are_read_too(name: str, tmp_path: Path) -> None:
-    from harness.encoders._files import read_checkpoint
+    from harness.encoders.files import read_checkpoint
 
     file = tmp_path / "a.pth"
     torch.save({"w": torch.ones(2), "p": pathlib.PurePosixPath("x")}, file, _use_new_zipfile_serialization=False)
@@ -525,7 +525,7 @@ def test_moco_v3s_small_vit_has_twelve_heads_whatever_name_it_is_read_under(moco
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_hides_nothing_and_others_sines_are_not_taken_for_its(moco: torch.nn.Module, dtype: torch.dtype, tmp_path: Path) -> None:
-    from harness.encoders._positions import has_moco_positions
+    from harness.encoders.positions import has_moco_positions
 
     positions = sines(3, 384)
     assert has_moco_positions(positions.to(dtype))

@@ -13,7 +13,7 @@ from harness.core import Encoder
 from harness.encoders import EncoderSpec, describe, load
 from harness.errors import EncoderError
 
-FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 OFFICIAL = sorted(path for path in FIXTURES.glob("*/*.json") if "expected" in json.loads(path.read_text()))
 TOLERANCE = 1e-5
 
@@ -86,7 +86,7 @@ def test_every_official_format_has_a_fixture() -> None:
 
 @pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_key_is_accounted_for(path: Path) -> None:
-    from harness.encoders._files import read_checkpoint
+    from harness.encoders.files import read_checkpoint
 
     encoder = fixture_encoder(path)
     report = encoder.info.load_report
@@ -259,7 +259,7 @@ def test_published_sizes_have_their_authors_heads(name: str, heads: int) -> None
 
 def test_width_384_is_read_with_the_heads_of_its_authors() -> None:
     """The same tensors are a 6-head network in DINO's file and a 12-head network in MoCo v3's and CAE's."""
-    from harness.encoders import cae, dino, moco_v3
+    from harness.encoders.families import cae, dino, moco_v3
 
     tensors = {
         "cls_token": torch.zeros(1, 1, 384),
@@ -302,7 +302,7 @@ def test_resizing_is_the_authors_and_said(tmp_path: Path) -> None:
 def test_timm_resizes_beit_otherwise() -> None:
     from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
-    from harness.encoders._positions import resize_bias_table
+    from harness.encoders.positions import resize_bias_table
 
     table = torch.randn(52, 3, generator=torch.Generator().manual_seed(0))
     ours = resize_bias_table(table, (4, 4), (7, 7))
@@ -402,7 +402,7 @@ def test_an_incomplete_head_is_refused(file: str, head: str, tmp_path: Path) -> 
 
 
 def test_torchs_weight_norm_is_ours() -> None:
-    from harness.encoders._heads import WeightNormed
+    from harness.encoders.heads import WeightNormed
 
     torch.manual_seed(0)
     reference = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 7, bias=False))

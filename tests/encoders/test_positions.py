@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from harness.encoders import EncoderSpec, load
-from harness.encoders.timm import _Model, _position_resize
+from harness.encoders.families.timm import _Model, _position_resize
 
-FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 State = dict[str, torch.Tensor]
 Resize = Callable[[torch.Tensor, int, int], torch.Tensor]
 

@@ -196,8 +196,8 @@ def test_what_decides_first_to_last(tmp_path: Path, state: State) -> None:
 
 
 def test_an_official_file_and_its_random_twin_follow_what_lies_beside(tmp_path: Path) -> None:
-    fixture = json.loads((Path(__file__).parent / "fixtures/encoders/dino/backbone.json").read_text())["spec"]
-    (tmp_path / fixture["checkpoint"]).write_bytes((Path(__file__).parent / "fixtures/encoders/dino" / fixture["checkpoint"]).read_bytes())
+    fixture = json.loads((Path(__file__).parents[1] / "fixtures/encoders/dino/backbone.json").read_text())["spec"]
+    (tmp_path / fixture["checkpoint"]).write_bytes((Path(__file__).parents[1] / "fixtures/encoders/dino" / fixture["checkpoint"]).read_bytes())
     write(tmp_path / "x", "preprocessor_config.json", {"image_mean": OTHER})
     for random in (False, True):
         own = load(EncoderSpec.parse({**fixture, "random": random}, base=tmp_path)).info

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.encoders import EncoderSpec, describe, load
-from harness.encoders.samples import sample_file
+from harness.encoders.families.samples import sample_file
 from harness.errors import EncoderError
 
 
@@ -43,8 +43,8 @@ def test_efficientnet_lite_knows_a_photograph(name: str) -> None:
     """With its classifier put back, it names scikit-image's cat as one of ImageNet's cats (281 to 285)."""
     from skimage import data
 
-    from harness.encoders._files import read_checkpoint
-    from harness.preprocess import prepare
+    from harness.data.preprocess import prepare
+    from harness.encoders.files import read_checkpoint
 
     encoder = load(EncoderSpec.parse(name))
     *_, weight, bias = read_checkpoint(str(sample_file(name))).tensors.values()

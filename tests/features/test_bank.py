@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import here
-import tiny
-from harness import bank as module
-from harness.accounts import Accounts
-from harness.bank import BankSpec, BankStore, LeasedBank, PartRows, ReadParts, Receipt, ShardList
-from harness.plan import Plan
-from harness.stream import ShardAudit
+from harness.data.shards import ShardAudit
+from harness.features import bank as module
+from harness.features.bank import BankSpec, BankStore, LeasedBank, PartRows, ReadParts, Receipt, ShardList
+from harness.plan.plan import Plan
+from harness.search.accounts import Accounts
+from tests.helpers import here, tiny
 
 SHARDS = (("a/train-0.tar", "00ff", 3), ("b.tar", "11", 0))
 SPEC = BankSpec(
@@ -201,7 +200,7 @@ def test_banks_of_a_split_whose_keys_differ_have_answers_of_their_own(tmp_path: 
 
 
 def test_the_planning_benchmark_runs(tmp_path: Path) -> None:
-    path = Path(__file__).parent.parent / "bench" / "planning.py"
+    path = Path(__file__).parents[2] / "bench" / "planning.py"
     spec = importlib.util.spec_from_file_location("planning", path)
     assert spec is not None
     assert spec.loader is not None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cluster, cores
+from harness.cluster import cluster
+from harness.features import cores
 
 V1, V2 = "1:cpu,cpuacct:{}\n2:memory:/elsewhere\n", "0::{}\n"
 

@@ -11,8 +11,8 @@ import accelerate
 import pytest
 import torch
 
-from harness import device
-from harness.device import Compute, without_launchers
+from harness.features import device
+from harness.features.device import Compute, without_launchers
 
 LAUNCHERS = {
     "Open MPI": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},

@@ -11,23 +11,23 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFile
 
-import harness.stream
-import tiny
-from harness.bank import BankSpec, BankStore, PartRows, Receipt
+import harness.data.shards
+from harness.cluster.actors import ActorSettings, EncoderActor
+from harness.cluster.ledger import longest_first
 from harness.core import Encoder, View
-from harness.device import Compute, Precision, device_type
-from harness.encode import ActorSettings, EncoderActor
+from harness.data.manifest import Rules, Shard, load_manifest
+from harness.data.preprocess import prepare
+from harness.data.shards import ShardAudit, read_samples
+from harness.data.views.augmented import RandomCrops
+from harness.data.views.bag import Bag
+from harness.data.views.keypoint_patch import KeypointPatch
+from harness.data.views.whole import Whole
 from harness.encoders import EncoderSpec, load
 from harness.errors import BankError
-from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.ledger import longest_first
-from harness.manifest import Rules, Shard, load_manifest
-from harness.preprocess import prepare
-from harness.stream import ShardAudit, read_samples
-from harness.views.augmented import RandomCrops
-from harness.views.bag import Bag
-from harness.views.keypoint_patch import KeypointPatch
-from harness.views.whole import Whole
+from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.device import Compute, Precision, device_type
+from harness.features.extract import BankJob, Extractor, Pass, ShardWork
+from tests.helpers import tiny
 
 ENCODER = {"name": "vit", "architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}
 TWIN = {**ENCODER, "name": "twin", "seed": 1}
@@ -108,8 +108,8 @@ def test_an_image_is_decoded_once_and_each_view_encoded_once(
     encoders: dict[str, Encoder], shard: tuple[Path, Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, forwards = [], []
-    real = harness.stream.decode_sample
-    monkeypatch.setattr(harness.stream, "decode_sample", lambda key, *more: decoded.append(key) or real(key, *more))
+    real = harness.data.shards.decode_sample
+    monkeypatch.setattr(harness.data.shards, "decode_sample", lambda key, *more: decoded.append(key) or real(key, *more))
     for name, encoder in encoders.items():
         encode = encoder.encode
         monkeypatch.setattr(encoder, "encode", lambda images, _name=name, _encode=encode, **more: forwards.append(_name) or _encode(images, **more))

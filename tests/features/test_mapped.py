@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness import parts
-from harness.bank import BankSpec, BankStore, PartRows, Receipt
-from harness.parts import Parts
+from harness.features import mapped as parts
+from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.mapped import Parts
+from harness.features.rows import hold_out, joined
 from harness.probes import probe
-from harness.splits import hold_out, joined
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def pieces(*sizes: int, row: tuple[int, ...] = (5,)) -> list[np.ndarray]:
@@ -118,10 +118,10 @@ BOUNDED = """
 import json, sys, threading
 import numpy as np, torch
 from harness import parts
-from harness.bank import BankSpec, BankStore
+from harness.features.bank import BankSpec, BankStore
 from harness.core import Rows
 from harness.probes import probe
-from harness.splits import hold_out
+from harness.features.rows import hold_out
 
 def own():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024

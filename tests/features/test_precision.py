@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-from harness.accounts import Accounts
-from harness.bank import BankStore, PartRows
-from harness.build import state_of, study_of
 from harness.config import load_sweep
-from harness.device import Compute, Precision, device_type
 from harness.encoders import load
-from harness.extract import Extractor
-from harness.plan import Plan, make_plan
-from harness.runners import Runners
-from harness.state import StudyState
-from harness.study import Round
+from harness.features.bank import BankStore, PartRows
+from harness.features.device import Compute, Precision, device_type
+from harness.features.extract import Extractor
+from harness.plan.plan import Plan, make_plan
+from harness.search.accounts import Accounts
+from harness.search.build import state_of, study_of
+from harness.search.runners import Runners
+from harness.search.state import StudyState
+from harness.search.study import Round
+from tests.helpers import tiny
 
-FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 EXAMPLES = sorted(FIXTURES.glob("*/*.json"))
 TASKS = ["tiny/object-knn", "tiny/object-segmentation"]
 

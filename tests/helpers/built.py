@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from harness.core import Sample
+from harness.data.manifest import load_manifest, shard_url
+from harness.data.shards import ShardAudit, in_order, read_samples
 from harness.errors import ShardError
-from harness.manifest import load_manifest, shard_url
-from harness.stream import ShardAudit, in_order, read_samples
 
 
 def samples(root: Path, dataset: str, split: str) -> dict[str, Sample]:

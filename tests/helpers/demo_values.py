@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.tables import read_table
+from harness.results.tables import read_table
 
-TABLE = Path(__file__).parent / "values" / "demo.csv"
+TABLE = Path(__file__).parents[1] / "values" / "demo.csv"
 KEY = ("encoder", "task", "protocol", "metric")
 VALUES = ("value", "ci_low", "ci_high", "n", "n_failed", "status", "readout", "lr")
 NEAR = 0.04

@@ -1,8 +1,9 @@
-"""Mutated bytes to everything that reads data of unknown makers: `python -m tests.fuzz` from the repository's root, or `make fuzz`.
+"""Mutated bytes to everything that reads data of unknown makers: `python -m tests.helpers.fuzz` from the repository's root, or `make fuzz`.
 
 Pictures of every format, label maps, records' JSON, tars, manifests and COCO's annotations are damaged at random, as a seed decides, and read. Every
 outcome must be a value, a loss with a name, or a refusal in one line. Whatever else happens, more memory than 2 GB, a crash or an endless loop
-included, is a fault, and `python -m tests.fuzz --target NAME --first INDEX --mutations 1` makes it happen again. It runs in a process of its own.
+included, is a fault, and `python -m tests.helpers.fuzz --target NAME --first INDEX --mutations 1` makes it happen again. It runs in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from PIL import Image, features
 from pycocotools import mask as rle
 
 from harness.core import Item, Preprocessing, Sample
+from harness.data.manifest import Manifest, Rules, Shard, parse_manifest
+from harness.data.preprocess import prepare, prepare_mask
+from harness.data.shards import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
+from harness.data.views.keypoint_patch import KeypointPatch
+from harness.data.views.whole import Whole
 from harness.errors import HarnessError, ManifestError, SampleError, ShardError
-from harness.manifest import Manifest, Rules, Shard, parse_manifest
-from harness.preprocess import prepare, prepare_mask
-from harness.stream import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
-from harness.views.keypoint_patch import KeypointPatch
-from harness.views.whole import Whole
 from shards import coco, tars
 
 MEMORY = 2 * 10**9

@@ -2,7 +2,7 @@
 
 The gates are `encode` (before a lease is worked on), `round` and `score` (before a step of a study), `training` (before a step of training), `report`
 (before the report is drawn) and `ray` (while a local Ray is started, some of whose processes are there); tests/gated/sitecustomize.py has them.
-Beside them there is `import harness.tables` and the like, before the modules that it names are imported.
+Beside them there is `import harness.results.tables` and the like, before the modules that it names are imported.
 """
 
 from __future__ import annotations

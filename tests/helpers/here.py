@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.accounts import Accounts
-from harness.bank import BankStore
-from harness.build import outcome_of
-from harness.collect import collect
 from harness.config import load_sweep
-from harness.device import Compute, device_type
-from harness.journal import Journal
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
 from harness.local import encode, finish
-from harness.plan import Plan, make_plan
-from harness.runners import Runners
+from harness.plan.plan import Plan, make_plan
+from harness.results.collect import collect
+from harness.search.accounts import Accounts
+from harness.search.build import outcome_of
+from harness.search.journal import Journal
+from harness.search.runners import Runners
 
 
 def planned(folder: Path, text: str) -> Plan:

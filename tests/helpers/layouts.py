@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-import built
 from shards import ade20k, ade20k_parts, cifar, coco, cub, imagenet, lip, objectnet, official, pascal_parts, prepared_maps, yoga82
-from test_recipe_cifar import batch, listing, pickled, text
-from test_recipe_pascal_parts import mat
+from tests.helpers import built
+from tests.shards.test_cifar import batch, listing, pickled, text
+from tests.shards.test_pascal_parts import mat
 
 WIDTH, HEIGHT = 40, 30
 

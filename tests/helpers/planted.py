@@ -19,21 +19,21 @@ import numpy as np
 import torch
 from torch import nn
 
-import tiny
-from harness.bank import BankSpec, BankStore
 from harness.core import EncoderInfo, Preprocessing, Task, Tokens
-from harness.device import Compute
+from harness.data.manifest import Manifest, load_manifest, shard_url
+from harness.data.shards import Source
 from harness.encoders import EncoderSpec
-from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.manifest import Manifest, load_manifest, shard_url
-from harness.plan import POOLS
+from harness.features.bank import BankSpec, BankStore
+from harness.features.device import Compute
+from harness.features.extract import BankJob, Extractor, Pass, ShardWork
+from harness.features.readouts import parse_readout, unavailable
+from harness.plan.plan import POOLS
 from harness.probes import grid
-from harness.propose import choose, first_rates
-from harness.readouts import parse_readout, unavailable
-from harness.stream import Source
-from harness.streamed import StreamedRunner
-from harness.study import BankRef, Score, Stream, Study, StudyRunner
+from harness.search.propose import choose, first_rates
+from harness.search.streamed import StreamedRunner
+from harness.search.study import BankRef, Score, Stream, Study, StudyRunner
 from harness.tasks import select
+from tests.helpers import tiny
 
 HEIGHT, WIDTH = 28, 16
 CLASSES, PARTS = ("red", "green", "blue", "grey"), ("head", "body", "foot")

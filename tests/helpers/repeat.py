@@ -1,4 +1,4 @@
-"""`python tests/repeat.py --times 30 [--busy] TEST`: run a test again and again, until it fails once.
+"""`python tests/helpers/repeat.py --times 30 [--busy] TEST`: run a test again and again, until it fails once.
 
 Exit status: 0 it passed every time; that of pytest where it did not, with the output of the run that failed; 2 no test is named.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPIN = "while True: pass"
 
 

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-import tiny
 from harness.core import Item, Predictions, Task
-from harness.manifest import Manifest, load_manifest, shard_url
+from harness.data.manifest import Manifest, load_manifest, shard_url
+from harness.data.shards import ShardAudit, read_samples
 from harness.metrics.bootstrap import interval
 from harness.probes import locality
-from harness.probes.measured import measured
-from harness.stream import ShardAudit, read_samples
-from harness.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
+from harness.probes.lib.measured import measured
+from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
 from harness.tasks import select
 from harness.versions import counters
+from tests.helpers import tiny
 
 TASKS = ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-retrieval", "part-linear", "part-knn")
 ENCODERS: tuple[str | dict[str, Any], ...] = (

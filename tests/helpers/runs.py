@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
-from gates import Gates
-from harness.tables import read_table
+from harness.results.tables import read_table
+from tests.helpers.gates import Gates
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VOLATILE = {"seconds", "images_per_second", "created_at", "git_commit"}
 LIMIT = 600.0
 """Seconds: far more than anything here takes, on a busy machine as well."""

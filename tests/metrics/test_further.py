@@ -10,8 +10,6 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassCalibrationError
 
-import here
-import tiny
 from harness.config import load_sweep
 from harness.core import Predictions
 from harness.errors import RequestError
@@ -21,6 +19,7 @@ from harness.metrics.bootstrap import interval
 from harness.metrics.levels import AtLevel
 from harness.probes import metric, probes, quantities
 from harness.report.__main__ import main
+from tests.helpers import here, tiny
 
 ECE = METRICS["ECE"]
 

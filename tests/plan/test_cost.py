@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny
-from harness import estimate as module
 from harness import sweep as command
-from harness.bank import BankStore, PartRows, Receipt
 from harness.config import load_sweep
 from harness.core import Reading, Sample
-from harness.device import Compute, device_type
-from harness.estimate import Estimate, Glance, Speed, duration, estimate, peek, size, told
-from harness.extract import Extractor
-from harness.manifest import load_manifest
-from harness.plan import Plan, make_plan
+from harness.data.manifest import load_manifest
+from harness.features.bank import BankStore, PartRows, Receipt
+from harness.features.device import Compute, device_type
+from harness.features.extract import Extractor
+from harness.plan import cost as module
+from harness.plan.cost import Estimate, Glance, Speed, duration, estimate, peek, size, told
+from harness.plan.plan import Plan, make_plan
 from harness.probes.segmentation import PROBE, SegmentationFields, windows_of
+from tests.helpers import tiny
 
 HERE = device_type(False)
 TIMED = module.timed

@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import here
-import tiny
-from harness import usable
-from harness.bank import Receipt
-from harness.collect import failed_for, first_reason
 from harness.command import WRONG
 from harness.errors import RequestError
-from harness.extract import ShardWork
-from harness.plan import Plan
+from harness.features.bank import Receipt
+from harness.features.extract import ShardWork
+from harness.plan import usable
+from harness.plan.plan import Plan
+from harness.plan.usable import PER_SHARD, look, lost_splits
 from harness.report import terminal, write_report
+from harness.results.collect import failed_for, first_reason
+from harness.results.tables import read_table
 from harness.sweep import main
-from harness.tables import read_table
-from harness.usable import PER_SHARD, look, lost_splits
+from tests.helpers import here, tiny
 
 SPLITS = {"train": 12, "val": 6, "test": 6}
 MEMBERS = "members are jpg, cls, object.png; label and keypoints are read from json"
@@ -286,7 +285,7 @@ def test_a_data_set_without_a_usable_sample_is_refused_before_anything_starts(
     folder = tiny.build(tmp_path / "shards", splits=SPLITS, per_shard=4)
     for split in SPLITS:
         spoil(folder, split, way)
-    monkeypatch.setattr("harness.cluster.Cluster.start", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("harness.cluster.cluster.Cluster.start", lambda _: pytest.fail("Ray was started"))
     for task in ("object-knn", "object-linear-streamed"):
         (tmp_path / "sweep.yaml").write_text(sweep_text(tmp_path / "shards", f"tiny/{task}"))
         assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == WRONG

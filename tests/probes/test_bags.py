@@ -13,9 +13,9 @@ from harness.core import Predictions, Rows
 from harness.errors import ProbeError, RequestError
 from harness.metrics.bootstrap import interval
 from harness.probes import check, defaults, is_decided, linear, metric, probe
-from harness.probes.bags import bags
 from harness.probes.convergence import NAMES as CONVERGENCE
 from harness.probes.convergence import others
+from harness.probes.lib.bags import bags
 from harness.probes.locality import NAMES as LOCALITY
 
 CLASSES, WIDTH = 3, 8

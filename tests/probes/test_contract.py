@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from harness.augment import draw
 from harness.core import FittedStack, Predictions, Probe, Reading, RowProbe, Rows, Sample, StreamProbe, StreamSetting
-from harness.device import Compute
+from harness.data.augment import draw
 from harness.encoders import EncoderSpec, load
 from harness.errors import ProbeError, RequestError
+from harness.features.device import Compute
 from harness.probes import all_metrics, check, defaults, grid, probes, row_probe, stream_probe
 from harness.probes.heads import ClassifierProbe, TrainedProbe
-from harness.probes.streaming import PaddedEncoder
+from harness.probes.lib.streaming import PaddedEncoder
 
 CPU = torch.device("cpu")
 CLASSES, COUNT = 3, 24

@@ -14,7 +14,7 @@ from harness.errors import ProbeError
 from harness.metrics import metric
 from harness.probes.dense import PROBE, DenseFields, factor
 from harness.probes.heads import HeadStack
-from harness.probes.patch_labels import PatchLabels, patch_of_pixel
+from harness.probes.lib.patch_labels import PatchLabels, patch_of_pixel
 
 CPU = torch.device("cpu")
 

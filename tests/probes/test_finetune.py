@@ -15,19 +15,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from harness.core import Encoder, Preprocessing, Sample, StreamSetting
-from harness.device import Compute
 from harness.encoders import EncoderSpec, load
-from harness.encoders._create import wrap
-from harness.encoders._identity import Identity
-from harness.encoders._preprocessing import decide
-from harness.encoders._resnet import Resnet, ResnetShape
+from harness.encoders.create import wrap
+from harness.encoders.identity import Identity
+from harness.encoders.preprocessing import decide
+from harness.encoders.resnet import Resnet, ResnetShape
 from harness.errors import ProbeError, ShardError
+from harness.features.device import Compute
+from harness.features.readouts import parse_readout, read
 from harness.probes import defaults, row_probe
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate, rung_ends
 from harness.probes.finetune.training import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
-from harness.probes.pictures import Pictured
-from harness.probes.streaming import PaddedEncoder
-from harness.readouts import parse_readout, read
+from harness.probes.lib.pictures import Pictured
+from harness.probes.lib.streaming import PaddedEncoder
 
 torch.set_num_threads(1)
 SMALL = {"epochs": 2, "batch_size": 6, "warmup": 0.0, "label_smoothing": 0.0, "init_std": 0.02}

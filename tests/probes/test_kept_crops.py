@@ -11,29 +11,29 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-from harness import build
-from harness.accounts import Accounts
-from harness.augment import CropAndFlip, draw
-from harness.bank import BankStore
 from harness.config import load_sweep
 from harness.core import Preprocessing, Rows, Sample
-from harness.device import Compute, device_type
+from harness.data.augment import CropAndFlip, draw
+from harness.data.preprocess import prepare
+from harness.data.views.augmented import RandomCrops
+from harness.data.views.whole import Whole
 from harness.encoders import load
 from harness.errors import ProbeError, RequestError
-from harness.extract import Extractor
-from harness.plan import HELD_OUT, Plan, make_plan, view_of
-from harness.preprocess import prepare
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
+from harness.features.extract import Extractor
+from harness.features.rows import hold_out
+from harness.plan.plan import HELD_OUT, Plan, make_plan, view_of
 from harness.probes import attentive, defaults, linear, mlp
-from harness.probes.features import batch_order
-from harness.splits import hold_out
-from harness.state import StudyState
-from harness.study import StudyRunner
+from harness.probes.lib.features import batch_order
+from harness.results.tables import read_table
+from harness.search import build
+from harness.search.accounts import Accounts
+from harness.search.state import StudyState
+from harness.search.study import StudyRunner
 from harness.sweep import main
-from harness.tables import read_table
 from harness.tasks import select
-from harness.views.augmented import RandomCrops
-from harness.views.whole import Whole
+from tests.helpers import tiny
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

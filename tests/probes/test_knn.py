@@ -10,8 +10,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from harness.core import Predictions, Rows
-from harness.probes import knn, similarity
+from harness.probes import knn
 from harness.probes.knn import PROBE
+from harness.probes.lib import similarity
 
 CPU = torch.device("cpu")
 

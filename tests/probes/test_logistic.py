@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from harness.core import Rows
 from harness.errors import ProbeError
 from harness.probes import defaults, grid, logistic
+from harness.probes.lib.softmax import SoftmaxStack
 from harness.probes.logistic import PROBE
 from harness.probes.lowshot import low_shot
-from harness.probes.softmax import SoftmaxStack
 
 CPU = torch.device("cpu")
 

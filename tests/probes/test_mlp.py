@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
 from harness.core import Rows
 from harness.errors import ProbeError
-from harness.probes.features import batch_order
 from harness.probes.heads import HeadStack, seeded
+from harness.probes.lib.features import batch_order
 from harness.probes.mlp import PROBE, MLPFields
 from harness.tasks import select
+from tests.helpers import tiny
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

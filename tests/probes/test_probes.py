@@ -14,8 +14,8 @@ import harness.probes
 from harness.core import Rows
 from harness.errors import ProbeError, RequestError
 from harness.probes import defaults, fields_of, grid, probe, probes, row_probe, stream_probe
-from harness.probes.features import Normaliser
-from harness.probes.schedule import annealed, cosine, polynomial
+from harness.probes.lib.features import Normaliser
+from harness.probes.lib.schedule import annealed, cosine, polynomial
 
 CPU = torch.device("cpu")
 POOLED = ["linear", "knn", "logistic"]
@@ -162,7 +162,7 @@ def test_standardised_features_have_mean_0_and_std_1_and_constants_stay() -> Non
 
 def test_a_new_probe_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The documentation's example, dropped into the folder."""
-    text = (Path(__file__).parent.parent / "ARCHITECTURE.md").read_text()
+    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
     example = text.partition("**A probe**")[2].partition("```python\n")[2].partition("```")[0]
     assert "PROBE" in example
     assert len(example.splitlines()) <= 40

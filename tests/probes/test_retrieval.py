@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score
 
 from harness.core import Predictions, Rows
 from harness.errors import ProbeError
-from harness.probes import retrieval, similarity
+from harness.probes import retrieval
+from harness.probes.lib import similarity
 from harness.probes.retrieval import PROBE, neighbours
 
 CPU = torch.device("cpu")

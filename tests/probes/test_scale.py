@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIMIT_KIB = 2 * 1024**2
 
 SCRIPT = """
 import json, resource, sys
 import numpy as np, torch
-from harness.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.core import Rows
 from harness.metrics.retrieval import average_precision
 from harness.probes import probe

@@ -22,9 +22,9 @@ from harness.report.curves import Panel, curves, ends, not_ok, speeds
 from harness.report.learning_rates import studies
 from harness.report.palette import look
 from harness.report.points import base_protocol, is_point, told_fields
-from report_example import Example, Row, bag_rows
-from test_report_board import row
-from test_report_page import Page, report
+from tests.helpers.report_example import Example, Row, bag_rows
+from tests.report.test_board import row
+from tests.report.test_page import Page, report
 
 
 def point(encoder: str, value: float | None, told: str, metric: str = "accuracy", task: str = "birds/bag-knn", **more: Any) -> Row:

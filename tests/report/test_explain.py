@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import here
-import tiny
-from harness.bank import BankStore
 from harness.command import OK, PARTIAL, WRONG
+from harness.features.bank import BankStore
 from harness.report.__main__ import main
-from harness.tables import read_table
+from harness.results.tables import read_table
 from harness.versions import counters
+from tests.helpers import here, tiny
 
 ENCODER = "tiny_vit"
 

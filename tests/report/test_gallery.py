@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tiny
 from harness.core import Item, Sample
 from harness.errors import ManifestError, ShardError
 from harness.report.board import make_board
@@ -20,7 +19,8 @@ from harness.report.mosaic import mosaic
 from harness.report.palette import RIGHT, WRONG, look
 from harness.report.run import Run, read_run
 from harness.tasks import select
-from report_example import Example
+from tests.helpers import tiny
+from tests.helpers.report_example import Example
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from harness.report.palette import look
 from harness.report.run import read_run
 from harness.report.scatter import object_part, pairs
 from harness.report.sections import provenance, selection
-from report_example import Example, Row, name_of
+from tests.helpers.report_example import Example, Row, name_of
 
 FIGURES = ("object_part.png", "learning_rates.png", "gallery.png")
 VOID = {"meta", "img", "br", "link", "hr", "input"}

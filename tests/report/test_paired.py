@@ -12,9 +12,9 @@ from harness.metrics.bootstrap import paired_interval
 from harness.report.board import make_board
 from harness.report.paired import Comparisons, compare
 from harness.report.run import Run, random_twins, read_run
-from harness.tables import file_name
-from report_example import Example
-from test_report_board import Row
+from harness.results.tables import file_name
+from tests.helpers.report_example import Example
+from tests.report.test_board import Row
 
 
 @pytest.fixture(scope="module")

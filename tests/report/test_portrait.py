@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tiny
 from harness.report.palette import look, mix
 from harness.report.portrait import GROUPS, Entry, Portrait, portraits
 from harness.report.portrait_figure import WIDTH, _reason, portrait_figure
-from report_example import Example, Row, bag_rows
-from test_report_board import row
-from test_report_curves import bags, gone, inked, pixels, point
-from test_report_page import report
+from tests.helpers import tiny
+from tests.helpers.report_example import Example, Row, bag_rows
+from tests.report.test_board import row
+from tests.report.test_curves import bags, gone, inked, pixels, point
+from tests.report.test_page import report
 
 
 def sitter(encoder: str = "net", *, worse: float = 0.0) -> list[Row]:

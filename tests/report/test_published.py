@@ -13,7 +13,7 @@ from harness.errors import RequestError
 from harness.metrics import METRICS
 from harness.report import write_report
 from harness.report.published import Published, compare_published, read_encoders, table
-from report_example import Example, Row
+from tests.helpers.report_example import Example, Row
 
 ZHU = "Zhu et al., TMLR 2023"
 ENCODERS = ("DeiT", "MoCo v3", "DINO", "BEiT", "MAE", "CAE", "iBOT")

@@ -12,8 +12,8 @@ from harness.report.__main__ import main
 from harness.report.page import write_report
 from harness.report.palette import look
 from harness.report.run import random_twins, read_run
-from harness.tables import file_name
-from report_example import Example
+from harness.results.tables import file_name
+from tests.helpers.report_example import Example
 
 
 @pytest.fixture(scope="module")

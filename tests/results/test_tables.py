@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from harness import tables
 from harness.errors import RunError
-from harness.tables import conformed, publish
+from harness.results import tables
+from harness.results.tables import conformed, publish
 
 
 def test_a_name_that_the_file_system_refuses_is_told_in_words(tmp_path: Path) -> None:

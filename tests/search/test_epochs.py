@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-from harness.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.core import FittedStack, Rows
 from harness.errors import RequestError
+from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.probes import probe
-from harness.study import BankRef, Study, StudyRunner
+from harness.search.study import BankRef, Study, StudyRunner
 from harness.tasks import select
+from tests.helpers import tiny
 
 CPU = torch.device("cpu")
 QUICK: dict[str, dict[str, Any]] = {

@@ -15,29 +15,29 @@ import torch
 from ray.tune.search import Searcher
 from safetensors.torch import load_file
 
-import tiny
-from harness import build, steps
-from harness.accounts import Accounts
-from harness.augment import draw
-from harness.bank import BankStore
+from harness.cluster.tuner import Proposer
 from harness.config import load_sweep
 from harness.core import StreamSetting
-from harness.device import Compute, device_type
+from harness.data.augment import draw
+from harness.data.epochs import Epoch
 from harness.encoders import load
 from harness.errors import RequestError
-from harness.feed import Epoch
-from harness.halving import Halving, RungJob, RungResult
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
 from harness.metrics import metric
-from harness.plan import Plan, make_plan
+from harness.plan.plan import Plan, make_plan
 from harness.probes.finetune.training import FinetuneScorer, FinetuneTrainer
-from harness.probes.streaming import PaddedEncoder
-from harness.propose import HeadScore, choose, propose, survivors
-from harness.search import Proposer
-from harness.state import StudyState
-from harness.steps import Step
-from harness.streamed import StreamedRunner
-from harness.study import BankRef, Round, Score, Study
+from harness.probes.lib.streaming import PaddedEncoder
+from harness.search import build, steps
+from harness.search.accounts import Accounts
+from harness.search.halving import Halving, RungJob, RungResult
+from harness.search.propose import HeadScore, choose, propose, survivors
+from harness.search.state import StudyState
+from harness.search.steps import Step
+from harness.search.streamed import StreamedRunner
+from harness.search.study import BankRef, Round, Score, Study
 from harness.tasks import select
+from tests.helpers import tiny
 
 torch.set_num_threads(1)
 PROTOCOL = {"epochs": 2, "batch_size": 8, "rungs": 2, "eta": 2, "init_std": 0.02, "layer_decay": 0.9}

@@ -13,21 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
-from harness.accounts import Accounts
-from harness.bank import BankStore
-from harness.build import outcome_of, state_of
-from harness.collect import records
 from harness.config import load_sweep
 from harness.core import Predictions, Rows
-from harness.device import Compute, device_type
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
 from harness.metrics import metric
-from harness.plan import make_plan
-from harness.propose import HeadScore
-from harness.streamed import StreamedRunner
-from harness.study import Score, Study, estimate, scored, trained_labels, untrained_labels
+from harness.plan.plan import make_plan
+from harness.results.collect import records
+from harness.results.tables import read_table
+from harness.search.accounts import Accounts
+from harness.search.build import outcome_of, state_of
+from harness.search.propose import HeadScore
+from harness.search.streamed import StreamedRunner
+from harness.search.study import Score, Study, estimate, scored, trained_labels, untrained_labels
 from harness.sweep import main
-from harness.tables import read_table
+from tests.helpers import tiny
 
 SEGMENTATION = {"crop": 32, "stride": 16, "train_scale": [96, 48], "test_scale": [96, 48], "blocks": [1], "warmup_steps": 1, "iterations": 4}
 HEAD = HeadScore(round=0, head=0, lr=None, readout="cls", value=0.5)

@@ -15,17 +15,18 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
-from harness import search, steps
-from harness.bank import BankSpec
-from harness.device import device_type
+from harness.cluster import tuner as search
+from harness.cluster.tuner import MAX_FAILURES, Losses, Proposer, StudyTrial
 from harness.errors import BankError, ProbeError, RunError
-from harness.halving import RungJob
-from harness.journal import Journal
-from harness.propose import HeadScore, choose, first_rates, propose
-from harness.runners import Runners
-from harness.search import MAX_FAILURES, Losses, Proposer, StudyTrial
-from harness.state import StudyState
-from harness.study import BankRef, Round, Score, Study, StudyRunner
+from harness.features.bank import BankSpec
+from harness.features.device import device_type
+from harness.search import steps
+from harness.search.halving import RungJob
+from harness.search.journal import Journal
+from harness.search.propose import HeadScore, choose, first_rates, propose
+from harness.search.runners import Runners
+from harness.search.state import StudyState
+from harness.search.study import BankRef, Round, Score, Study, StudyRunner
 
 READOUTS = ("cls", "mean")
 

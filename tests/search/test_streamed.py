@@ -15,29 +15,29 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
-import tiny
-from harness import build
-from harness.accounts import Accounts
-from harness.augment import IGNORED, draw
-from harness.bank import BankStore
 from harness.config import load_sweep
 from harness.core import Rows, Sample, StreamSetting
-from harness.device import Compute, device_type
+from harness.data.augment import IGNORED, draw
+from harness.data.epochs import Epoch
+from harness.data.manifest import load_manifest, shard_url
+from harness.data.shards import Source
 from harness.encoders import EncoderSpec, load
 from harness.errors import RequestError, RunError, ShardError, is_of_the_place
-from harness.feed import Epoch
-from harness.manifest import load_manifest, shard_url
-from harness.plan import Plan, make_plan
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
+from harness.plan.plan import Plan, make_plan
 from harness.probes import attentive, heads, linear
 from harness.probes.heads import StreamedHeads
+from harness.probes.lib.segmentation_stream import SegmentationScorer, SegmentationTrainer
+from harness.probes.lib.streaming import PaddedEncoder
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
-from harness.probes.segmentation_stream import SegmentationScorer, SegmentationTrainer
-from harness.probes.streaming import PaddedEncoder
-from harness.stream import Source
-from harness.streamed import StreamedRunner
-from harness.streamed import _labels as labels_of
-from harness.study import BankRef, Study
+from harness.search import build
+from harness.search.accounts import Accounts
+from harness.search.streamed import StreamedRunner
+from harness.search.streamed import _labels as labels_of
+from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
+from tests.helpers import tiny
 
 torch.set_num_threads(1)
 SMALL = {"crop": 32, "stride": 16, "train_scale": [96, 48], "test_scale": [96, 48], "blocks": [1, 3], "warmup_steps": 2, "iterations": 6}
@@ -168,8 +168,8 @@ def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own(data: Path) -
 
 @pytest.mark.parametrize("buffer", [1, 5])
 def test_a_small_buffer_loses_and_repeats_nothing(data: Path, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.feed.BUFFER", buffer)
-    monkeypatch.setattr("harness.feed.OPEN_SHARDS", 2)
+    monkeypatch.setattr("harness.data.epochs.BUFFER", buffer)
+    monkeypatch.setattr("harness.data.epochs.OPEN_SHARDS", 2)
     found = keys_of(source_of(data, "tiny", "train"), 0)
     assert len(found) == len(set(found)) == 36
 

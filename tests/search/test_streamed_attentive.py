@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-from harness.accounts import Accounts
-from harness.augment import draw
-from harness.bank import BankStore
-from harness.build import state_of
 from harness.config import load_sweep
 from harness.core import EncoderInfo, Preprocessing, Rows, Sample, StreamSetting, Tokens, Trainer
-from harness.device import Compute, device_type
+from harness.data.augment import draw
+from harness.data.manifest import load_manifest
 from harness.errors import ProbeError, RequestError
-from harness.manifest import load_manifest
-from harness.plan import make_plan
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
+from harness.plan.plan import make_plan
 from harness.probes import attentive, defaults, heads
-from harness.probes.streaming import PaddedEncoder
-from harness.streamed import StreamedRunner, _scored
-from harness.study import BankRef, Study
+from harness.probes.lib.streaming import PaddedEncoder
+from harness.search.accounts import Accounts
+from harness.search.build import state_of
+from harness.search.streamed import StreamedRunner, _scored
+from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
+from tests.helpers import tiny
 
 torch.set_num_threads(1)
 TASK = "object-attentive-streamed"
@@ -146,7 +146,7 @@ class InOrder:
         self._samples = samples
 
     def read(self, prepare: Any) -> Any:
-        from harness.feed import Fed
+        from harness.data.epochs import Fed
 
         for position, one in enumerate(self._samples, start=1):
             yield Fed(key=one.key, value=prepare(one), position=position)

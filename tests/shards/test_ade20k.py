@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import ade20k, official, recipe
+from tests.helpers import built
 
 NAMES = ("wall", "building, edifice", "sky")
 HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import ade20k_parts, class_lists, recipe
+from tests.helpers import built
 
 CAR, SKY, TREE, DOOR, WHEEL, RIM = 401, 2420, 2855, 774, 3035, 2122
 NAMES = {CAR: "car, auto, automobile", SKY: "sky", TREE: "tree", DOOR: "door", WHEEL: "wheel", RIM: "rim"}

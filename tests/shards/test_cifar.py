@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import cifar, official, recipe
+from tests.helpers import built
 
 FILE_OF_TROUBLE = "trouble"
 

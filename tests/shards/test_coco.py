@@ -11,14 +11,14 @@ import pytest
 from PIL import ExifTags, Image
 from pycocotools import mask as rle
 
-import built
 from harness.core import Box, Keypoint
+from harness.data.manifest import load_manifest
+from harness.data.views.keypoint_patch import KeypointPatch
+from harness.data.views.whole import Whole
 from harness.errors import RequestError, ShardError
-from harness.manifest import load_manifest
-from harness.views.keypoint_patch import KeypointPatch
-from harness.views.whole import Whole
 from shards import coco, recipe, tars
 from shards.counts import Unfit
+from tests.helpers import built
 
 WIDTH, HEIGHT = 40, 30
 POINTS = ("nose", "right_wrist", "left_ankle")

@@ -192,7 +192,7 @@ for outline in json.load(sys.stdin):
 
 def test_the_longest_outline_and_every_wrong_one_fit_into_two_gigabytes() -> None:
     outlines = json.dumps([outline for outline, _ in OUTLINES])
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     child = subprocess.run([sys.executable, "-W", "ignore", "-c", WORST], input=outlines, cwd=root, capture_output=True, text=True, timeout=120)
     assert child.returncode == 0, child.stderr
     assert resource.getrlimit(resource.RLIMIT_AS) != (2 * 2**30, 2 * 2**30)  # the child's alone

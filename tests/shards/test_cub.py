@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import built
 from harness.core import Box, Keypoint
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import cub, recipe
+from tests.helpers import built
 
 PARTS = ("back", "beak", "left eye")
 IMAGES = {

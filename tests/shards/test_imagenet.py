@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import imagenet, recipe
+from tests.helpers import built
 
 WNIDS = ("n01440764", "n02012849", "n03126707")
 IDS = {"n01440764": 3, "n02012849": 1, "n03126707": 2}

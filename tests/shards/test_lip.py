@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import lip, recipe
+from tests.helpers import built
 
 TRAIN = ("77_471474", "1000_1234574", "100034_483681")
 VAL = ("100034_483682", "10050_1234")

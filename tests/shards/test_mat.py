@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-import built
 from harness.errors import RequestError
-from layouts import LAYOUTS
 from shards import mat, recipe
+from tests.helpers import built
+from tests.helpers.layouts import LAYOUTS
 
 
 @pytest.fixture

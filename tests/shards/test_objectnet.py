@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import objectnet, official, recipe
+from tests.helpers import built
 
 LABELS = {"alarm_clock": "Alarm clock", "air_freshener": "Air freshener", "chair": "Chair"}
 IMAGENET = ["tench, Tinca tinca", "analog clock", "barber chair", "digital clock", "rocking chair, rocker"]

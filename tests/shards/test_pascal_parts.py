@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import class_lists, pascal_parts, recipe
+from tests.helpers import built
 
 LIST = "person\nvehicle\tcar\nvehicle\tbus\nhead of person\tperson\thead\neye of person\tperson\t*eye\nwheel\tcar\twheel_*\nwheel\tbus\twheel_*\n"
 OBJECT = [("class", object), ("class_ind", object), ("mask", object), ("parts", object)]

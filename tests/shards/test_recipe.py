@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-import built
 from harness.core import Box, Keypoint
+from harness.data.manifest import load_manifest
 from harness.errors import HarnessError, RequestError, RunError, ShardError
-from harness.manifest import load_manifest
 from shards import recipe, tars
 from shards.counts import Counts, Unfit
 from shards.recipe import DataSet
 from shards.tars import Record
+from tests.helpers import built
 
 SIZE = 16
 
@@ -425,8 +425,7 @@ KILLED = """
 import multiprocessing, os, signal, sys
 from functools import partial
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_recipe import counted, data_set
+from tests.shards.test_recipe import counted, data_set
 from shards import recipe, tars
 
 def make(number):
@@ -442,8 +441,8 @@ if __name__ == "__main__":
 def run_killed(tmp_path: Path, victim: str, workers: int) -> subprocess.CompletedProcess[str]:
     script = tmp_path / "build.py"
     out, log = tmp_path / "toy", tmp_path / "log"
-    script.write_text(KILLED.format(tests=str(Path(__file__).parent), victim=victim, log=str(log), out=str(out), workers=workers))
-    root = str(Path(__file__).parents[1])
+    script.write_text(KILLED.format(victim=victim, log=str(log), out=str(out), workers=workers))
+    root = str(Path(__file__).parents[2])
     return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=120)
 
 

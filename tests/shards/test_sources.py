@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import built
-from harness.manifest import load_manifest
-from layouts import LAYOUTS, Layout
+from harness.data.manifest import load_manifest
 from shards import recipe
+from tests.helpers import built
+from tests.helpers.layouts import LAYOUTS, Layout
 
 
 @pytest.fixture(params=LAYOUTS)

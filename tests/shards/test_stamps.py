@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import recipe, stamps, tars
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "shards" / "data"
 SOURCE = os.environ.get("PARTWISE_STAMPS_SOURCE", "")
 """The unpacked package's folder share/tuxpaint/stamps: where it is given, the sample is rebuilt."""

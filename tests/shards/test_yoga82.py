@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import built
+from harness.data.manifest import load_manifest
 from harness.errors import RequestError
-from harness.manifest import load_manifest
 from shards import recipe, yoga82
+from tests.helpers import built
 
 POSES = {
     "Akarna_Dhanurasana": (1, 1, 0),

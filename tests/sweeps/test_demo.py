@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import demo_values
-from demo_values import KEY, TABLE, differences, read
-from harness.tables import RESULTS, write_table
-from runs import ROOT, Run
+from harness.results.tables import RESULTS, write_table
+from tests.helpers import demo_values
+from tests.helpers.demo_values import KEY, TABLE, differences, read
+from tests.helpers.runs import ROOT, Run
 
 
 @pytest.mark.slow

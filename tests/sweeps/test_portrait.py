@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import tiny
 from harness.config import load_sweep
-from harness.plan import Plan, make_plan
+from harness.plan.plan import Plan, make_plan
 from harness.probes import all_metrics
 from harness.report.portrait import GROUPS, portraits
-from test_report_board import Row, row
+from tests.helpers import tiny
+from tests.report.test_board import Row, row
 
-FILE = Path(__file__).parent.parent / "sweeps" / "portrait.yaml"
+FILE = Path(__file__).parents[2] / "sweeps" / "portrait.yaml"
 SAMPLE = FILE.parent.parent / "shards" / "data" / "stamps"
 TINY_ENCODER = 'encoders=[{"name": "net", "architecture": "test_vit", "random": true, "preprocessing": {"size": 64}}]'
 

@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import built
-import test_recipe_cifar
-import test_recipe_coco
-import test_recipe_cub
-import test_recipe_imagenet
-import test_recipe_lip
 from harness import sweep as command
 from harness.config import Sweep, load_sweep
 from harness.core import EncoderInfo, Preprocessing
 from harness.encoders import EncoderSpec, describe, family_of
-from harness.encoders._preprocessing import decide
-from harness.plan import Plan, StudyPlan, make_plan
-from harness.propose import first_rates
+from harness.encoders.preprocessing import decide
+from harness.plan.plan import Plan, StudyPlan, make_plan
 from harness.report.published import Apart, Beside, Published, compare_published, table
-from harness.tables import read_table
+from harness.results.tables import read_table
+from harness.search.propose import first_rates
 from shards import cifar, coco, cub, imagenet, lip, pascal_parts, recipe
+from tests.helpers import built
+from tests.shards import test_cifar as test_recipe_cifar
+from tests.shards import test_coco as test_recipe_coco
+from tests.shards import test_cub as test_recipe_cub
+from tests.shards import test_imagenet as test_recipe_imagenet
+from tests.shards import test_lip as test_recipe_lip
 
-FOLDER = Path(__file__).parent.parent / "sweeps" / "zhu2023"
+FOLDER = Path(__file__).parents[2] / "sweeps" / "zhu2023"
 FILES = sorted(FOLDER.glob("*.yaml"))
 ENCODERS = ("DeiT", "MoCo v3", "DINO", "BEiT", "MAE", "CAE", "iBOT")
 LIP_RATES = (1e-5, 2e-4, 3e-4, 4e-4, 5e-4, 1e-3)

@@ -12,28 +12,28 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
-from harness.bank import BankSpec, BankStore
+from harness.cluster.ledger import longest_first
 from harness.config import load_sweep
 from harness.core import Encoder, EncoderInfo, Preprocessing, Task, Tokens, View
-from harness.device import Compute
+from harness.data.manifest import Manifest, load_manifest, shard_url
+from harness.data.views.bag import Bag
+from harness.data.views.keypoint_patch import KeypointPatch
+from harness.data.views.whole import Whole
 from harness.errors import RequestError
-from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.ledger import longest_first
-from harness.manifest import Manifest, load_manifest, shard_url
-from harness.plan import make_plan
+from harness.features.bank import BankSpec, BankStore
+from harness.features.device import Compute
+from harness.features.extract import BankJob, Extractor, Pass, ShardWork
+from harness.features.readouts import parse_readout, unavailable
+from harness.plan.plan import make_plan
 from harness.probes import is_decided
-from harness.propose import HeadScore, choose, first_rates
-from harness.readouts import parse_readout, unavailable
-from harness.study import BankRef, Score, Study, StudyRunner
+from harness.results.tables import read_table
+from harness.search.propose import HeadScore, choose, first_rates
+from harness.search.study import BankRef, Score, Study, StudyRunner
 from harness.sweep import main
-from harness.tables import read_table
 from harness.tasks import select, templates
-from harness.views.bag import Bag
-from harness.views.keypoint_patch import KeypointPatch
-from harness.views.whole import Whole
+from tests.helpers import tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BAG_TASKS = ("bag-knn", "bag-linear", "bag-convergence")
 CELLS, CELL = 4, 8
 SMALL: dict[str, Any] = {"patches": 4, "draws": 2, "bag_sizes": [0, 1, 4]}

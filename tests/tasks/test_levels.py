@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny
 from harness.core import Predictions
+from harness.data.manifest import load_manifest
 from harness.errors import ManifestError, ProbeError, RequestError
-from harness.manifest import load_manifest
 from harness.metrics import metric
-from harness.study import translated
+from harness.results.tables import read_table
+from harness.search.study import translated
 from harness.sweep import main
-from harness.tables import read_table
 from harness.tasks import select
+from tests.helpers import tiny
 
 POSES = {"6": (1, 1, 0, 0)}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import tiny
 from harness.config import load_sweep
 from harness.tasks import select
+from tests.helpers import tiny
 
 TASKS = ["tiny/dropped-tokens", "tiny/misplaced-tokens", "tiny/shuffled-patches"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness.augment import IGNORED, counted, labelled
 from harness.core import Predictions, Rows
+from harness.data.augment import IGNORED, counted, labelled
+from harness.data.manifest import Manifest
 from harness.errors import ProbeError
-from harness.manifest import Manifest
 from harness.metrics import metric
 from harness.probes import row_probe
 from harness.probes.dense import DenseFields, confusion_cells

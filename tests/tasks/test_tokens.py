@@ -17,26 +17,26 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
-from harness.accounts import Accounts, Outcome
-from harness.bank import BankSpec, BankStore, PartRows, Receipt
-from harness.collect import _receipts, records
 from harness.config import load_sweep
 from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Rows, Task, Tokens
-from harness.device import Compute
+from harness.data.manifest import load_manifest, shard_url
+from harness.data.shards import ShardAudit
 from harness.encoders import EncoderSpec, family_of, load
 from harness.errors import RequestError
-from harness.extract import BankJob, Extractor, Pass, ShardWork
-from harness.manifest import load_manifest, shard_url
-from harness.plan import make_plan, split_of, view_of
+from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.device import Compute
+from harness.features.extract import BankJob, Extractor, Pass, ShardWork
+from harness.features.readouts import parse_readout, unavailable
+from harness.plan.plan import make_plan, split_of, view_of
 from harness.probes import grid
-from harness.propose import choose, first_rates
-from harness.readouts import parse_readout, unavailable
-from harness.stream import ShardAudit
-from harness.study import BankRef, Score, Study, StudyRunner
-from harness.tables import read_table
+from harness.results.collect import _receipts, records
+from harness.results.tables import read_table
+from harness.search.accounts import Accounts, Outcome
+from harness.search.propose import choose, first_rates
+from harness.search.study import BankRef, Score, Study, StudyRunner
 from harness.tasks import select
-from runs import ROOT, Run
+from tests.helpers import tiny
+from tests.helpers.runs import ROOT, Run
 
 SIDE, CELL = 6, 4
 CLASSES = tiny.CLASSES

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-from harness import steps
 from harness.config import load_sweep
 from harness.core import EncoderInfo, Keypoint, Preprocessing, Rows, Sample, Task, Tokens
+from harness.data.manifest import Manifest
 from harness.errors import ProbeError, RequestError
-from harness.manifest import Manifest
-from harness.plan import Plan, make_plan
+from harness.features.readouts import parse_readout, read, unavailable
+from harness.plan.plan import Plan, make_plan
 from harness.probes import check, defaults, probe
 from harness.probes.lowshot import low_shot
-from harness.readouts import parse_readout, read, unavailable
-from harness.state import StudyState
-from harness.study import Study
+from harness.search import steps
+from harness.search.state import StudyState
+from harness.search.study import Study
 from harness.tasks import select, templates
+from tests.helpers import tiny
 
 CPU = torch.device("cpu")
 CUB_PARTS = ("beak", "left eye", "left wing", "right eye", "right leg", "tail")

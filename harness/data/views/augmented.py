@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from harness.augment import CropAndFlip, draw
 from harness.core import Fit, Item, Sample, View
+from harness.data.augment import CropAndFlip, draw
 from harness.errors import RequestError
 
 

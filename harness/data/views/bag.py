@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from harness.augment import draw as generator_of
 from harness.core import Fit, Item, Sample, View
+from harness.data.augment import draw as generator_of
 from harness.errors import RequestError
 
 FRAME_SIDE = 224

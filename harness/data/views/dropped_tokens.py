@@ -16,8 +16,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from harness.augment import draw
 from harness.core import Altered, EncoderInfo
+from harness.data.augment import draw
 from harness.errors import RequestError
 
 Mode = Literal["random", "centre", "block"]

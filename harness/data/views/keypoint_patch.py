@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from harness.core import Fit, Item, Keypoint, Sample, View
+from harness.data.images import MAX_PIXELS
 from harness.errors import SampleError
-from harness.images import MAX_PIXELS
 
 Neighbours = Literal["all", "selected"]
 Within = Literal["image", "instance"]

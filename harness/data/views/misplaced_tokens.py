@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harness.augment import draw
 from harness.core import UNMARKED, Altered, EncoderInfo
+from harness.data.augment import draw
+from harness.data.views.dropped_tokens import check_share, kept_count, refuses_choice
 from harness.errors import RequestError
-from harness.views.dropped_tokens import check_share, kept_count, refuses_choice
 
 MARK = "misplaced"
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.augment import draw
 from harness.core import Altered, EncoderInfo
+from harness.data.augment import draw
 from harness.errors import RequestError
 
 

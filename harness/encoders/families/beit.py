@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 
 from harness.core import Preprocessing
-from harness.encoders._official import Entry, Format, Place, bind
-from harness.encoders._vit_shape import VitShape, read_shape
+from harness.encoders.official import Entry, Format, Place, bind
+from harness.encoders.vit_shape import VitShape, read_shape
 from harness.errors import EncoderError
 
 FAMILY = "beit"

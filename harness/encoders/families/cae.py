@@ -5,8 +5,8 @@ It lies between BEiT and ViT: BEiT's blocks, without relative positions, with fi
 
 from __future__ import annotations
 
-from harness.encoders._official import Entry, Format, Place, bind
-from harness.encoders._vit_shape import VitShape, read_shape
+from harness.encoders.official import Entry, Format, Place, bind
+from harness.encoders.vit_shape import VitShape, read_shape
 
 FAMILY = "cae"
 DESCRIPTION = "CAE pretraining checkpoints: {encoder: cae, checkpoint: FILE}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harness.encoders._heads import PrototypeHead
-from harness.encoders._official import Entry, Format, Place, bind
-from harness.encoders._vit_shape import VitShape, read_shape
+from harness.encoders.heads import PrototypeHead
+from harness.encoders.official import Entry, Format, Place, bind
+from harness.encoders.vit_shape import VitShape, read_shape
 
 FAMILY = "dino"
 DESCRIPTION = "DINO ViT backbone files and full checkpoints, teacher or student, with the head where there is one: {encoder: dino, checkpoint: FILE}"

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from harness.encoders._heads import PrototypeHead, Tensors
-from harness.encoders._official import Entry, Format, Place, bind
-from harness.encoders._vit_shape import VitShape, read_shape
+from harness.encoders.heads import PrototypeHead, Tensors
+from harness.encoders.official import Entry, Format, Place, bind
+from harness.encoders.vit_shape import VitShape, read_shape
 
 FAMILY = "ibot"
 DESCRIPTION = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.encoders._official import Entry, Format, Place, bind
-from harness.encoders._vit_shape import VitShape, read_shape
+from harness.encoders.official import Entry, Format, Place, bind
+from harness.encoders.vit_shape import VitShape, read_shape
 
 FAMILY = "mae"
 DESCRIPTION = "MAE pretraining checkpoints, with or without the decoder: {encoder: mae, checkpoint: FILE}"

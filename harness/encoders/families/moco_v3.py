@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from harness.encoders._heads import mlp
-from harness.encoders._official import Entry, Format, Place, bind, replace_interpolation
-from harness.encoders._positions import has_moco_positions
-from harness.encoders._preprocessing import IMAGENET
-from harness.encoders._vit_shape import VitShape, read_shape
+from harness.encoders.heads import mlp
+from harness.encoders.official import Entry, Format, Place, bind, replace_interpolation
+from harness.encoders.positions import has_moco_positions
+from harness.encoders.preprocessing import IMAGENET
+from harness.encoders.vit_shape import VitShape, read_shape
 
 FAMILY = "moco_v3"
 DESCRIPTION = "MoCo v3 ViT pretraining checkpoints, with the projector: {encoder: moco_v3, checkpoint: FILE}"

@@ -10,15 +10,15 @@ from timm.models.beit import Beit
 from torch import nn
 
 from harness.core import Encoder
-from harness.encoders._create import create, describe_architecture, known_preprocessing, tag_of, wrap
-from harness.encoders._files import Checkpoint, read_checkpoint, unwrapped
-from harness.encoders._identity import Identity
-from harness.encoders._layouts import Layout, refuse_other_config, translate
-from harness.encoders._load import OtherKeysError, Selection, check_keys, load_into, refuse_silent_misfit, select
-from harness.encoders._positions import position_rule
-from harness.encoders._preprocessing import at_side, decide, differences
-from harness.encoders._spec import EncoderSpec
-from harness.encoders.timm import build_published
+from harness.encoders.create import create, describe_architecture, known_preprocessing, tag_of, wrap
+from harness.encoders.families.timm import build_published
+from harness.encoders.files import Checkpoint, read_checkpoint, unwrapped
+from harness.encoders.identity import Identity
+from harness.encoders.layouts import Layout, refuse_other_config, translate
+from harness.encoders.loading import OtherKeysError, Selection, check_keys, load_into, refuse_silent_misfit, select
+from harness.encoders.positions import position_rule
+from harness.encoders.preprocessing import at_side, decide, differences
+from harness.encoders.spec import EncoderSpec
 from harness.errors import EncoderError
 
 _TABLE = "relative_position_bias_table"

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from harness.core import Encoder, Preprocessing
-from harness.encoders._create import create, create_random, wrap
-from harness.encoders._digest import file_sha256
-from harness.encoders._files import Checkpoint, read_checkpoint
-from harness.encoders._identity import Identity
-from harness.encoders._load import Selection, load_into
-from harness.encoders._positions import PositionResize
-from harness.encoders._preprocessing import decide
-from harness.encoders._resize import one_line
-from harness.encoders._spec import EncoderSpec
+from harness.encoders.create import create, create_random, wrap
+from harness.encoders.digest import file_sha256
+from harness.encoders.files import Checkpoint, read_checkpoint
+from harness.encoders.identity import Identity
+from harness.encoders.loading import Selection, load_into
+from harness.encoders.positions import PositionResize
+from harness.encoders.preprocessing import decide
+from harness.encoders.resize import one_line
+from harness.encoders.spec import EncoderSpec
 from harness.errors import EncoderError, nearest
 
 FAMILY = "samples"

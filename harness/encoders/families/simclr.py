@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from harness.core import Preprocessing
-from harness.encoders._heads import mlp
-from harness.encoders._official import Entry, Format, Place, bind
-from harness.encoders._resnet import ResnetShape, read_shape
+from harness.encoders.heads import mlp
+from harness.encoders.official import Entry, Format, Place, bind
+from harness.encoders.resnet import ResnetShape, read_shape
 
 FAMILY = "simclr"
 DESCRIPTION = "SimCLR ResNet checkpoints with torchvision's keys, with the projection head where there is one: {encoder: simclr, checkpoint: FILE}"

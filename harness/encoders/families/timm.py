@@ -15,14 +15,14 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from torch import nn
 
 from harness.core import Encoder, LoadReport
-from harness.encoders._create import check_architecture, create, create_random, describe_architecture, known_preprocessing, tag_of, wrap
-from harness.encoders._files import Checkpoint, read_checkpoint
-from harness.encoders._identity import Identity
-from harness.encoders._positions import PositionResize, position_rule
-from harness.encoders._preprocessing import decide
-from harness.encoders._resize import one_line
-from harness.encoders._spec import EncoderSpec, read_by_file
-from harness.encoders._stated import read_json
+from harness.encoders.create import check_architecture, create, create_random, describe_architecture, known_preprocessing, tag_of, wrap
+from harness.encoders.files import Checkpoint, read_checkpoint
+from harness.encoders.identity import Identity
+from harness.encoders.positions import PositionResize, position_rule
+from harness.encoders.preprocessing import decide
+from harness.encoders.resize import one_line
+from harness.encoders.spec import EncoderSpec, read_by_file
+from harness.encoders.stated import read_json
 from harness.errors import EncoderError
 
 FAMILY = "timm"

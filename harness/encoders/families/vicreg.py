@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from harness.encoders._heads import mlp
-from harness.encoders._official import Entry, Format, Place, bind, replace_interpolation
-from harness.encoders._preprocessing import IMAGENET
-from harness.encoders._resnet import ResnetShape, read_shape
+from harness.encoders.heads import mlp
+from harness.encoders.official import Entry, Format, Place, bind, replace_interpolation
+from harness.encoders.preprocessing import IMAGENET
+from harness.encoders.resnet import ResnetShape, read_shape
 
 FAMILY = "vicreg"
 DESCRIPTION = "VICReg (and BagSSL-style) ResNet backbone files and full checkpoints, with the projector: {encoder: vicreg, checkpoint: FILE}"

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from harness.core import Passes, Proposal, Reading, Rungs, Scorer, State, StreamProbe, StreamSetting, Trainer
-from harness.probes.augmented import Share
 from harness.probes.fields import BelowOne, Count, Fields, Momentum, NonNegative, Positive
+from harness.probes.lib.augmented import Share
 
 NAME = "finetune"
 TRAINING_PASSES = 3

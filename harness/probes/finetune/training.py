@@ -21,16 +21,16 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from harness.augment import CropAndFlip
 from harness.core import Encoder, Predictions, Proposal, Rows, Sample, State, StreamSetting
-from harness.encoders._trainable import TrainableEncoder
+from harness.data.augment import CropAndFlip
+from harness.data.preprocess import prepare
+from harness.encoders.trainable import TrainableEncoder
 from harness.errors import ProbeError
-from harness.preprocess import prepare
+from harness.features.readouts import blocks_needed, parse_readout, read
 from harness.probes.fields import learning_rates
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate
-from harness.probes.pictures import Pictured, label_of
-from harness.probes.softmax import most_probable
-from harness.readouts import blocks_needed, parse_readout, read
+from harness.probes.lib.pictures import Pictured, label_of
+from harness.probes.lib.softmax import most_probable
 
 _UNMATCHED = "a name that no matcher knows"
 _FINAL_NORMS = ("norm", "fc_norm")

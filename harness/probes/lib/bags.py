@@ -21,8 +21,8 @@ import torch
 
 from harness.core import FittedStack, Predictions, RowProbe, Rows
 from harness.errors import ProbeError
-from harness.probes.features import checked_features, needed
 from harness.probes.fields import Count, Fields
+from harness.probes.lib.features import checked_features, needed
 
 Normalize = Literal["none", "each", "after"]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from harness.augment import counted
+from harness.data.augment import counted
 
 PatchTarget = Literal["soft", "majority"]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harness.augment import CropAndFlip
 from harness.core import Sample, StreamEncoder, StreamSetting
+from harness.data.augment import CropAndFlip
+from harness.data.preprocess import prepare
 from harness.errors import ShardError
-from harness.preprocess import prepare
-from harness.probes.augmented import CropFields
-from harness.readouts import blocks_needed, parse_readout, read
+from harness.features.readouts import blocks_needed, parse_readout, read
+from harness.probes.lib.augmented import CropFields
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from harness.augment import IGNORED, Scene, SceneAugmentation, as_pixels, fitting, labelled, normalised, padded, resized
 from harness.core import Predictions, Proposal, Sample, State, StreamSetting, Tokens
+from harness.data.augment import IGNORED, Scene, SceneAugmentation, as_pixels, fitting, labelled, normalised, padded, resized
 from harness.errors import ProbeError, ShardError
 from harness.probes.fields import learning_rates
 from harness.probes.segmentation import NAME, SegmentationFields, SegmentationHead, block_indices, confusion, slide, warmed_up, windows

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from harness.probes.features import CHUNK_ROWS, Features
+from harness.probes.lib.features import CHUNK_ROWS, Features
 
 GALLERY_ROWS = 2**16
 """Most gallery rows converted and multiplied at once."""

@@ -13,7 +13,7 @@ import torch
 
 from harness.core import Predictions, Rows
 from harness.errors import ProbeError
-from harness.probes.features import CHUNK_ROWS, FeatureNorm, Normaliser, checked_features
+from harness.probes.lib.features import CHUNK_ROWS, FeatureNorm, Normaliser, checked_features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

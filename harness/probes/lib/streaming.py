@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness.core import Encoder, Tokens
-from harness.device import Compute
+from harness.features.device import Compute
 
 
 class PaddedEncoder:

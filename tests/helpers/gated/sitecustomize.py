@@ -1,4 +1,4 @@
-"""Python imports this where tests/gated is on PYTHONPATH: it puts gates before functions of a run's processes (see tests/gates.py)."""
+"""Python imports this where tests/helpers/gated is on PYTHONPATH: it puts gates before functions of a run (see tests/helpers/gates.py)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LIMIT = 600.0
 
 GATES: dict[str, list[tuple[str, str, Callable[..., Any]]]] = {
     # module: (class or "", function, what tells one call from another) of each gate before it
-    "harness.encode": [("EncoderActor", "encode", lambda actor, work, attempt: ("encode", work.name))],
-    "harness.search": [
+    "harness.cluster.actors": [("EncoderActor", "encode", lambda actor, work, attempt: ("encode", work.name))],
+    "harness.cluster.tuner": [
         ("StudyTrial", "step", lambda trial: ("score" if trial.config["step"]["kind"] == "score" else "round", trial.config["study"])),
     ],
-    "harness.training": [("Training", "_step", lambda training, batch, position: ("training", training.progress.step))],
-    "harness.tables": [],
+    "harness.search.training": [("Training", "_step", lambda training, batch, position: ("training", training.progress.step))],
+    "harness.results.tables": [],
     "harness.report": [("", "write_report", lambda *_, **__: ("report", ""))],
     "ray._private.services": [("", "start_raylet", lambda *_, **__: ("ray", ""))],
 }

@@ -1,0 +1,1 @@
+"""Everything that needs Ray: actors, leases, the Tuner."""

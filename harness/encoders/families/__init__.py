@@ -1,0 +1,1 @@
+"""One file per family of encoders. The folder is the registry."""

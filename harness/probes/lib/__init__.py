@@ -1,0 +1,1 @@
+"""What several probes share. A module here is no probe."""
