@@ -1,4 +1,4 @@
-"""Files that one process alone may make: published whole, the first one staying, on file systems with and without hard links; and a driver's lock."""
+"""Files that appear whole, or that one process alone may make, on file systems with and without hard links; names of files; and a driver's lock."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from harness.errors import RequestError
+from harness.errors import RequestError, RunError
 
 try:
     import fcntl
@@ -28,6 +29,30 @@ STALE_SECONDS = 20.0
 """Age of a claim whose process was stopped: what a claim is held for takes milliseconds."""
 LOCK = ".driver.lock"
 """The lock of a folder of results."""
+
+
+@contextlib.contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well, and goes when it does not.
+
+    Raises RunError where the file system refuses (full, read-only).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, then run again") from error
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong is told already
+            temporary.unlink(missing_ok=True)
+
+
+def file_name(encoder: str) -> str:
+    """An encoder's name as a file name: different names give different ones, and none is a path."""
+    quoted = quote(encoder, safe=" @+=,")
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
 
 
 class Publisher:

@@ -39,14 +39,13 @@ from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
 from harness.features.bank import BankStore, ReadParts
 from harness.features.extract import ShardWork
-from harness.files import only_driver
+from harness.files import only_driver, publish
 from harness.plan.cost import estimate, is_scored, least_bytes, size, told
 from harness.plan.plan import Plan, make_plan
 from harness.plan.usable import lost_splits
 from harness.progress import Progress
 from harness.report import terminal, write_report
 from harness.results.collect import collect
-from harness.results.tables import publish
 from harness.search.accounts import Accounts, Lost, Outcome
 from harness.search.build import outcome_of
 from harness.search.journal import Journal

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from harness.core import Preprocessing
 from harness.errors import EncoderError, nearest
-from harness.results.tables import file_name
+from harness.files import file_name
 
 MAX_NAME = 110
 """Characters of an encoder's name as a file name, to which tables and figures add theirs."""

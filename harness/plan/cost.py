@@ -33,8 +33,8 @@ from harness.features.device import Compute, device_type
 from harness.features.extract import ShardWork
 from harness.features.readouts import parse_readout
 from harness.plan.plan import Plan, StudyPlan
+from harness.plan.rates import is_searched, rates_at_once
 from harness.probes import fields_of, is_decided, stream_probe
-from harness.search.propose import is_searched, rates_at_once
 
 HELD_OUT = 0.1
 """Share of train that heads are chosen on where there is no val."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.files import file_name
 from harness.report.axes import Value, axis_of, order, told
 from harness.report.board import Row, is_ranked, parsed, reason, status
 from harness.report.curves import Curve, ends
 from harness.report.palette import Look
 from harness.report.sections import Name, name
 from harness.report.units import NONE, interval, is_defined, label, number
-from harness.results.tables import file_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 from harness.errors import RequestError, nearest
 from harness.features.bank import BankSpec, BankStore
+from harness.files import file_name
 from harness.report.board import Row, parsed
 from harness.report.points import base_protocol
 from harness.report.published import read_encoders
 from harness.report.recompute import recompute
 from harness.report.run import Run
-from harness.results.tables import file_name
 
 NEIGHBOURS = 2
 """Learning rates that are shown on either side of the chosen one."""

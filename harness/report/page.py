@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from harness.files import file_name, publish
 from harness.report.board import Board, make_board
 from harness.report.curve_figure import caption, curve_figure
 from harness.report.curve_table import CurveSection, curve_section, figure_names
@@ -25,7 +26,6 @@ from harness.report.published import compare_published, read_encoders
 from harness.report.run import Run, random_twins, read_run
 from harness.report.scatter import object_part
 from harness.report.sections import headline, ledger_sum, paired_table, provenance, published_table, records, selection, study_lines
-from harness.results.tables import file_name, publish
 
 GALLERY = "gallery"
 PORTRAIT = "portrait_"

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from harness.config import parse_yaml, resolve_path
 from harness.core import Predictions
 from harness.errors import RequestError
+from harness.files import file_name
 from harness.report.board import Row
-from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, conformed, file_name
+from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, conformed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,11 +19,12 @@ from harness.data.shards import NAMED as NAMED_PER_REASON
 from harness.data.shards import with_count
 from harness.errors import BankError
 from harness.features.bank import BankSpec, Receipt
+from harness.files import file_name, publish
 from harness.metrics import sense
 from harness.metrics.levels import AtLevel
 from harness.plan.plan import Plan, StudyPlan, view_of
 from harness.results.provenance import provenance
-from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, publish, write_table
+from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
 from harness.search.accounts import Accounts, Outcome
 from harness.search.propose import HeadScore
 from harness.search.state import StudyState

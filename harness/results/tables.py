@@ -5,18 +5,14 @@ Values such as accuracy, AP and IoU are fractions in [0, 1]; undefined is null, 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.errors import RunError
+from harness.files import publish
 from harness.versions import SCHEMA_VERSION
 
 _META = {b"schema_version": str(SCHEMA_VERSION).encode()}
@@ -124,24 +120,6 @@ NEIGHBOURS = _schema(
 )
 
 
-@contextlib.contextmanager
-def publish(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well, and goes when it does not.
-
-    Raises RunError where the file system refuses (full, read-only).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, then run again") from error
-    finally:
-        with contextlib.suppress(OSError):  # what went wrong is told already
-            temporary.unlink(missing_ok=True)
-
-
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as Parquet, atomically. A row with an unknown or a missing column is a bug and raises ValueError."""
     listed = list(rows)
@@ -174,9 +152,3 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
         else:
             columns.append(table[field.name])
     return pa.table(columns, schema=schema)
-
-
-def file_name(encoder: str) -> str:
-    """An encoder's name as a file name: different names give different ones, and none is a path."""
-    quoted = quote(encoder, safe=" @+=,")
-    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from harness.results.tables import publish
+from harness.files import publish
 from harness.search.state import StudyState
 from harness.search.study import Round, Score, Study
 

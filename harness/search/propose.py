@@ -39,16 +39,6 @@ def first_rates(low: float, high: float, count: int) -> list[float]:
     return [math.exp(math.log(low) + span * (index + 0.5) / count) for index in range(count)]
 
 
-def is_searched(lr: Sequence[float]) -> bool:
-    """Whether rates are looked for between bounds: not where the bounds are one rate, nor where more than two say what to try."""
-    return len(lr) == 2 and lr[0] < lr[1]
-
-
-def rates_at_once(lr: Sequence[float], stack: int) -> int:
-    """Learning rates of a round, for every readout."""
-    return stack if is_searched(lr) else len(lr) if len(lr) > 2 else 1
-
-
 def propose(
     *, study: str, seed: int, round_index: int, history: Sequence[HeadScore], readouts: Sequence[str], stack: int, lr: Sequence[float]
 ) -> list[tuple[str, float]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.plan.rates import is_searched, rates_at_once
 from harness.probes import grid, probe
 from harness.search import steps
 from harness.search.halving import Halving, RungResult
-from harness.search.propose import HeadScore, choose, is_searched, propose, rates_at_once
+from harness.search.propose import HeadScore, choose, propose
 from harness.search.steps import Step
 from harness.search.study import BankRef, Round, Score, Study
 

@@ -18,10 +18,11 @@ import yaml
 from harness.core import Item, Predictions, Task
 from harness.data.manifest import Manifest, load_manifest, shard_url
 from harness.data.shards import ShardAudit, read_samples
+from harness.files import file_name
 from harness.metrics.bootstrap import interval
 from harness.probes import locality
 from harness.probes.lib.measured import measured
-from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, file_name, write_table
+from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
 from harness.tasks import select
 from harness.versions import counters
 from tests.helpers import tiny

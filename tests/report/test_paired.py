@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.files import file_name
 from harness.metrics import metric
 from harness.metrics.bootstrap import paired_interval
 from harness.report.board import make_board
 from harness.report.paired import Comparisons, compare
 from harness.report.run import Run, random_twins, read_run
-from harness.results.tables import file_name
 from tests.helpers.report_example import Example
 from tests.report.test_board import Row
 

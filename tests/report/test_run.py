@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.errors import RequestError
+from harness.files import file_name
 from harness.report.__main__ import main
 from harness.report.page import write_report
 from harness.report.palette import look
 from harness.report.run import random_twins, read_run
-from harness.results.tables import file_name
 from tests.helpers.report_example import Example
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from harness.errors import RunError
+from harness.files import publish
 from harness.results import tables
-from harness.results.tables import conformed, publish
+from harness.results.tables import conformed
 
 
 def test_a_name_that_the_file_system_refuses_is_told_in_words(tmp_path: Path) -> None:
