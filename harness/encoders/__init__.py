@@ -32,7 +32,7 @@ class Family(Protocol):
     DESCRIPTION: str
 
     def names(self) -> dict[str, str]:
-        """Registered names, each with one line; empty for families that go by a prefix or by a file."""
+        """Registered names, each with one line; empty for families that are chosen by a prefix or by a file."""
 
     def claims(self, spec: EncoderSpec) -> bool:
         """Whether `build` takes this spec."""
@@ -60,15 +60,15 @@ def family_of(spec: EncoderSpec) -> Family:
             return family
     import timm  # as late as the families, which need it
 
-    asked = spec.encoder or spec.architecture or ""
-    if timm.is_model(asked.partition(".")[0]):
-        raise EncoderError(f"unknown encoder {asked!r}: it is timm's; write timm:{asked} for its published weights")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", asked):
-        if asked.startswith("timm/"):
-            raise EncoderError(f"unknown encoder {asked!r}: it is an id of Hugging Face's Hub; write hf-hub:{asked}")
-        raise EncoderError(f"unknown encoder {asked!r}: it looks like a transformers id, none of timm's; {read_by_file(asked)}")
+    requested = spec.encoder or spec.architecture or ""
+    if timm.is_model(requested.partition(".")[0]):
+        raise EncoderError(f"unknown encoder {requested!r}: it is timm's; write timm:{requested} for its published weights")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", requested):
+        if requested.startswith("timm/"):
+            raise EncoderError(f"unknown encoder {requested!r}: it is an id of Hugging Face's Hub; write hf-hub:{requested}")
+        raise EncoderError(f"unknown encoder {requested!r}: it looks like a transformers id, not timm's; {read_by_file(requested)}")
     raise EncoderError(
-        f"unknown encoder {asked!r}: expected a registered name, timm:<model> or hf-hub:<id>{nearest(asked, known_names())}; "
+        f"unknown encoder {requested!r}: expected a registered name, timm:<model> or hf-hub:<id>{nearest(requested, known_names())}; "
         "python -m harness.encoders lists them"
     )
 
@@ -92,9 +92,9 @@ def load(spec: EncoderSpec) -> Encoder:
 
 
 def live(value: object) -> tuple[EncoderSpec, Callable[[], Encoder]] | None:
-    """What a live torch module, or a mapping {module, name, preprocessing}, goes by, and what makes an encoder of a copy of it.
+    """The spec of a live torch module, or of a mapping {module, name, preprocessing}, and a function that builds an encoder around a copy of it.
 
-    None for whatever is neither. Raises EncoderError where the mapping is malformed; so does the second, where the layout is not recognised.
+    None where `value` is neither. Raises EncoderError where the mapping is malformed; the function raises it where the layout is not recognised.
     """
     from torch import nn
 
@@ -107,7 +107,7 @@ def live(value: object) -> tuple[EncoderSpec, Callable[[], Encoder]] | None:
 
 
 def describe(spec: EncoderSpec) -> EncoderInfo:
-    """What `load(spec).info` says. Loads the weights on the CPU once a process, spec, checkpoint and files beside it, and lets go of them.
+    """`load(spec).info`. Loads the weights on the CPU once per process, spec, checkpoint and files beside it, and frees them.
 
     Raises EncoderError where the encoder is unknown or does not load.
     """
@@ -124,7 +124,7 @@ def _describe(spec: EncoderSpec, digests: tuple[str, ...]) -> EncoderInfo:
 
 
 def fingerprint(spec: EncoderSpec) -> str:
-    """A digest of all that an encoder brings to a feature's bytes: weights, architecture, preprocessing and the choices in its notes; not its label.
+    """A digest of everything in an encoder that decides a feature's bytes: weights, architecture, preprocessing, choices in its notes; not its label.
 
     64 hexadecimal digits. Raises EncoderError where the encoder is unknown or does not load.
     """

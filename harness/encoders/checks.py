@@ -1,4 +1,4 @@
-"""What `encode` may be asked, whatever the architecture."""
+"""Checks of the arguments of `encode`, the same for every architecture."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def check_blocks(name: str, blocks: Sequence[int], count: int) -> None:
             raise EncoderError(f"encoder {name}: has no block {block}: expected 0 to {count - 1}")
 
 
-def check_indices(name: str, what: str, indices: torch.Tensor, batch: int, cells: int) -> None:
+def check_indices(name: str, argument: str, indices: torch.Tensor, batch: int, cells: int) -> None:
     """Raise EncoderError unless `indices` is int64 [batch, n] of grid indices below `cells`."""
     if indices.dtype != torch.int64 or indices.ndim != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
         got = f"{str(indices.dtype).removeprefix('torch.')} {list(indices.shape)}"
-        raise EncoderError(f"encoder {name}: {what} must be int64 [{batch}, n] with n of at least 1, got {got}")
+        raise EncoderError(f"encoder {name}: {argument} must be int64 [{batch}, n] with n of at least 1, got {got}")
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= cells:
-        raise EncoderError(f"encoder {name}: {what} must be grid indices from 0 to {cells - 1}, got {low} to {high}")
+        raise EncoderError(f"encoder {name}: {argument} must be grid indices from 0 to {cells - 1}, got {low} to {high}")
 
 
 @contextmanager
 def refusals(name: str, network: torch.nn.Module, images: torch.Tensor) -> Iterator[None]:
-    """Raise EncoderError, in one line, where the network fails on the images within. The device's own faults pass: another try may not meet them."""
+    """Raise EncoderError, in one line, where the network fails on the images. Faults of the device pass through: a retry may succeed."""
     try:
         yield
     except _DEVICE_FAULTS:

@@ -1,4 +1,4 @@
-"""Networks of timm: made by name, with random weights at a seed, with the preprocessing that timm keeps for them."""
+"""timm's networks: created by name, with random weights from a seed, and with the preprocessing that timm records for them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def check_architecture(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise EncoderError(f"unknown timm architecture {architecture!r}{nearest(architecture, timm.list_models())}; timm.list_models() lists them")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    tags = [model.partition(".")[2] for model in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        known = ", ".join(tags) or "none"
-        raise EncoderError(f"unknown tag {tag!r} of timm architecture {architecture}: expected one of {known}{nearest(tag, tags)}")
+        listed = ", ".join(tags) or "none"
+        raise EncoderError(f"unknown tag {tag!r} of timm architecture {architecture}: expected one of {listed}{nearest(tag, tags)}")
 
 
 def tag_of(name: str) -> str:
-    """The tag of timm's weights that a model's name means, its default one where it names none; empty where timm publishes none."""
+    """The tag of timm's weights for a model's name, the default tag where the name has none; empty where timm publishes none."""
     return name.partition(".")[2] or getattr(timm.get_pretrained_cfg(name), "tag", None) or ""
 
 
@@ -63,20 +63,20 @@ def create(
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
             network: nn.Module = timm.create_model(model or architecture, num_classes=classes, **given, **keywords)
-    except Exception as error:  # timm checks little of what it is given: any exception of Python's
-        asked = ", ".join(f"{key}={value}" for key, value in given.items()) or "no options"
-        raise EncoderError(f"timm architecture {architecture} with {asked}: {one_line(error)}; check the options") from error
+    except Exception as error:  # timm checks few of its arguments: any exception may come
+        described = ", ".join(f"{key}={value}" for key, value in given.items()) or "no options"
+        raise EncoderError(f"timm architecture {architecture} with {described}: {one_line(error)}; check the options") from error
     return network.eval()
 
 
 def describe_architecture(architecture: str, options: Iterable[tuple[str, object]]) -> str:
-    """The architecture with its options: what decides the forward pass beside the weights."""
+    """The architecture with its options: what decides the forward pass besides the weights."""
     given = ", ".join(f"{key}={value}" for key, value in sorted(options))
     return f"{architecture}({given})" if given else architecture
 
 
 def fair_residuals(network: nn.Module) -> int:
-    """Set residual branches that are built (nearly) silent to full strength, and say how many scales were set.
+    """Set residual branches that start (nearly) silent to full strength, and return how many scales were set.
 
     LayerScale starts at 1e-5 or so, the last batch norm of a residual block and NFNet's last gain at 0: trained networks outgrow this, a random twin
     cannot, and its features would hardly depend on the image.
@@ -94,7 +94,7 @@ def fair_residuals(network: nn.Module) -> int:
 
 
 def create_random(architecture: str, options: Options, seed: int, *, model: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
-    """A random twin of an architecture, and what to say of it."""
+    """A random twin of an architecture, and its notes."""
     network = create(architecture, options, seed=seed, model=model)
     changed = fair_residuals(network)
     note = f"random weights, seed {seed}" + (f", {changed} residual scales set to 1" if changed else "")
@@ -104,17 +104,17 @@ def create_random(architecture: str, options: Options, seed: int, *, model: str 
 def known_preprocessing(network: nn.Module, name: str, options: Options = (), *, published: bool = True) -> tuple[Preprocessing, str]:
     """The preprocessing of a network of timm, at the img_size of `options` if given, and where it comes from, in words.
 
-    Weights that `name` names, by timm's tag or a hub's id, have what timm keeps for them. An architecture alone names none: its weights are taken to
-    be trained as self-supervised ViTs are, with ImageNet's mean and standard deviation, at the architecture's default size.
+    Weights that `name` identifies, by timm's tag or a hub's id, have the preprocessing that timm records. An architecture alone identifies none: its
+    weights are assumed to be trained as self-supervised ViTs are, with ImageNet's mean and standard deviation, at the architecture's default size.
     """
-    kept, notes = _kept_by_timm(network)
+    preprocessing, notes = _kept_by_timm(network)
     built_for = dict(options).get("img_size")
     if published or "." in name:
-        values = kept if built_for is None else _at_size(kept, built_for)
+        values = preprocessing if built_for is None else _at_size(preprocessing, built_for)
         config = f"config.json of {name}" if name.startswith("hf-hub:") else f"timm's for {_tagged(network, name)}"
         return values, f"{config} ({', '.join(notes)})" if notes else config
-    values = at_side(IMAGENET, kept.size if built_for is None else _pair(built_for))
-    other = differences(kept)
+    values = at_side(IMAGENET, preprocessing.size if built_for is None else _pair(built_for))
+    other = differences(preprocessing)
     return values, "by default, ImageNet's" + (f" (the weights that timm publishes for {name} have {other})" if other else "")
 
 
@@ -125,7 +125,7 @@ def _tagged(network: nn.Module, name: str) -> str:
 
 
 def _kept_by_timm(network: nn.Module) -> tuple[Preprocessing, list[str]]:
-    """The preprocessing that timm keeps for a network, and what of it is not followed."""
+    """The preprocessing that timm records for a network, and notes on what is not followed."""
     config = resolve_model_data_config(network)
     _, height, width = config["input_size"]
     notes = []
@@ -145,9 +145,9 @@ def _kept_by_timm(network: nn.Module) -> tuple[Preprocessing, list[str]]:
     return preprocessing, notes
 
 
-def _at_size(own: Preprocessing, size: Option) -> Preprocessing:
-    """`own` for crops of a side, or of [height, width], in pixels, with the crop's share of the resized image kept."""
-    return PreprocessingOverride(size=_pair(size)).apply(own)
+def _at_size(base: Preprocessing, size: Option) -> Preprocessing:
+    """`base` for crops of a side, or of [height, width], in pixels, with the same crop share of the resized image."""
+    return PreprocessingOverride(size=_pair(size)).apply(base)
 
 
 def _pair(size: Option) -> tuple[int, int]:
@@ -156,7 +156,7 @@ def _pair(size: Option) -> tuple[int, int]:
 
 
 def wrap(trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> Encoder:
-    """The encoder around a network: by tokens where it has them, else by its feature map."""
+    """The encoder around a network: a token encoder where the network has tokens, else one around its feature map."""
     if is_vit(trunk):
         return VitEncoder(trunk, identity, projector)
     return MapEncoder(trunk, identity, projector)

@@ -1,4 +1,4 @@
-"""Weight files, read without running anything that is in them."""
+"""Weight files, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.encoders.resize import one_line
 from harness.errors import EncoderError
 
 _DEPTH = 8  # nested dictionaries in a checkpoint; real ones have three or four
-_SHARED = 100_000  # entries that are reached more than once: one state dict under two names is usual
+_SHARED = 100_000  # entries that are reached more than once; one state dict under two names is common
 _NAME = 1000  # characters in a tensor's dotted path
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
 _HARMLESS: dict[str, Any] = {
@@ -31,8 +31,8 @@ _HARMLESS: dict[str, Any] = {
     **{f"{module}.{name}": pathlib.PurePosixPath for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath", "Path")},
     **{f"{module}.{name}": pathlib.PureWindowsPath for module in ("pathlib", "pathlib._local") for name in ("WindowsPath", "PureWindowsPath")},
 }
-"""What may lie beside tensors, by its name in the file: the training arguments that many authors save, a bag of plain values, and paths, each read as
-a pure one, which touches no file. `pathlib._local` is where Python 3.13 has them."""
+"""What a file may hold beside tensors, by its name in the file: the training arguments that many authors save, a bag of plain values, and paths, each
+read as a pure path, which touches no file. `pathlib._local` is where Python 3.13 has them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +43,7 @@ class Checkpoint:
     sha256: str
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What a safetensors file says of itself."""
+    """A safetensors file's description of itself."""
     args: Mapping[str, object] = field(default_factory=dict)
     """The training arguments that many authors save beside the weights in a torch file, by name."""
 
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Read a torch or safetensors file. Raises EncoderError, in one line, for whatever is not a file of plain tensors."""
+    """Read a torch or safetensors file. Raises EncoderError, in one line, for anything but a file of plain tensors."""
     try:
         head = _head(path)
         kind = _kind(path, head)
@@ -72,7 +72,7 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def unwrapped(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[Checkpoint, str | None]:
-    """`checkpoint`, and a prefix of its keys, without the names that compiling or sharding a network puts between those of its parts.
+    """`checkpoint`, and a prefix of its keys, without the names that compiling or sharding a network inserts between those of its parts.
 
     Both stay as they are where two tensors would then have one name.
     """
@@ -161,13 +161,13 @@ def _check_zip(path: str) -> None:
 
 
 def _unsafe(path: str, error: Exception) -> str:
-    """What a file that is more than weights would have run."""
+    """The message for a file that holds more than weights: what it would have run."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # only its names are wanted, and it fails on what it cannot parse
+    except Exception:  # only the names are needed, and it fails on what it cannot parse
         names = []
     if set(names) - set(_HARMLESS):
-        listed = sorted(set(names) - {"argparse.Namespace"})  # paths too: it may be their methods that would be called
+        listed = sorted(set(names) - {"argparse.Namespace"})  # paths stay listed: the file may call their methods
         return (
             f"checkpoint {path}: holds objects that need code to load ({', '.join(listed[:5])}), expected plain tensors; "
             "load it where you trust it and save its state_dict()"
@@ -184,7 +184,7 @@ def _flatten(path: str, content: object) -> dict[str, torch.Tensor]:
 
 
 class _Walk:
-    """Through nested dictionaries, each of which may be reached by more than one path: a few shared ones can stand for billions of names."""
+    """A walk through nested dictionaries. Several paths may lead to one dictionary: a few shared ones can stand for billions of names."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -15,7 +15,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def mlp(tensors: Tensors, activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """The sequence that `tensors` (`0.weight`, `1.running_mean`, …) were saved from: linear layers, batch norms, and activations where no key is."""
+    """The sequence that `tensors` (`0.weight`, `1.running_mean`, …) were saved from: linear layers, batch norms, activations where no key is."""
     if not tensors:
         raise ValueError("it has no layers")
     last = max(int(name.partition(".")[0]) for name in tensors)
@@ -32,8 +32,8 @@ def mlp(tensors: Tensors, activation: Callable[[], nn.Module]) -> nn.Sequential:
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head (Caron et al. 2021, arXiv 2104.14294), also iBOT's: an MLP with GELU, or what iBOT's training was told, L2 normalisation,
-    a weight-normalised linear layer.
+    """DINO's head (Caron et al. 2021, arXiv 2104.14294), also iBOT's: an MLP with GELU (iBOT: the activation of its training
+    arguments), L2 normalisation, a weight-normalised linear layer.
     """
 
     def __init__(self, tensors: Tensors, activation: Callable[[], nn.Module] = nn.GELU) -> None:

@@ -1,4 +1,4 @@
-"""What a family knows of an encoder beside its network."""
+"""What a family knows of an encoder apart from its network."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Identity:
     notes: tuple[str, ...] = ()
 
 
-class Network(torch.nn.Module):
-    """An encoder's trunk and, where it has one, its pretraining head, to be placed on a device as one."""
+class EncoderNetwork(torch.nn.Module):
+    """An encoder's trunk and, where it has one, its pretraining head, to be placed on a device together."""
 
     def __init__(self, trunk: torch.nn.Module, projector: torch.nn.Module | None) -> None:
         super().__init__()

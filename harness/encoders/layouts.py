@@ -1,7 +1,7 @@
-"""Checkpoints whose authors name a ViT's tensors otherwise than timm does: found by telling keys, and given timm's names.
+"""Checkpoints whose authors name a ViT's tensors differently from timm: recognised by characteristic keys and renamed to timm's names.
 
-Tensors keep their values: queries, keys and values are laid one under the other as timm has them, register models' cls token takes up its position.
-What is no part of the vision encoder (a pooler, a classifier, a text tower) keeps its name and lies outside.
+Tensors keep their values: queries, keys and values are stacked as in timm, and in register models the cls token absorbs its position embedding.
+What is not part of the vision encoder (a pooler, a classifier, a text tower) keeps its name and stays outside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from harness.core import Preprocessing
 from harness.encoders.files import Checkpoint
-from harness.encoders.loading import Selection, grouped
+from harness.encoders.loading import TensorSelection, grouped
 from harness.encoders.preprocessing import beside
 from harness.encoders.stated import read_json
 from harness.errors import EncoderError
@@ -33,21 +33,21 @@ class Layout:
     """One way of naming a ViT's tensors."""
 
     name: str
-    telling: tuple[str, ...]
+    signature: tuple[str, ...]
     """Patterns of names below the encoder's place, every one of which must match some key; the first one also says where that place is."""
     rules: Rules
-    """Patterns of whole names and timm's names for them; what matches none is left outside, by its own name."""
+    """Patterns of whole names and timm's names for them; what matches none stays outside under its own name."""
     finish: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
     preprocessing: Preprocessing | None = None
-    """How its files' images are prepared, where that is known to differ from ImageNet's."""
+    """How the authors prepare images, where that is known to differ from ImageNet's."""
 
 
 def _fused(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Separate queries, keys and values as one matrix, [3 D, D], and one bias, [3 D]."""
     fused = {name: tensor for name, tensor in tensors.items() if not re.search(r"\.attn\.[qkv]\.(weight|bias)$", name)}
     for name in tensors:
-        if (found := re.fullmatch(r"(.*\.attn)\.q\.(weight|bias)", name)) is not None:
-            block, kind = found.groups()
+        if (match := re.fullmatch(r"(.*\.attn)\.q\.(weight|bias)", name)) is not None:
+            block, kind = match.groups()
             parts = [tensors.get(f"{block}.{part}.{kind}") for part in "qkv"]
             if any(part is None for part in parts):
                 raise EncoderError(f"{block} has queries without keys and values of their {kind}")
@@ -91,7 +91,7 @@ _HF_PATCHES = r"embeddings\.patch_embeddings\.projection\.weight"
 _LAYOUTS = (
     Layout(
         name="Hugging Face's DINOv2",
-        telling=(_HF_PATCHES, r"encoder\.layer\.\d+\.layer_scale1\.lambda1"),
+        signature=(_HF_PATCHES, r"encoder\.layer\.\d+\.layer_scale1\.lambda1"),
         rules=(
             *_HF_EMBEDDINGS,
             *_HF_ATTENTION,
@@ -104,7 +104,7 @@ _LAYOUTS = (
     ),
     Layout(
         name="Hugging Face's ViT",
-        telling=(_HF_PATCHES, r"encoder\.layer\.\d+\.layernorm_before\.weight", r"embeddings\.position_embeddings"),
+        signature=(_HF_PATCHES, r"encoder\.layer\.\d+\.layernorm_before\.weight", r"embeddings\.position_embeddings"),
         rules=(
             *_HF_EMBEDDINGS,
             *_HF_ATTENTION,
@@ -117,7 +117,7 @@ _LAYOUTS = (
     ),
     Layout(
         name="Hugging Face's CLIP",
-        telling=(r"embeddings\.patch_embedding\.weight", r"embeddings\.class_embedding", r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight"),
+        signature=(r"embeddings\.patch_embedding\.weight", r"embeddings\.class_embedding", r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight"),
         rules=(
             (r"embeddings\.class_embedding", "cls_token"),
             (r"embeddings\.position_embedding\.weight", "pos_embed"),
@@ -134,7 +134,7 @@ _LAYOUTS = (
     ),
     Layout(
         name="CLIP's authors'",
-        telling=(r"conv1\.weight", r"class_embedding", r"transformer\.resblocks\.\d+\.attn\.in_proj_weight"),
+        signature=(r"conv1\.weight", r"class_embedding", r"transformer\.resblocks\.\d+\.attn\.in_proj_weight"),
         rules=(
             (r"class_embedding", "cls_token"),
             (r"positional_embedding", "pos_embed"),
@@ -152,7 +152,7 @@ _LAYOUTS = (
     ),
     Layout(
         name="DINOv2's authors'",
-        telling=(r"patch_embed\.proj\.weight", r"mask_token|register_tokens", r"blocks\.(\d+\.)?\d+\.ls1\.gamma"),
+        signature=(r"patch_embed\.proj\.weight", r"mask_token|register_tokens", r"blocks\.(\d+\.)?\d+\.ls1\.gamma"),
         rules=(
             (r"register_tokens", "reg_token"),
             (rf"blocks\.(?:\d+\.)?(\d+)\.mlp\.w12\.{_PARAMETER}", r"blocks.\1.mlp.fc1.\2"),
@@ -164,7 +164,7 @@ _LAYOUTS = (
     ),
     Layout(
         name="DeiT III's authors'",
-        telling=(r"patch_embed\.proj\.weight", r"blocks\.\d+\.gamma_1", r"blocks\.\d+\.attn\.qkv\.bias"),
+        signature=(r"patch_embed\.proj\.weight", r"blocks\.\d+\.gamma_1", r"blocks\.\d+\.attn\.qkv\.bias"),
         rules=((r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"), (r"(cls_token|pos_embed|patch_embed\..*|norm\..*|blocks\..*)", r"\1")),
     ),
 )
@@ -174,11 +174,11 @@ _CAPI = r"encoder\.blocks\.\d+\.residual1\.fn\.rope\.freqs$"
 
 
 _HARMLESS = ("embeddings.mask_token", "embeddings.position_ids", "mask_token")
-"""Tensors among an encoder's that no token of a whole image passes through."""
+"""Tensors of an encoder that no token of a whole image passes through."""
 
 
-def translate(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[Selection, Layout] | None:
-    """The encoder's tensors by timm's names, where the keys tell one of these layouts, under `prefix` if that is given; None where they do not.
+def translate(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[TensorSelection, Layout] | None:
+    """The encoder's tensors by timm's names where the keys match one of these layouts, under `prefix` if given; None where they match none.
 
     Raises EncoderError where several encoders of one layout lie in the file, and for layouts of networks that timm does not have.
     """
@@ -209,23 +209,27 @@ def _refuse_capi(checkpoint: Checkpoint) -> None:
 
 
 def _places(tensors: Tensors, layout: Layout) -> list[str]:
-    """Beginnings of keys under which every telling pattern is found."""
-    first, *others = (re.compile(rf"(?P<place>(?:.*\.)?)(?:{pattern})") for pattern in layout.telling)
-    places = [found["place"] for name in tensors if (found := first.fullmatch(name)) is not None]
+    """Beginnings of keys under which every pattern of the signature matches."""
+    first, *others = (re.compile(rf"(?P<place>(?:.*\.)?)(?:{pattern})") for pattern in layout.signature)
+    places = [match["place"] for name in tensors if (match := first.fullmatch(name)) is not None]
     for pattern in others:
-        here = {found["place"] for name in tensors if (found := pattern.fullmatch(name)) is not None}
+        here = {match["place"] for name in tensors if (match := pattern.fullmatch(name)) is not None}
         places = [place for place in places if place in here]
     return sorted(places)
 
 
-def _translated(checkpoint: Checkpoint, place: str, layout: Layout) -> Selection:
+def _translated(checkpoint: Checkpoint, place: str, layout: Layout) -> TensorSelection:
     new: dict[str, torch.Tensor] = {}
     others: dict[str, torch.Tensor] = {}
     elsewhere = []
     rules = [(re.compile(old), replacement) for old, replacement in layout.rules]
     for name, tensor in checkpoint.tensors.items():
         inner = name.removeprefix(place)
-        match = next(((found, to) for old, to in rules if (found := old.fullmatch(inner)) is not None), None) if name.startswith(place) else None
+        match = (
+            next(((full_match, to) for old, to in rules if (full_match := old.fullmatch(inner)) is not None), None)
+            if name.startswith(place)
+            else None
+        )
         if match is not None:
             new[match[0].expand(match[1])] = tensor
         elif not name.startswith(place) or inner in _HARMLESS:
@@ -241,11 +245,11 @@ def _translated(checkpoint: Checkpoint, place: str, layout: Layout) -> Selection
     }
     strange = {name: tensor for name, tensor in others.items() if name.partition(".")[0] in rooms}
     elsewhere += [f"{place}{name}" for name in others if name not in strange]
-    return Selection(checkpoint=checkpoint, prefix=place, tensors={**inside, **strange}, elsewhere=grouped(elsewhere))
+    return TensorSelection(checkpoint=checkpoint, prefix=place, tensors={**inside, **strange}, elsewhere=grouped(elsewhere))
 
 
 def refuse_other_config(checkpoint: Checkpoint, architecture: str, outline: nn.Module) -> None:
-    """Raise EncoderError where Hugging Face's config.json beside the file tells another activation or number of heads than the architecture's.
+    """Raise EncoderError where Hugging Face's config.json beside the file states another activation or number of heads than the architecture's.
 
     Neither leaves a trace in the weights.
     """
@@ -264,7 +268,7 @@ def refuse_other_config(checkpoint: Checkpoint, architecture: str, outline: nn.M
         return
     if (activation == "quick_gelu") != ("quickgelu" in architecture):
         other = architecture.replace("_clip_", "_clip_quickgelu_") if activation == "quick_gelu" else architecture.replace("_quickgelu", "")
-        raise EncoderError(f"{config}: hidden_act is {activation}, which {architecture} has not; give architecture: {other}")
+        raise EncoderError(f"{config}: hidden_act is {activation}, which {architecture} does not have; give architecture: {other}")
 
 
 def refuse_other_authors(checkpoint: Checkpoint, tensors: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""A live torch module as an encoder: a frozen float32 copy of it, so that the module itself stays as it is."""
+"""A live torch module as an encoder: a frozen float32 copy, so that the module itself stays unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPECTED = (
 
 
 def parse_live(value: nn.Module | Mapping[str, Any]) -> tuple[nn.Module, EncoderSpec]:
-    """The network, and the name and preprocessing that it goes by: of a module, or of a mapping {module, name, preprocessing}.
+    """The network and its spec (name and preprocessing), from a module or from a mapping {module, name, preprocessing}.
 
     Raises EncoderError where the mapping has other keys, or values of a wrong type.
     """
@@ -52,14 +52,14 @@ def build_live(module: nn.Module, spec: EncoderSpec) -> Encoder:
     """The encoder around a copy of `module` on the CPU, without its classifier. Raises EncoderError where its layout is not recognised."""
     network = _copied(module, spec.name)
     if not is_vit(network) and not callable(getattr(network, "forward_features", None)):
-        raise EncoderError(f"encoder {spec.name}: {EXPECTED}, got a {type(network).__name__} without; wrap it in a module that has one")
+        raise EncoderError(f"encoder {spec.name}: {EXPECTED}, got a {type(network).__name__} without either; wrap it in a module that has one")
     try:
         if getattr(network, "num_classes", 0) and callable(getattr(network, "reset_classifier", None)):
             network.reset_classifier(0)  # type: ignore[operator]
         encoder = wrap(network, _identity(network, spec))
     except EncoderError:
         raise
-    except Exception as error:  # a stranger's module may have timm's names and other contents
+    except Exception as error:  # a foreign module may have timm's names and other contents
         raise EncoderError(f"encoder {spec.name}: {EXPECTED}, got a {type(network).__name__} that fails with {one_line(error)}") from error
     encoder.module.eval().requires_grad_(False)
     return encoder
@@ -88,7 +88,7 @@ def _imagenets(network: nn.Module) -> Preprocessing:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The network itself, within what torch.compile, DataParallel and DistributedDataParallel make of it."""
+    """The network itself, without the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _unwrapped(module.module)
     compiled = getattr(module, "_orig_mod", None)

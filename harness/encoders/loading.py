@@ -1,4 +1,4 @@
-"""A checkpoint's tensors into a network, with an account of every key and a refusal where anything is left unexplained."""
+"""Load a checkpoint's tensors into a network, account for every key and refuse what is unexplained."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TWELVE_HEADS = {
     "moco_v3": (r"(^|\.)(base_encoder|momentum_encoder)\.", (384,)),
     "cae": (r"(^|\.)(alignment_encoder|pretext_neck|regresser)\.", (192, 384)),
 }
-"""Formats whose small ViTs have 12 attention heads where other authors' of the width have fewer: a pattern of their keys, and the widths."""
+"""Formats whose small ViTs have 12 attention heads where other authors' ViTs of that width have fewer: a pattern of their keys, and the widths."""
 
 
 class OtherKeysError(EncoderError):
@@ -49,7 +49,7 @@ class OtherKeysError(EncoderError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Selection:
+class TensorSelection:
     """A checkpoint's tensors under one prefix, by the network's names, and what lies elsewhere in the file."""
 
     checkpoint: Checkpoint
@@ -61,7 +61,7 @@ class Selection:
 
 def select(
     checkpoint: Checkpoint, expected: Sequence[str], *, prefix: str | None, rename: Sequence[tuple[str, str]] = (), architecture: str
-) -> Selection:
+) -> TensorSelection:
     """The tensors under `prefix`, or under the one prefix, made of the usual wrappers, that holds all of `expected`.
 
     Raises EncoderError where the prefix leads nowhere, where several places of the file would fit, or where none does.
@@ -69,7 +69,7 @@ def select(
     if prefix is None:
         renamed = _rename(checkpoint, checkpoint.tensors, rename)
         prefix = _detect(checkpoint, renamed, expected, architecture)
-        return Selection(checkpoint=checkpoint, prefix=prefix, tensors=_under(renamed, prefix), elsewhere=_elsewhere(renamed, prefix))
+        return TensorSelection(checkpoint=checkpoint, prefix=prefix, tensors=_under(renamed, prefix), elsewhere=_elsewhere(renamed, prefix))
     if prefix and not prefix.endswith(".") and all(name.startswith(f"{prefix}.") for name in checkpoint.tensors if name.startswith(prefix)):
         prefix = f"{prefix}."
     tensors = _under(checkpoint.tensors, prefix)
@@ -77,7 +77,7 @@ def select(
         starts = ", ".join(sorted({_start(name) for name in checkpoint.tensors})[:8])
         raise EncoderError(f"checkpoint {checkpoint.path}: no key begins with the prefix {prefix!r}; keys begin with {starts}")
     renamed = _rename(checkpoint, tensors, rename)
-    return Selection(checkpoint=checkpoint, prefix=prefix, tensors=renamed, elsewhere=_elsewhere(checkpoint.tensors, prefix))
+    return TensorSelection(checkpoint=checkpoint, prefix=prefix, tensors=renamed, elsewhere=_elsewhere(checkpoint.tensors, prefix))
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def grouped(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _rename(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """`tensors` by their new names: every rule reads the file's own names, and none what another rule wrote.
+    """`tensors` by their new names: every rule reads the names in the file, never what another rule wrote.
 
     Where two rules match at one place, the longer one is applied, whatever their order.
     """
@@ -130,15 +130,15 @@ def _rename(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], rules: 
 
 
 def _detect(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], expected: Sequence[str], architecture: str) -> str:
-    """The one prefix under which every expected key is found."""
-    wanted = {name for name in expected if not name.endswith(_OPTIONAL)}
-    found: Counter[str] = Counter()
+    """The one prefix under which every expected key lies."""
+    required = {name for name in expected if not name.endswith(_OPTIONAL)}
+    counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
         for start in range(len(parts)):
-            if ".".join(parts[start:]) in wanted:
-                found["".join(f"{part}." for part in parts[:start])] += 1
-    complete = sorted(prefix for prefix, count in found.items() if count == len(wanted))
+            if ".".join(parts[start:]) in required:
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+    complete = sorted(prefix for prefix, count in counts.items() if count == len(required))
     if len(complete) > 1:
         listed = ", ".join(repr(prefix) for prefix in complete)
         raise EncoderError(f"checkpoint {checkpoint.path}: {architecture} fits in {len(complete)} places; say which one: prefix: one of {listed}")
@@ -149,24 +149,24 @@ def _detect(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], expecte
                 f"checkpoint {checkpoint.path}: {architecture} fits under {complete[0]!r} only; if that is meant, give prefix: {complete[0]}"
             )
         return complete[0]
-    best = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default=None)
+    best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default=None)
     if best is None:
         example = ", ".join(list(tensors)[:3])
         raise OtherKeysError(
-            f"checkpoint {checkpoint.path}: holds no key of {architecture}: expected e.g. {sorted(wanted)[0]}, got e.g. {example}; "
+            f"checkpoint {checkpoint.path}: holds no key of {architecture}: expected e.g. {sorted(required)[0]}, got e.g. {example}; "
             "name the right architecture, or give prefix and rename"
         )
-    missing = sorted(name for name in wanted if f"{best}{name}" not in tensors)
-    unexpected = [name.removeprefix(best) for name in tensors if name.startswith(best) and name.removeprefix(best) not in wanted]
+    missing = sorted(name for name in required if f"{best}{name}" not in tensors)
+    unexpected = [name.removeprefix(best) for name in tensors if name.startswith(best) and name.removeprefix(best) not in required]
     raise OtherKeysError(
-        f"checkpoint {checkpoint.path}: does not fit {architecture}: {len(missing)} of {len(wanted)} keys missing under {best!r} ({_some(missing)}); "
-        + (_remedy(architecture, missing, unexpected) or "name the right architecture, or give prefix and rename")
+        f"checkpoint {checkpoint.path}: does not fit {architecture}: {len(missing)} of {len(required)} keys missing under {best!r} "
+        f"({first_few(missing)}); " + (_remedy(architecture, missing, unexpected) or "name the right architecture, or give prefix and rename")
     )
 
 
-def _remedy(what: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """The one thing to do about keys that tell it; empty where they do not."""
-    architecture = what.partition("(")[0]
+def _remedy(target: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """The remedy that the missing and unexpected keys suggest; empty where they suggest none."""
+    architecture = target.partition("(")[0]
     if "reg_token" in missing:
         plain = re.sub(r"_reg\d+", "", architecture)
         return f"it has no registers: give architecture: {plain}" if plain != architecture else "it has no registers: leave reg_tokens out of options"
@@ -189,24 +189,24 @@ def _remedy(what: str, missing: Sequence[str], unexpected: Sequence[str]) -> str
     return ""
 
 
-def refuse_silent_misfit(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], *, width: object, heads: int | None, what: str) -> None:
-    """Raise EncoderError where the file is one of MoCo v3 or CAE and `what` would read its small ViT, `tensors`, with other than 12 heads.
+def refuse_silent_misfit(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], *, width: object, heads: int | None, reader: str) -> None:
+    """Raise EncoderError where the file is MoCo v3's or CAE's and `reader` would read its small ViT, `tensors`, with other than 12 heads.
 
     The number of heads leaves no trace in the weights: they fit in shape and compute something else.
     """
     by_positions = has_moco_positions(tensors.get("pos_embed"))  # CAE's are the same, in BEiT's blocks
     split = any(name.endswith(".q_bias") for name in tensors)
     for family, (pattern, widths) in _TWELVE_HEADS.items():
-        telling = any(re.search(pattern, name) for name in checkpoint.tensors) or (by_positions and split == (family == "cae"))
-        if width in widths and heads != 12 and telling:
+        recognised = any(re.search(pattern, name) for name in checkpoint.tensors) or (by_positions and split == (family == "cae"))
+        if width in widths and heads != 12 and recognised:
             raise EncoderError(
-                f"checkpoint {checkpoint.path}: looks like one of {family}, whose small ViT has 12 attention heads where {what} has {heads}: "
+                f"checkpoint {checkpoint.path}: looks like one of {family}, whose small ViT has 12 attention heads where {reader} has {heads}: "
                 f"its weights would fit and compute something else; use encoder: {family}, or give options: {{num_heads: 12}} or {heads}"
             )
 
 
-def check_keys(network: nn.Module, selection: Selection, *, what: str, droppable: Sequence[str] = ()) -> list[str]:
-    """Keys that are left out, all of which `droppable` allows. Raises EncoderError, with keys and remedy, for any that are missing or unexpected."""
+def check_keys(network: nn.Module, selection: TensorSelection, *, target: str, droppable: Sequence[str] = ()) -> list[str]:
+    """Keys that are left out, each allowed by `droppable`. Raises EncoderError, with keys and remedy, for any that are missing or unexpected."""
     path, tensors, state = selection.checkpoint.path, selection.tensors, network.state_dict()
     missing = sorted(name for name in state if name not in tensors and not name.endswith(_OPTIONAL))
     extra = sorted(name for name in tensors if name not in state)
@@ -214,18 +214,18 @@ def check_keys(network: nn.Module, selection: Selection, *, what: str, droppable
     unexpected = [name for name in extra if name not in set(dropped)]
     if not missing and not unexpected:
         return dropped
-    found = [f"{len(names)} {word} ({_some(names)})" for names, word in ((missing, "missing"), (unexpected, "unexpected")) if names]
-    remedy = _remedy(what, missing, unexpected) or (
+    faults = [f"{len(names)} {word} ({first_few(names)})" for names, word in ((missing, "missing"), (unexpected, "unexpected")) if names]
+    remedy = _remedy(target, missing, unexpected) or (
         "name the right architecture" + ("; what is to be left out on purpose goes under drop" if unexpected else " or rename keys")
     )
-    raise OtherKeysError(f"checkpoint {path}: does not fit {what}: keys {', '.join(found)}; {remedy}")
+    raise OtherKeysError(f"checkpoint {path}: does not fit {target}: keys {', '.join(faults)}; {remedy}")
 
 
 def load_into(
     network: nn.Module,
-    selection: Selection,
+    selection: TensorSelection,
     *,
-    what: str,
+    target: str,
     droppable: Sequence[str] = (),
 ) -> LoadReport:
     """Copy the selected tensors into `network`, strictly, and account for every key. `droppable` are beginnings of keys that may be left out.
@@ -234,9 +234,9 @@ def load_into(
     """
     path, tensors = selection.checkpoint.path, selection.tensors
     state = network.state_dict()
-    dropped = check_keys(network, selection, what=what, droppable=droppable)
+    dropped = check_keys(network, selection, target=target, droppable=droppable)
     used = {name: tensor for name, tensor in tensors.items() if name in state}
-    _check_shapes(path, what, used, state)
+    _check_shapes(path, target, used, state)
     _check_values(path, used, state)
     network.load_state_dict({**{name: state[name] for name in state if name not in used}, **used}, strict=True)
     return LoadReport(
@@ -248,13 +248,13 @@ def load_into(
     )
 
 
-def _check_shapes(path: str, what: str, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+def _check_shapes(path: str, target: str, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
     wrong = [name for name in sorted(tensors) if tensors[name].shape != state[name].shape]
     if wrong:
         name = wrong[0]
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise EncoderError(
-            f"checkpoint {path}: does not fit {what}: {name} is {list(tensors[name].shape)}, expected {list(state[name].shape)}{others}; "
+            f"checkpoint {path}: does not fit {target}: {name} is {list(tensors[name].shape)}, expected {list(state[name].shape)}{others}; "
             "name the right architecture"
         )
 
@@ -269,5 +269,6 @@ def _check_values(path: str, tensors: Mapping[str, torch.Tensor], state: Mapping
             )
 
 
-def _some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
+    """The first four names, and how many more there are."""
     return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,4 +1,4 @@
-"""Convolutional and hierarchical networks of timm as encoders: the final feature map as patches, stages as blocks, no cls but where they have one.
+"""Convolutional and hierarchical networks of timm as encoders: the final feature map as patches, stages as blocks, cls only where it has one.
 
 Shape legend: B batch, h w the map's height and width, D channels.
 """
@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
 from harness.encoders.checks import check_blocks, check_images, refusals
-from harness.encoders.identity import Identity, Network
+from harness.encoders.identity import EncoderNetwork, Identity
 from harness.encoders.resize import SizedCopies
 from harness.errors import EncoderError
 
@@ -24,7 +24,7 @@ class MapEncoder:
     """An encoder around a timm network that gives a feature map."""
 
     def __init__(self, trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> None:
-        self._network = Network(trunk, projector).eval().requires_grad_(False)
+        self._network = EncoderNetwork(trunk, projector).eval().requires_grad_(False)
         self._identity = identity
         self._native_size = _native_size(trunk, identity.preprocessing.values.size)
         self._copies = SizedCopies(identity.name, self._native_size)
@@ -73,17 +73,17 @@ class MapEncoder:
         """The cls token [B, D] where there is one, the final map [B, h, w, D] and the chosen stages' (all of them for None)."""
         size = (images.shape[2], images.shape[3])
         trunk: Any = self._copies.at(self._network.trunk, size)
-        wanted = None if blocks is None else sorted(set(blocks))
+        indices = None if blocks is None else sorted(set(blocks))
         with refusals(self._identity.name, trunk, images):
-            if wanted == [] or not hasattr(trunk, "forward_intermediates"):
+            if indices == [] or not hasattr(trunk, "forward_intermediates"):
                 final, stages = trunk.forward_features(images), []
             else:
-                final, stages = trunk.forward_intermediates(images, indices=wanted, output_fmt="NCHW")
-            if wanted is None and stages:
+                final, stages = trunk.forward_intermediates(images, indices=indices, output_fmt="NCHW")
+            if indices is None and stages:
                 self._stride = (size[0] // stages[-1].shape[2], size[1] // stages[-1].shape[3])
             cls, final = self._as_map(trunk, final, size)
         maps = [stage.permute(0, 2, 3, 1) for stage in stages]
-        return cls, final, dict(zip(range(len(maps)) if wanted is None else wanted, maps, strict=False))
+        return cls, final, dict(zip(range(len(maps)) if indices is None else indices, maps, strict=False))
 
     def _as_map(self, trunk: Any, final: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """cls and [B, h, w, D] from what the network ends with: a map in either layout, or a sequence of (cls and) patch tokens."""
@@ -152,7 +152,7 @@ class MapEncoder:
 
 def _loses_too_much_in_half(trunk: nn.Module) -> bool:
     """Depthwise convolutions between batch norms, as in EfficientNet and MobileNet: on photographs EfficientNet-Lite0's map in bf16 was 5 % from that
-    in float32, its mean 3 %; other networks stay below 2 %, but for Inception-v3 (docs/encoders.md).
+    in float32, its mean 3 %; other networks stay below 2 %, except Inception-v3 (docs/encoders.md).
     """
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 for module in trunk.modules())
     return depthwise and any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
@@ -169,7 +169,7 @@ def _head_norm(trunk: Any) -> nn.Module | None:
 
 
 def _normed(trunk: nn.Module, map_BhwD: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
-    """The head's norm, where there is one, at each position by itself, in the layout in which timm gives it the pooled map."""
+    """The head's norm, where there is one, at each position separately, in the layout in which timm passes it the pooled map."""
     norm = _head_norm(trunk)
     if norm is None:
         return map_BhwD
@@ -179,7 +179,7 @@ def _normed(trunk: nn.Module, map_BhwD: torch.Tensor, *, channels_first: bool) -
 
 
 def _native_size(trunk: Any, fallback: tuple[int, int]) -> tuple[int, int]:
-    """The size that the network was built for; networks that do not care have none."""
+    """The size that the network was built for; `fallback` for networks that take any size."""
     embed = getattr(trunk, "patch_embed", None)
     size = getattr(embed, "img_size", None) or getattr(trunk, "img_size", None)
     return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) else fallback

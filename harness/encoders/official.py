@@ -18,7 +18,7 @@ from harness.encoders.files import Checkpoint, read_checkpoint, unwrapped
 from harness.encoders.heads import Tensors, WeightNormed
 from harness.encoders.identity import Identity
 from harness.encoders.layouts import refuse_other_authors, translate
-from harness.encoders.loading import Selection, load_into, refuse_silent_misfit, select
+from harness.encoders.loading import TensorSelection, first_few, load_into, refuse_silent_misfit, select
 from harness.encoders.positions import PositionResize
 from harness.encoders.preprocessing import IMAGENET, Chosen, at_side, decide, of_family
 from harness.encoders.resize import one_line
@@ -28,11 +28,11 @@ from harness.errors import EncoderError
 
 _ANCHORS = ("patch_embed.proj.weight", "conv1.weight")
 _TRAINING = ("optimizer.", "lr_scheduler.", "scheduler.", "scaler.", "fp16_scaler.")
-"""Beginnings of keys of the training's state, which any of the authors may save."""
+"""Beginnings of the keys of training state, which any of the authors may save."""
 
 
 class Shape(Protocol):
-    """What decides a forward pass beside the weights."""
+    """What decides a forward pass besides the weights."""
 
     @property
     def size(self) -> int:
@@ -49,17 +49,17 @@ class Place:
 
     trunk: str
     head: str | None = None
-    telling: Callable[[Tensors], bool] | None = None
-    """What the tensors there, by their own names, must show, where other formats lie in the same place."""
+    accepts: Callable[[Tensors], bool] | None = None
+    """Whether the tensors there, by their names in the file, are this format's; needed where other formats lie in the same place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A registered name of a format: which places of a file it means, and which shape it must have (None: whichever the file has)."""
+    """A registered name of a format: which places of a file it means, and which shape it must have (None: that of the file)."""
 
     description: str
     places: tuple[Place, ...]
-    what: str
+    content: str
     """What lies there, for the record: e.g. `the teacher`."""
     shape: Shape | None = None
 
@@ -74,14 +74,14 @@ class Format:
     read_shape: Callable[[str, Tensors, int | None], Shape]
     """From path, tensors and the given number of heads."""
     droppable: tuple[str, ...]
-    """Beginnings of keys among the encoder's that its authors save and it does not need."""
+    """Beginnings of the encoder's keys that its authors save and the forward pass does not need."""
     beside: tuple[str, ...] = ()
     """Beginnings of keys, by their full path, that its authors save outside the encoder and its head."""
     make_head: Callable[[Tensors, Mapping[str, object]], nn.Module] | None = None
     """From the head's tensors and the training arguments in the file."""
     head_droppable: tuple[str, ...] = ()
     convert: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
-    """The authors' names into the network's."""
+    """Renames the authors' tensors to the network's names."""
     convert_head: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
     preprocessing: Preprocessing = IMAGENET
     position_resize: PositionResize = "bicubic"
@@ -117,25 +117,25 @@ def _build(fmt: Format, spec: EncoderSpec) -> Encoder:
             sized = ", ".join(name for name, other in fmt.entries.items() if other.shape is not None)
             raise EncoderError(f"encoder {spec.name}: a random twin of {spec.encoder} has no size: give checkpoint: FILE, or one of {sized}")
         return _random(fmt, spec, entry.shape, None, None)
-    fmt, found = _find(fmt, spec, read_checkpoint(spec.checkpoint))
-    checkpoint, place, what = found.checkpoint, found.place, found.what
-    trunk_tensors, head_tensors, classifier = _parts(fmt, found, spec)
+    fmt, located = _find(fmt, spec, read_checkpoint(spec.checkpoint))
+    checkpoint, place, content = located.checkpoint, located.place, located.content
+    trunk_tensors, head_tensors, classifier = _parts(fmt, located, spec)
     refuse_other_authors(checkpoint, trunk_tensors)
     shape = fmt.read_shape(checkpoint.path, trunk_tensors, heads)
     _check_shape(fmt, spec, entry, shape)
     if heads is None and isinstance(shape, VitShape):
-        refuse_silent_misfit(checkpoint, trunk_tensors, width=shape.width, heads=shape.heads, what=spec.encoder or fmt.family)
+        refuse_silent_misfit(checkpoint, trunk_tensors, width=shape.width, heads=shape.heads, reader=spec.encoder or fmt.family)
     head = _make_head(fmt, checkpoint, head_tensors)
     if spec.random:
         return _random(fmt, spec, shape, head, checkpoint)
     trunk = _create(shape, 0)
-    report = _load(fmt, spec, found, (trunk, trunk_tensors), (head, head_tensors), classifier)
+    report = _load(fmt, spec, located, (trunk, trunk_tensors), (head, head_tensors), classifier)
     where = f", under {place.trunk!r}" if place.trunk else ""
     identity = Identity(
         name=spec.name,
         family=fmt.family,
         architecture=shape.describe(),
-        source=f"{fmt.paper}: {what} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
+        source=f"{fmt.paper}: {content} in {checkpoint.file}{where}, sha256 {checkpoint.sha256[:12]}",
         preprocessing=_preprocessing(fmt, spec, shape, checkpoint),
         position_resize=fmt.position_resize,
         load_report=report,
@@ -158,7 +158,7 @@ def _make_head(fmt: Format, checkpoint: Checkpoint, tensors: Tensors) -> nn.Modu
 
 
 def _given_heads(spec: EncoderSpec) -> int | None:
-    """The one option that a file cannot tell by itself."""
+    """num_heads, the one option that a file does not determine."""
     options = dict(spec.options)
     heads = options.pop("num_heads", None)
     if options:
@@ -169,66 +169,64 @@ def _given_heads(spec: EncoderSpec) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Found:
+class _LocatedEncoder:
     """An encoder in a file."""
 
     checkpoint: Checkpoint
     place: Place
-    what: str
-    translated: Selection | None = None
-    """Its tensors by timm's names, where the file has those of other authors for them."""
+    content: str
+    translated: TensorSelection | None = None
+    """Its tensors by timm's names, where the file uses other authors' names."""
 
 
-def _find(fmt: Format, spec: EncoderSpec, given: Checkpoint) -> tuple[Format, _Found]:
-    """The encoder that the spec means, and the format by the names that its keys then have.
+def _find(fmt: Format, spec: EncoderSpec, given: Checkpoint) -> tuple[Format, _LocatedEncoder]:
+    """The encoder that the spec means, and the format with places that match its keys.
 
-    Looked for as its authors save it, then without the wrappers that training in parallel leaves in the keys, then under other authors' names for the
-    same network. Raises EncoderError where it is nowhere.
+    The search goes through the authors' own places, then the same without the wrappers that parallel training leaves in the keys, then other authors'
+    names for the same network. Raises EncoderError where nothing matches.
     """
     checkpoint, prefix = unwrapped(given, spec.prefix)
     for form, file, start in ((fmt, checkpoint, prefix), _without_modules(fmt, checkpoint, prefix)):
-        found = _look(form, form.entries[spec.encoder or ""], file, start)
-        if found is not None:
-            return form, found
+        located = _locate(form, form.entries[spec.encoder or ""], file, start)
+        if located is not None:
+            return form, located
     other = None if spec.rename else translate(checkpoint, prefix)
     entry = fmt.entries[spec.encoder or ""]
     if other is not None:
-        return fmt, _Found(
-            checkpoint=checkpoint, place=Place(trunk=other[0].prefix), what=f"{entry.what}, {other[1].name} names", translated=other[0]
+        return fmt, _LocatedEncoder(
+            checkpoint=checkpoint, place=Place(trunk=other[0].prefix), content=f"{entry.content}, {other[1].name} names", translated=other[0]
         )
     if prefix is not None:
-        return fmt, _Found(checkpoint=checkpoint, place=Place(trunk=prefix), what="the encoder")
+        return fmt, _LocatedEncoder(checkpoint=checkpoint, place=Place(trunk=prefix), content="the encoder")
     tried = ", ".join(repr(place.trunk) for place in entry.places)
     starts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in checkpoint.tensors})[:6])
     raise EncoderError(
-        f"checkpoint {checkpoint.path}: is not one of {fmt.family} as its authors save them: expected {entry.what} under one of {tried}, "
+        f"checkpoint {checkpoint.path}: is not one of {fmt.family} as its authors save them: expected {entry.content} under one of {tried}, "
         f"but keys begin with {starts}; give prefix, or use another encoder"
     )
 
 
-def _look(fmt: Format, entry: Entry, checkpoint: Checkpoint, prefix: str | None) -> _Found | None:
-    """The first of the entry's places that has an encoder in it, or the one under the given prefix, with its head where the format has that place;
-    and what lies there.
-    """
+def _locate(fmt: Format, entry: Entry, checkpoint: Checkpoint, prefix: str | None) -> _LocatedEncoder | None:
+    """The first of the entry's places that holds an encoder, or the place under the given prefix, with its head where the format lists that place."""
     if prefix is not None:
         if not any(name.startswith(prefix) for name in checkpoint.tensors):
             return None
-        known = ((place, other.what) for other in (entry, *fmt.entries.values()) for place in other.places)
-        place, what = next((found for found in known if found[0].trunk == prefix), (Place(trunk=prefix), "the encoder"))
+        candidates = ((place, other.content) for other in (entry, *fmt.entries.values()) for place in other.places)
+        place, content = next((candidate for candidate in candidates if candidate[0].trunk == prefix), (Place(trunk=prefix), "the encoder"))
         if not any(f"{prefix}{anchor}" in checkpoint.tensors for anchor in _ANCHORS) and translate(checkpoint, prefix) is not None:
             return None
-        return _Found(checkpoint=checkpoint, place=place, what=what)
+        return _LocatedEncoder(checkpoint=checkpoint, place=place, content=content)
     for place in entry.places:
         if not any(f"{place.trunk}{anchor}" in checkpoint.tensors for anchor in _ANCHORS):
             continue
         inside = {name.removeprefix(place.trunk): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(place.trunk)}
-        if place.telling is None or place.telling(inside):
-            return _Found(checkpoint=checkpoint, place=place, what=entry.what)
+        if place.accepts is None or place.accepts(inside):
+            return _LocatedEncoder(checkpoint=checkpoint, place=place, content=entry.content)
     return None
 
 
 def _without_modules(fmt: Format, checkpoint: Checkpoint, prefix: str | None) -> tuple[Format, Checkpoint, str | None]:
-    """All of them as if nothing had been wrapped for training in parallel, once or more often; as they are where two tensors would have one name."""
+    """Format, checkpoint and prefix without the `module.` wrappers of parallel training; unchanged where two tensors would then share a name."""
     tensors = {_plain(name): tensor for name, tensor in checkpoint.tensors.items()}
     if len(tensors) != len(checkpoint.tensors):
         return fmt, checkpoint, prefix
@@ -245,11 +243,11 @@ def _plain_place(place: Place) -> Place:
     return dataclasses.replace(place, trunk=_plain(place.trunk), head=None if place.head is None else _plain(place.head))
 
 
-def _parts(fmt: Format, found: _Found, spec: EncoderSpec) -> tuple[Tensors, Tensors, tuple[str, ...]]:
-    """The trunk's tensors and the head's, by the network's names, and the full keys of a classifier that lies where a pretraining head would."""
-    if found.translated is not None:
-        return fmt.convert(found.translated.tensors), {}, ()
-    checkpoint, place = found.checkpoint, found.place
+def _parts(fmt: Format, located: _LocatedEncoder, spec: EncoderSpec) -> tuple[Tensors, Tensors, tuple[str, ...]]:
+    """The trunk's tensors and the head's, by the network's names, and the full keys of a classifier that lies in the place of a pretraining head."""
+    if located.translated is not None:
+        return fmt.convert(located.translated.tensors), {}, ()
+    checkpoint, place = located.checkpoint, located.place
     trunk = select(checkpoint, (), prefix=place.trunk, rename=spec.rename, architecture=fmt.family).tensors
     head: Tensors = {}
     if place.head is not None and not (spec.drop and "head.".startswith(spec.drop)):
@@ -276,26 +274,28 @@ def _check_shape(fmt: Format, spec: EncoderSpec, entry: Entry, shape: Shape) -> 
 def _load(
     fmt: Format,
     spec: EncoderSpec,
-    found: _Found,
+    located: _LocatedEncoder,
     trunk: tuple[nn.Module, Tensors],
     head: tuple[nn.Module | None, Tensors],
     classifier: tuple[str, ...],
 ) -> LoadReport:
-    """Both parts, strictly, and one account of the whole file."""
-    checkpoint, place = found.checkpoint, found.place
-    if found.translated is None:
+    """Load trunk and head strictly; one report on the whole file."""
+    checkpoint, place = located.checkpoint, located.place
+    if located.translated is None:
         used = tuple(prefix for prefix in (place.trunk, place.head if head[0] is not None else None) if prefix is not None)
-        selection = Selection(checkpoint=checkpoint, prefix=place.trunk, tensors=trunk[1], elsewhere=_elsewhere(fmt, spec, checkpoint, place, used))
+        selection = TensorSelection(
+            checkpoint=checkpoint, prefix=place.trunk, tensors=trunk[1], elsewhere=_elsewhere(fmt, spec, checkpoint, place, used)
+        )
     else:
-        selection = dataclasses.replace(found.translated, tensors=trunk[1])
+        selection = dataclasses.replace(located.translated, tensors=trunk[1])
     left = tuple(name.removeprefix(place.trunk) for name in classifier)
-    report = load_into(trunk[0], selection, what=f"{fmt.family} {spec.encoder}", droppable=(*fmt.droppable, *left, *spec.drop))
+    report = load_into(trunk[0], selection, target=f"{fmt.family} {spec.encoder}", droppable=(*fmt.droppable, *left, *spec.drop))
     if head[0] is None:
         return report
     assert place.head is not None
-    beside = Selection(checkpoint=checkpoint, prefix=place.head, tensors=head[1], elsewhere=())
+    beside = TensorSelection(checkpoint=checkpoint, prefix=place.head, tensors=head[1], elsewhere=())
     remedy = f"{fmt.family}'s pretraining head (drop: [head.] leaves it out)"
-    second = load_into(head[0], beside, what=remedy, droppable=fmt.head_droppable)
+    second = load_into(head[0], beside, target=remedy, droppable=fmt.head_droppable)
     return dataclasses.replace(
         report, matched=report.matched + second.matched, missing=report.missing + second.missing, dropped=report.dropped + second.dropped
     )
@@ -307,7 +307,7 @@ def _elsewhere(fmt: Format, spec: EncoderSpec, checkpoint: Checkpoint, place: Pl
     declared = (*_TRAINING, *fmt.beside, *((place.head,) if place.head is not None else ()), *spec.drop)
     unexpected = sorted(name for name in outside if not name.startswith(declared))
     if unexpected:
-        listed = ", ".join(unexpected[:4]) + (f", and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
+        listed = first_few(unexpected)
         raise EncoderError(
             f"checkpoint {checkpoint.path}: {len(unexpected)} unexpected keys beside the encoder under {place.trunk!r} ({listed}), "
             f"which {fmt.family}'s authors do not save; name the right format, or put what is to be left out, by its full path, under drop"
@@ -355,8 +355,8 @@ def _create(shape: Shape, seed: int) -> nn.Module:
 
 def _preprocessing(fmt: Format, spec: EncoderSpec, shape: Shape, checkpoint: Checkpoint | None) -> Chosen:
     """The authors' evaluation at the side that the encoder was trained at, unless something else is stated."""
-    known = at_side(fmt.preprocessing, (shape.size, shape.size))
-    return decide(spec, known, of_family(fmt.family, known), checkpoint)
+    values = at_side(fmt.preprocessing, (shape.size, shape.size))
+    return decide(spec, values, of_family(fmt.family, values), checkpoint)
 
 
 def replace_interpolation(base: Preprocessing, interpolation: Literal["bicubic", "bilinear"]) -> Preprocessing:

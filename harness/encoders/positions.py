@@ -1,4 +1,4 @@
-"""Absolute position embeddings brought to another grid, each as the authors of the encoder do it.
+"""Resize absolute position embeddings to another grid, as the authors of each encoder do.
 
 Shape legend: B batch, N patches, D features, h w patch grid.
 """
@@ -33,14 +33,14 @@ _FILES: tuple[tuple[str, PositionResize], ...] = (
     (r"(^|\.)(base_encoder|momentum_encoder)\.", "bicubic"),
     (r"(^|\.)target_encoder\.", "bicubic"),
 )
-"""Keys that tell whose training a file comes from, wherever the encoder lies in it, and how those authors resize positions: iBOT, DINO and DINOv2
+"""Keys that show whose training a file comes from, wherever the encoder lies in it, and how those authors resize positions: iBOT, DINO and DINOv2
 with teacher and student; MAE with its decoder; MoCo v3; I-JEPA."""
 
 
 def position_rule(architecture: str, tag: str = "", keys: Iterable[str] = ()) -> PositionResize:
     """How the authors of an encoder's weights resize its absolute positions: by timm's architecture and tag, else by the keys of its whole file.
 
-    One rule for weights that timm fetches, for files given in their place and for checkpoints of one's own.
+    One rule for weights that timm fetches, for files given in their place and for own checkpoints.
     """
     base, _, named = architecture.partition(".")
     tag = tag or named
@@ -61,7 +61,7 @@ def resize_positions(positions_1ND: torch.Tensor, native: tuple[int, int], grid:
     if native == grid:
         return positions_1ND
     image_1Dhw = positions_1ND.float().reshape(1, *native, -1).permute(0, 3, 1, 2)
-    with torch.autocast(image_1Dhw.device.type, enabled=False):  # in float32 whatever the caller computes in
+    with torch.autocast(image_1Dhw.device.type, enabled=False):  # in float32, whatever precision the caller uses
         if method == "offset":
             scale = ((grid[0] + 0.1) / native[0], (grid[1] + 0.1) / native[1])
             resized = F.interpolate(image_1Dhw, scale_factor=scale, mode="bicubic", align_corners=False)
@@ -71,11 +71,11 @@ def resize_positions(positions_1ND: torch.Tensor, native: tuple[int, int], grid:
 
 
 def resize_bias_table(table_MK: torch.Tensor, native: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """BEiT's table of relative position biases, float [M, K] for K heads, brought from the `native` grid to another, as its authors do it.
+    """BEiT's table of relative position biases, float [M, K] for K heads, resized from the `native` grid to another, as its authors do.
 
     The table's distances are stretched in a geometric sequence, so that near ones keep their resolution, and interpolated by a cubic spline; the last
-    three rows (cls to patches, patches to cls, cls to itself) stay. timm has the same sequence with linear interpolation.
-    Source: run_class_finetuning.py of github.com/microsoft/unilm, beit/, which knows square grids only; here each axis has its own sequence.
+    three rows (cls to patches, patches to cls, cls to itself) stay. timm uses the same sequence with linear interpolation.
+    Source: run_class_finetuning.py of github.com/microsoft/unilm, beit/, which handles square grids only; here each axis has its own sequence.
     """
     from scipy.interpolate import RectBivariateSpline
 
@@ -114,7 +114,7 @@ def _geometric_distances(source: int, target: int) -> list[float]:
 def has_moco_positions(positions: torch.Tensor | None) -> bool:
     """Whether positions [1, 1 + N, D] are MoCo v3's: fixed sines and cosines of a square grid, the row's frequencies first, zero for the cls token.
 
-    Nobody else's of that shape are: MAE's and I-JEPA's have the column first. Source: vits.py of github.com/facebookresearch/moco-v3.
+    Other authors' positions of that shape differ: MAE's and I-JEPA's have the column first. Source: vits.py of github.com/facebookresearch/moco-v3.
     """
     if positions is None or positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[2] % 4 or not positions.is_floating_point():
         return False

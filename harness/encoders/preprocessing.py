@@ -1,4 +1,4 @@
-"""An encoder's preprocessing, decided in one place: what the sweep says, over what is written in or beside the file, over what its family knows.
+"""An encoder's preprocessing, decided in one place: the sweep's statement, over what is written in or beside the file, over what its family knows.
 
 What decides, first to last, field by field:
 1. `preprocessing` of the encoder's entry in the sweep;
@@ -33,34 +33,34 @@ class Chosen:
 
     values: Preprocessing
     source: str
-    """In words; no part of an encoder's fingerprint or of a bank's key."""
+    """In words; not part of an encoder's fingerprint or of a bank's key."""
     replaced: tuple[str, ...] = ()
-    """Fields in which the sweep, or what is written in or beside the file, stands in place of what is known of the weights."""
+    """Fields in which the sweep, or what is written in or beside the file, replaces what is known of the weights."""
 
 
-def decide(spec: EncoderSpec, known: Preprocessing, source: str, checkpoint: Checkpoint | None = None) -> Chosen:
-    """The preprocessing of `spec`'s encoder: `known`, which `source` names, with all that is stated in place of it.
+def decide(spec: EncoderSpec, base: Preprocessing, source: str, checkpoint: Checkpoint | None = None) -> Chosen:
+    """The preprocessing of `spec`'s encoder: `base`, which comes from `source`, with everything that is stated over it.
 
     Raises EncoderError where a statement in or beside the file is malformed, with its file, key, what was expected and what it holds.
     """
     given = frozenset(name for name in FIELDS if getattr(spec.preprocessing, name) is not None)
-    values, origins = known, dict.fromkeys(FIELDS, source)
+    values, origins = base, dict.fromkeys(FIELDS, source)
     for statement in reversed(list(_statements(checkpoint, given))):
         values = statement.apply(values)
         origins |= dict.fromkeys(statement.fields, f"{statement.where} ({statement.remark})" if statement.remark else statement.where)
     values = spec.preprocessing.apply(values)
     origins |= dict.fromkeys(given | ({"resize"} if "size" in given else set()), "the sweep")
-    replaced = tuple(name for name in FIELDS if getattr(values, name) != getattr(known, name))
+    replaced = tuple(name for name in FIELDS if getattr(values, name) != getattr(base, name))
     return Chosen(values=values, source=_words(origins), replaced=replaced)
 
 
 def at_side(base: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """`base` for crops of another size in pixels, the crop's share of the resized image kept: 256/224 of the shorter side for ImageNet's."""
+    """`base` for crops of another size in pixels, with the same crop share of the resized image: 256/224 of the shorter side for ImageNet's."""
     return dataclasses.replace(base, size=size, resize=round(base.resize * min(size) / min(base.size)))
 
 
 def differences(values: Preprocessing) -> str:
-    """In words, how a preprocessing differs from ImageNet's, beside its size; empty where it does not."""
+    """In words, how a preprocessing differs from ImageNet's, apart from its size; empty where it does not."""
     words = [f"{name} {_numbers(getattr(values, name))}" for name in ("mean", "std") if getattr(values, name) != getattr(IMAGENET, name)]
     return ", ".join([*words, *([values.interpolation] if values.interpolation != IMAGENET.interpolation else [])])
 
@@ -75,13 +75,13 @@ def beside(path: str) -> Iterator[Path]:
     """The files beside a weight file that may state its preprocessing: in the folder of its name, else of the file that the name links to."""
     folders = dict.fromkeys((Path(path).parent, Path(os.path.realpath(path)).parent))
     for name in BESIDE:
-        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if found is not None:
-            yield found
+        file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if file is not None:
+            yield file
 
 
 def _statements(checkpoint: Checkpoint | None, given: frozenset[str]) -> Iterator[Statement]:
-    """What is written in and beside the file of the fields that the sweep does not give, the most binding first."""
+    """Statements in and beside the file about fields that the sweep does not give, the most binding first."""
     if checkpoint is None or given == set(FIELDS):
         return
     yield from read_metadata(checkpoint, given)
@@ -91,7 +91,7 @@ def _statements(checkpoint: Checkpoint | None, given: frozenset[str]) -> Iterato
 
 
 def _words(origins: Mapping[str, str]) -> str:
-    """`all of it` in one go where one source gives everything, else each source with its fields."""
+    """The source alone where it gives everything, else each source with its fields."""
     if len(set(origins.values())) == 1:
         return next(iter(origins.values()))
     by_source: dict[str, list[str]] = {}

@@ -10,11 +10,11 @@ from timm.models.beit import Beit
 from harness.encoders.positions import resize_bias_table
 from harness.errors import EncoderError
 
-_KEPT = 4  # resized copies an encoder remembers
+_MAX_COPIES = 4  # resized copies an encoder remembers
 
 
 class SizedCopies:
-    """Copies of a network, each resized to one input size by timm's `set_input_size` (BEiT's biases as its authors do); it stays as it is."""
+    """Copies of a network, each resized to one input size by timm's `set_input_size` (BEiT's biases as its authors do); the original stays."""
 
     def __init__(self, name: str, native: tuple[int, int]) -> None:
         self._name = name
@@ -22,7 +22,7 @@ class SizedCopies:
         self._copies: dict[tuple[tuple[int, int], torch.device], torch.nn.Module] = {}
 
     def at(self, network: torch.nn.Module, size: tuple[int, int]) -> torch.nn.Module:
-        """`network`, where its size is `size` already or does not matter to it, else a resized copy on the same device.
+        """`network` where it already has `size` or takes any size, else a resized copy on the same device.
 
         Raises EncoderError where the architecture cannot take the size.
         """
@@ -38,7 +38,7 @@ class SizedCopies:
                         _resize_biases(network, resized)
             except Exception as error:  # timm's architectures refuse sizes by assertion, ValueError or RuntimeError
                 raise EncoderError(f"encoder {self._name}: cannot take images of {size[0]}x{size[1]} pixels: {one_line(error)}") from error
-            if len(self._copies) >= _KEPT:
+            if len(self._copies) >= _MAX_COPIES:
                 self._copies.pop(next(iter(self._copies)))
             self._copies[key] = resized.eval().requires_grad_(False)
         return self._copies[key]

@@ -19,7 +19,7 @@ from harness.errors import EncoderError
 
 @dataclass(frozen=True, kw_only=True)
 class ResnetShape:
-    """What decides a ResNet's forward pass beside its weights."""
+    """What decides a ResNet's forward pass besides its weights."""
 
     stem: int
     """Filters of the first convolution."""
@@ -80,9 +80,9 @@ def _stage(shape: ResnetShape, channels: int, planes: int, count: int, *, stride
 
 
 def read_shape(path: str, tensors: Mapping[str, torch.Tensor]) -> ResnetShape:
-    """The shape that torchvision's keys tell. Raises EncoderError where they are not a ResNet's."""
+    """The shape that torchvision's keys imply. Raises EncoderError where they are not a ResNet's."""
     counts = [
-        1 + max((int(found[1]) for name in tensors if (found := re.match(rf"layer{stage}\.(\d+)\.", name))), default=-1) for stage in range(1, 5)
+        1 + max((int(match[1]) for name in tensors if (match := re.match(rf"layer{stage}\.(\d+)\.", name))), default=-1) for stage in range(1, 5)
     ]
     stem, first = tensors.get("conv1.weight"), tensors.get("layer1.0.conv1.weight")
     if stem is None or first is None or stem.ndim != 4 or first.ndim != 4 or 0 in counts:

@@ -1,4 +1,4 @@
-"""What a sweep file says of an encoder, checked."""
+"""An encoder's entry in a sweep file, checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.errors import EncoderError, nearest
 from harness.files import file_name
 
 MAX_NAME = 110
-"""Characters of an encoder's name as a file name, to which tables and figures add theirs."""
+"""Characters of an encoder's name as a file name; tables and figures add characters of their own."""
 Option = str | int | float | bool | tuple[int, int] | None
 
 KEYS = ("name", "encoder", "architecture", "checkpoint", "prefix", "rename", "drop", "options", "random", "seed", "preprocessing")
@@ -60,15 +60,15 @@ class PreprocessingOverride:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
-    def apply(self, own: Preprocessing) -> Preprocessing:
-        """`own` with the given fields in place. A new size without a new resize keeps the crop's share of the resized image.
+    def apply(self, base: Preprocessing) -> Preprocessing:
+        """`base` with the given fields in place. A new size without a new resize keeps the crop share of the resized image.
 
         Raises EncoderError where the crop would be larger than the resized image.
         """
         given = {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None}
         if self.size is not None and self.resize is None:
-            given["resize"] = max(min(self.size), round(own.resize * min(self.size) / min(own.size)))
-        merged = dataclasses.replace(own, **given)
+            given["resize"] = max(min(self.size), round(base.resize * min(self.size) / min(base.size)))
+        merged = dataclasses.replace(base, **given)
         if merged.resize < min(merged.size):
             raise EncoderError(
                 f"preprocessing: expected resize of at least the crop's shorter side {min(merged.size)}, got {merged.resize}; raise resize"
@@ -80,9 +80,9 @@ _PREPROCESSING_KEYS = tuple(field.name for field in dataclasses.fields(Preproces
 
 
 def refuse_unknown_keys(value: object) -> None:
-    """Raises EncoderError, with the nearest match, for a key that an encoder's entry, its preprocessing or its options cannot have.
+    """Raise EncoderError, with the nearest match, for a key that an encoder's entry, its preprocessing or its options cannot have.
 
-    Looks at nothing else, so that a misspelt key is told before what follows from it.
+    Checks nothing else, so that a misspelt key is reported before its consequences.
     """
     if not isinstance(value, Mapping):
         return
@@ -110,7 +110,7 @@ class EncoderSpec:
     """A timm architecture."""
     checkpoint: str | None = None
     prefix: str | None = None
-    """Where in the checkpoint the encoder's keys begin; None finds out."""
+    """Where in the checkpoint the encoder's keys begin; None: it is detected."""
     rename: tuple[tuple[str, str], ...] = ()
     """(old, new) text in the checkpoint's own keys, after the prefix is taken off."""
     drop: tuple[str, ...] = ()
@@ -145,11 +145,11 @@ def read_by_file(repository: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Names are printed, and name folders and files."""
+    """Raise EncoderError unless a name can be printed and can name folders and files."""
     if not name.isprintable() or len(file_name(name)) > MAX_NAME:
         shown = repr(name) if len(name) <= 40 else f"{name[:40]!r}… of {len(name)}"
         raise EncoderError(
-            f"an encoder's name must be one line of at most {MAX_NAME} plain characters (any other counts as three a byte), got {shown}; "
+            f"an encoder's name must be one line of at most {MAX_NAME} plain characters (any other counts as three per byte), got {shown}; "
             f"give it a shorter `name`"
         )
 
@@ -172,7 +172,7 @@ def _from_mapping(value: object, base: Path) -> EncoderSpec:
     random = reader.boolean("random")
     _check_combination(label, encoder, architecture, checkpoint, random, "seed" in value)
     if checkpoint is not None and "://" in checkpoint:
-        raise EncoderError(f"encoder {label}: checkpoint must be a file of this machine, got {checkpoint}; download it and give its path")
+        raise EncoderError(f"encoder {label}: checkpoint must be a file on this machine, got {checkpoint}; download it and give its path")
     for key in ("prefix", "rename", "drop"):
         if checkpoint is None and value.get(key):
             raise EncoderError(f"encoder {label}: {key} is about the keys of a checkpoint; give checkpoint: FILE or leave {key} out")
@@ -208,7 +208,7 @@ def _label(value: Mapping[Any, Any]) -> str:
 
 def _check_combination(label: str, encoder: str | None, architecture: str | None, checkpoint: str | None, random: bool, seeded: bool) -> None:
     if encoder is None and architecture is None:
-        raise EncoderError(f"encoder {label}: expected `encoder` or `architecture`, got neither; python -m harness.encoders lists what there is")
+        raise EncoderError(f"encoder {label}: expected `encoder` or `architecture`, got neither; python -m harness.encoders lists them")
     if encoder is not None and architecture is not None:
         raise EncoderError(f"encoder {label}: both encoder {encoder} and architecture {architecture}; keep one of them")
     if encoder is not None and encoder.startswith("hf-hub:") and checkpoint is not None:
@@ -225,13 +225,13 @@ def _check_combination(label: str, encoder: str | None, architecture: str | None
         raise EncoderError(f"encoder {label}: both checkpoint and random: true; keep one of them")
 
 
-def parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
-    """`preprocessing` of an encoder's entry, called `what` in errors. Raises EncoderError for values of a wrong type."""
+def parse_preprocessing(value: object, title: str) -> PreprocessingOverride:
+    """`preprocessing` of an encoder's entry, called `title` in errors. Raises EncoderError for values of a wrong type."""
     if value is None:
         return PreprocessingOverride()
     if not isinstance(value, Mapping):
-        raise EncoderError(f"{what}: expected a mapping of {', '.join(_PREPROCESSING_KEYS)}, got {value!r}")
-    reader = _Reader(value, what)
+        raise EncoderError(f"{title}: expected a mapping of {', '.join(_PREPROCESSING_KEYS)}, got {value!r}")
+    reader = _Reader(value, title)
     return PreprocessingOverride(
         size=reader.size(),
         resize=reader.integer("resize", 1, 8192),
@@ -244,12 +244,12 @@ def parse_preprocessing(value: object, what: str) -> PreprocessingOverride:
 class _Reader:
     """Typed reading of a mapping's values; what is absent is None."""
 
-    def __init__(self, mapping: Mapping[Any, Any], what: str) -> None:
+    def __init__(self, mapping: Mapping[Any, Any], title: str) -> None:
         self._mapping = mapping
-        self._what = what
+        self._title = title
 
     def _fail(self, key: str, expected: str) -> EncoderError:
-        return EncoderError(f"{self._what}: {key} must be {expected}, got {self._mapping[key]!r}")
+        return EncoderError(f"{self._title}: {key} must be {expected}, got {self._mapping[key]!r}")
 
     def text(self, key: str, *, empty: bool = False) -> str | None:
         value = self._mapping.get(key)
@@ -282,11 +282,11 @@ class _Reader:
             raise self._fail(key, f"a whole number from {low} to {high}")
         return value
 
-    def one_of(self, key: str, known: Iterable[str]) -> str | None:
+    def one_of(self, key: str, choices: Iterable[str]) -> str | None:
         value = self.text(key)
-        known = tuple(known)
-        if value is not None and value not in known:
-            raise EncoderError(f"{self._what}: {key} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
+        choices = tuple(choices)
+        if value is not None and value not in choices:
+            raise EncoderError(f"{self._title}: {key} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}")
         return value
 
     def size(self, key: str = "size") -> tuple[int, int] | None:
@@ -324,11 +324,11 @@ class _Reader:
         options = dict(value)
         for key, scalar in value.items():
             if key == "img_size":
-                size = _Reader(value, f"{self._what}: option").size("img_size")
+                size = _Reader(value, f"{self._title}: option").size("img_size")
                 options[key] = scalar if isinstance(scalar, int) else size
                 continue
             if scalar is not None and not isinstance(scalar, str | bool) and not (_is_number(scalar) and math.isfinite(scalar)):
-                raise EncoderError(f"{self._what}: option {key} must be a number, text, true, false or null, got {scalar!r}")
+                raise EncoderError(f"{self._title}: option {key} must be a number, text, true, false or null, got {scalar!r}")
         return tuple(sorted(options.items()))
 
 

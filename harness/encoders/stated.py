@@ -26,7 +26,7 @@ _NESTED = ("pretrained_cfg", "preprocessing", "preprocess_cfg", "preprocessor_co
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _TELLING = ("mean", "std", "input_size", "crop_pct", "image_mean", "image_std")
 _ACCOMPANYING = ("interpolation", "resample", "do_normalize", "do_center_crop", "do_resize", "do_rescale", "rescale_factor", "crop_size", "size")
-"""Settings of preprocessing at the top of anybody's file: those that tell that it is about that, and those that mean it beside them only."""
+"""Top-level settings of any program's file: those that show that it states a preprocessing, and those that count only beside such a one."""
 _INCEPTION = (0.5, 0.5, 0.5)
 _LARGEST = 8192
 _LONGEST = 100_000
@@ -43,7 +43,7 @@ class Statement:
     crop_share: float | None = None
     """The crop's share of the resized image's shorter side, where it is stated instead of the latter."""
     remark: str = ""
-    """What of it is not followed to the letter."""
+    """What is not followed to the letter."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -83,10 +83,10 @@ class _Settings:
         )
 
     def triple(self, field: str, *keys: str) -> tuple[float, float, float] | None:
-        found = self.get(field, *keys)
-        if found is None:
+        entry = self.get(field, *keys)
+        if entry is None:
             return None
-        key, value = found
+        key, value = entry
         numbers = _numbers(value)
         if numbers is None or len(numbers) != 3 or min(numbers) < 0 or max(numbers) > 1 or (field == "std" and min(numbers) == 0):
             least = "positive numbers" if field == "std" else "numbers"
@@ -95,8 +95,8 @@ class _Settings:
         return (numbers[0], numbers[1], numbers[2])
 
     def size(self, *keys: str) -> tuple[int, int] | None:
-        found = self.get("size", *keys)
-        return None if found is None else self.sides(found[0])
+        entry = self.get("size", *keys)
+        return None if entry is None else self.sides(entry[0])
 
     def sides(self, key: str) -> tuple[int, int]:
         """Height and width of a side, [height, width], timm's [3, height, width] or Hugging Face's {height, width}."""
@@ -118,21 +118,21 @@ class _Settings:
         return int(numbers[0])
 
     def crop_share(self, *keys: str) -> float | None:
-        found = self.get("resize", *keys)
-        if found is None:
+        entry = self.get("resize", *keys)
+        if entry is None:
             return None
-        key, value = found
+        key, value = entry
         numbers = _numbers(value)
         if numbers is None or len(numbers) != 1 or not 0.05 <= numbers[0] <= 1:
             raise self.fail(key, "a share of the image's shorter side, from 0.05 to 1", "resize")
         return numbers[0]
 
     def interpolation(self, *keys: str) -> tuple[Literal["bicubic", "bilinear"] | None, str]:
-        """Its name, and what to say where bicubic stands in for another one."""
-        found = self.get("interpolation", *keys)
-        if found is None:
+        """Its name, and a remark where bicubic stands in for another one."""
+        entry = self.get("interpolation", *keys)
+        if entry is None:
             return None, ""
-        key, value = found
+        key, value = entry
         number = _numbers(value)
         name = _PILLOW.get(int(number[0]), "") if number and len(number) == 1 and number[0] == int(number[0]) else str(value).lower()
         name = name.rpartition(".")[2]  # InterpolationMode.BICUBIC
@@ -175,7 +175,7 @@ def read_processor(file: Path, given: frozenset[str]) -> Iterator[Statement]:
 
 
 def read_config(file: Path, given: frozenset[str]) -> Iterator[Statement]:
-    """What a `config.json` says, where it says anything of preprocessing: it may be any program's."""
+    """What a `config.json` says, where it says anything about preprocessing: it may be any program's."""
     values = read_json(file)
     if values is not None:
         yield from _timm_form(str(file), f"{file.name} beside the file", values, given)
@@ -205,20 +205,20 @@ def _timm_form(file: str, where: str, values: Mapping[str, Any], given: frozense
             where=where,
             override=PreprocessingOverride(
                 size=settings.size("input_size", *(("size",) if key is not None else ())),
-                resize=settings.side(*found) if key is not None and (found := settings.get("resize", "resize")) is not None else None,
+                resize=settings.side(*entry) if key is not None and (entry := settings.get("resize", "resize")) is not None else None,
                 interpolation=interpolation,
                 mean=settings.triple("mean", "mean"),
                 std=settings.triple("std", "std"),
             ),
             crop_share=settings.crop_share("crop_pct"),
-            remark=_joined(remark, _crop_mode(settings.values)),
+            remark=_join_remarks(remark, _crop_mode(settings.values)),
         )
         if statement.fields:
             yield statement
 
 
 def _at_top(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of preprocessing among those of anybody's file: a `mean` that is a single number is something else."""
+    """The preprocessing's settings among those of any program's file: a `mean` that is a single number is something else."""
     telling = {name: values[name] for name in _TELLING if not (name in ("mean", "std") and _is_number(values.get(name))) and values.get(name)}
     return telling | {name: values[name] for name in _ACCOMPANYING if telling and name in values}
 
@@ -239,14 +239,14 @@ def _processor_form(settings: _Settings, where: str) -> Iterator[Statement]:
         where=where,
         override=PreprocessingOverride(size=size, resize=resize, interpolation=interpolation, mean=mean, std=std),
         crop_share=settings.crop_share("crop_pct") if resize is None else None,
-        remark=_joined(remark, stretched),
+        remark=_join_remarks(remark, stretched),
     )
     if statement.fields:
         yield statement
 
 
 def _processor_size(settings: _Settings) -> tuple[tuple[int, int] | None, int | None, str]:
-    """The crop's size, the shorter side before it, and what to say where the processor does not keep the aspect."""
+    """The crop's size, the shorter side before it, and a remark where the processor does not keep the aspect ratio."""
     values = settings.values
     cropped = values.get("do_center_crop") is not False and values.get("crop_size") not in (None, "")
     size = values.get("size") if values.get("do_resize") is not False else None
@@ -271,12 +271,12 @@ def _crop_mode(values: Mapping[str, Any]) -> str:
     return f"centre crop in place of {mode}" if isinstance(mode, str) and mode not in ("", "center") else ""
 
 
-def _joined(*remarks: str) -> str:
+def _join_remarks(*remarks: str) -> str:
     return ", ".join(remark for remark in remarks if remark)
 
 
 def _parsed(text: str) -> Any:
-    """JSON, or what Python prints of plain values, as metadata written by `str(config)` has it; else the text itself."""
+    """JSON, or Python's literals, as in metadata written by `str(config)`; else the text itself."""
     if len(text) > _LONGEST:
         return text
     for parse in (json.loads, ast.literal_eval):

@@ -19,7 +19,7 @@ from torch import nn
 
 from harness.core import EncoderInfo, PositionKind, Tokens
 from harness.encoders.checks import check_blocks, check_images, check_indices, refusals
-from harness.encoders.identity import Identity, Network
+from harness.encoders.identity import EncoderNetwork, Identity
 from harness.encoders.positions import DESCRIPTION, resize_positions
 from harness.encoders.resize import SizedCopies
 from harness.errors import EncoderError
@@ -47,7 +47,7 @@ class VitEncoder:
     """An encoder around a timm vision transformer."""
 
     def __init__(self, trunk: nn.Module, identity: Identity, projector: nn.Module | None = None) -> None:
-        self._network = Network(trunk, projector).eval().requires_grad_(False)
+        self._network = EncoderNetwork(trunk, projector).eval().requires_grad_(False)
         self._identity = identity
         self._prefix = int(trunk.num_prefix_tokens)  # type: ignore[arg-type]
         self._has_cls = _has_cls(trunk)
@@ -120,7 +120,7 @@ class VitEncoder:
     def _embed(
         self, trunk: Any, images: torch.Tensor, grid: tuple[int, int], keep: torch.Tensor | None, positions: torch.Tensor | None
     ) -> torch.Tensor:
-        """Patch and prefix tokens with their position embeddings, [B, T, D], the patches that are not kept left out."""
+        """Patch and prefix tokens with their position embeddings, [B, T, D], without the patches that are not kept."""
         patches = trunk.patch_embed(images)
         patches = patches.flatten(1, 2) if patches.ndim == 4 else patches
         batch = patches.shape[0]
@@ -148,13 +148,13 @@ class VitEncoder:
         return (embedding[:, :on_prefix] if on_prefix else None), self._position_cache[key]
 
     def _intermediates(self, images: torch.Tensor, blocks: tuple[int, ...]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """The same for transformers that are not walked step by step, by timm's own accessor, which applies a norm that precedes pooling."""
+        """The same for transformers that are not walked step by step, through timm's accessor, which applies a norm that precedes pooling."""
         trunk: Any = self._copies.at(self._network.trunk, (images.shape[2], images.shape[3]))
         final, outputs = trunk.forward_intermediates(
             images, indices=sorted(set(blocks)) or 1, return_prefix_tokens=self._prefix > 0, output_fmt="NLC"
         )
-        joined = [torch.cat([output[1], output[0]], dim=1) if isinstance(output, tuple) else output for output in outputs]
-        return final, dict(zip(sorted(set(blocks)), joined, strict=False))
+        sequences = [torch.cat([output[1], output[0]], dim=1) if isinstance(output, tuple) else output for output in outputs]
+        return final, dict(zip(sorted(set(blocks)), sequences, strict=False))
 
     def _split(
         self,
@@ -206,9 +206,11 @@ class VitEncoder:
             check_indices(name, "keep", keep, images.shape[0], cells)
         if positions is not None:
             check_indices(name, "positions", positions, images.shape[0], cells)
-            kept = cells if keep is None else keep.shape[1]
-            if positions.shape[1] != kept:
-                raise EncoderError(f"encoder {name}: positions must name one position for each of the {kept} kept tokens, got {positions.shape[1]}")
+            expected = cells if keep is None else keep.shape[1]
+            if positions.shape[1] != expected:
+                raise EncoderError(
+                    f"encoder {name}: positions must name one position for each of the {expected} kept tokens, got {positions.shape[1]}"
+                )
 
     def _describe(self, norm_note: str | None) -> EncoderInfo:
         identity, trunk = self._identity, self._network.trunk
@@ -257,8 +259,8 @@ def _gather(tokens_BND: torch.Tensor, indices_Bn: torch.Tensor) -> torch.Tensor:
 
 def _prefix_tokens(trunk: Any) -> list[torch.Tensor]:
     """cls, distillation and register tokens, [1, ·, D] each, in the order of the sequence."""
-    found = (getattr(trunk, name, None) for name in ("cls_token", "dist_token", "reg_token"))
-    return [token for token in found if token is not None]
+    tokens = (getattr(trunk, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+    return [token for token in tokens if token is not None]
 
 
 def _block_arguments(trunk: Any, grid: tuple[int, int]) -> Any:
@@ -289,7 +291,7 @@ def _position_kind(trunk: Any) -> PositionKind:
 
 
 def _final_norm(trunk: Any) -> tuple[nn.Module, str | None]:
-    """The norm that ends the trunk, where its pass does not apply it already, and a note.
+    """The trunk's final norm, where its forward pass does not apply it, and a note.
 
     timm moves it behind the pooling in models made to classify mean patch tokens.
     """

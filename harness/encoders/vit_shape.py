@@ -18,7 +18,7 @@ from torch import nn
 from harness.encoders.positions import has_moco_positions
 from harness.errors import EncoderError
 
-Kind = Literal["vit", "distilled", "beit", "cae"]
+VitKind = Literal["vit", "distilled", "beit", "cae"]
 _SIZE = 224
 _MOCO_WIDTH, _MOCO_HEADS = 384, 12
 """MoCo v3's ViT-S, whose weights would fit the 6 heads of everybody else's."""
@@ -26,9 +26,9 @@ _MOCO_WIDTH, _MOCO_HEADS = 384, 12
 
 @dataclass(frozen=True, kw_only=True)
 class VitShape:
-    """What decides a ViT's forward pass beside its weights. beit: shared relative positions; cae: BEiT's blocks with absolute positions."""
+    """What decides a ViT's forward pass besides its weights. beit: shared relative positions; cae: BEiT's blocks with absolute positions."""
 
-    kind: Kind
+    kind: VitKind
     patch: int
     width: int
     depth: int
@@ -66,9 +66,11 @@ class VitShape:
         return made
 
 
-def read_shape(path: str, tensors: Mapping[str, torch.Tensor], kind: Kind, heads: Mapping[int, int], given_heads: int | None) -> VitShape:
-    """The shape that a ViT's tensors tell. The number of heads leaves no trace in them: it is `given_heads`, or that which the authors publish for
-    the width, or for BEiT the width of the position bias table. Raises EncoderError where it cannot be known, or where the keys are not a ViT's.
+def read_shape(path: str, tensors: Mapping[str, torch.Tensor], kind: VitKind, heads: Mapping[int, int], given_heads: int | None) -> VitShape:
+    """The shape that a ViT's tensors imply. The number of heads leaves no trace in them: it is `given_heads`, or the number that the authors publish
+    for the width, or for BEiT the width of the position bias table.
+
+    Raises EncoderError where the number of heads cannot be determined, or where the keys are not a ViT's.
     """
     embed, cls, hidden = tensors.get("patch_embed.proj.weight"), tensors.get("cls_token"), tensors.get("blocks.0.mlp.fc1.weight")
     if embed is None or cls is None or hidden is None or embed.ndim != 4 or cls.ndim != 3 or hidden.ndim != 2:
@@ -80,18 +82,18 @@ def read_shape(path: str, tensors: Mapping[str, torch.Tensor], kind: Kind, heads
         kind = "distilled"
     width, patch = cls.shape[2], embed.shape[2]
     table = tensors.get("rel_pos_bias.relative_position_bias_table")
-    known = table.shape[1] if table is not None and table.ndim == 2 else heads.get(width)
+    implied_heads = table.shape[1] if table is not None and table.ndim == 2 else heads.get(width)
     if kind == "vit" and width == _MOCO_WIDTH and has_moco_positions(tensors.get("pos_embed")):
-        known = _MOCO_HEADS  # MoCo v3's, whatever names its keys were given
-    if given_heads is not None and table is not None and given_heads != known:
+        implied_heads = _MOCO_HEADS  # MoCo v3's, whatever its keys are called
+    if given_heads is not None and table is not None and given_heads != implied_heads:
         raise EncoderError(
-            f"checkpoint {path}: options num_heads is {given_heads}, but its position bias table has {known} heads; leave num_heads out"
+            f"checkpoint {path}: options num_heads is {given_heads}, but its position bias table has {implied_heads} heads; leave num_heads out"
         )
-    count = given_heads or known
+    count = given_heads or implied_heads
     if count is None:
         published = ", ".join(f"{value} at width {key}" for key, value in heads.items())
         raise EncoderError(
-            f"checkpoint {path}: its width of {width} is none that the authors publish ({published} heads), and keys do not tell the heads; "
+            f"checkpoint {path}: the authors publish no model of its width {width} ({published} heads), and keys do not tell the heads; "
             "give options: {num_heads: …}"
         )
     if width % count:
@@ -100,7 +102,7 @@ def read_shape(path: str, tensors: Mapping[str, torch.Tensor], kind: Kind, heads
         kind=kind,
         patch=patch,
         width=width,
-        depth=1 + max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))),
+        depth=1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))),
         heads=count,
         hidden=hidden.shape[0],
         size=patch * _grid(path, tensors, kind),
@@ -108,19 +110,19 @@ def read_shape(path: str, tensors: Mapping[str, torch.Tensor], kind: Kind, heads
     )
 
 
-def _grid(path: str, tensors: Mapping[str, torch.Tensor], kind: Kind) -> int:
+def _grid(path: str, tensors: Mapping[str, torch.Tensor], kind: VitKind) -> int:
     """Side of the square patch grid that the positions were trained at."""
     if kind == "beit":
         table = tensors.get("rel_pos_bias.relative_position_bias_table")
         distances = table.shape[0] - 3 if table is not None else -1  # three more entries: cls to patch, patch to cls, cls to cls
         side = (math.isqrt(max(distances, 0)) + 1) // 2
-        found = distances == (2 * side - 1) ** 2
+        is_square = distances == (2 * side - 1) ** 2
     else:
         positions = tensors.get("pos_embed")
         cells = positions.shape[1] - (2 if kind == "distilled" else 1) if positions is not None and positions.ndim == 3 else -1
         side = math.isqrt(max(cells, 0))
-        found = side > 0 and side * side == cells
-    if not found:
-        what = "rel_pos_bias.relative_position_bias_table" if kind == "beit" else "pos_embed"
-        raise EncoderError(f"checkpoint {path}: {what} is missing or not that of a square patch grid; this is another kind of checkpoint")
+        is_square = side > 0 and side * side == cells
+    if not is_square:
+        name = "rel_pos_bias.relative_position_bias_table" if kind == "beit" else "pos_embed"
+        raise EncoderError(f"checkpoint {path}: {name} is missing or not that of a square patch grid; this is another kind of checkpoint")
     return side

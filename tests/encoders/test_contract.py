@@ -57,10 +57,10 @@ def everything(encoder: Encoder, images: torch.Tensor) -> dict[str, torch.Tensor
     """All that an encoder gives, by name."""
     blocks = range(len(encoder.info.block_dims))
     tokens = encoder.encode(images, blocks=blocks, projection=encoder.info.projection_dim is not None)
-    found = dict(parts("", tokens))
+    tensors = dict(parts("", tokens))
     for block in blocks:
-        found |= parts(f"block {block} ", tokens.blocks[block])
-    return found
+        tensors |= parts(f"block {block} ", tokens.blocks[block])
+    return tensors
 
 
 def parts(prefix: str, tokens: Tokens) -> dict[str, torch.Tensor]:
@@ -68,8 +68,8 @@ def parts(prefix: str, tokens: Tokens) -> dict[str, torch.Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in named.items() if tensor is not None}
 
 
-def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((got.float() - wanted.float()).norm() / wanted.float().norm())
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.mark.parametrize("module", [family.__name__.rpartition(".")[2] for family in all_families()])  # type: ignore[attr-defined]
@@ -84,20 +84,20 @@ def test_the_example_is_its_familys(path: Path, encoder: Encoder) -> None:
 
 
 def test_shapes_are_those_described(encoder: Encoder, images: torch.Tensor) -> None:
-    info, found = encoder.info, everything(encoder, images[:BATCH])
-    assert found["patches"].shape == (BATCH, *info.grid, info.embed_dim)
-    assert ("cls" in found) == info.has_cls
+    info, tensors = encoder.info, everything(encoder, images[:BATCH])
+    assert tensors["patches"].shape == (BATCH, *info.grid, info.embed_dim)
+    assert ("cls" in tensors) == info.has_cls
     if info.has_cls:
-        assert found["cls"].shape == (BATCH, info.embed_dim)
-    assert (found["registers"].shape if info.registers else None) == ((BATCH, info.registers, info.embed_dim) if info.registers else None)
-    assert ("projection" in found) == (info.projection_dim is not None)
+        assert tensors["cls"].shape == (BATCH, info.embed_dim)
+    assert (tensors["registers"].shape if info.registers else None) == ((BATCH, info.registers, info.embed_dim) if info.registers else None)
+    assert ("projection" in tensors) == (info.projection_dim is not None)
     if info.projection_dim is not None:
-        assert found["projection"].shape == (BATCH, info.projection_dim)
+        assert tensors["projection"].shape == (BATCH, info.projection_dim)
     assert info.block_dims
     for block, width in enumerate(info.block_dims):
-        assert found[f"block {block} patches"].shape[3] == width
-    assert all(tensor.dtype == torch.float32 for tensor in found.values())
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
+        assert tensors[f"block {block} patches"].shape[3] == width
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
 def test_the_description_is_true(path: Path, encoder: Encoder) -> None:
@@ -117,13 +117,13 @@ def test_frozen_in_eval_mode_without_gradients(encoder: Encoder, images: torch.T
     assert not any(module.training for module in encoder.module.modules())
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
     before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
-    found = everything(encoder, images[:BATCH])
-    assert not any(tensor.requires_grad for tensor in found.values())
+    tensors = everything(encoder, images[:BATCH])
+    assert not any(tensor.requires_grad for tensor in tensors.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.module.state_dict().items())
 
 
 def test_deterministic(path: Path, encoder: Encoder, images: torch.Tensor) -> None:
-    first, second, reloaded = (everything(one, images[:BATCH]) for one in (encoder, encoder, load(example_spec(path))))
+    first, second, reloaded = (everything(instance, images[:BATCH]) for instance in (encoder, encoder, load(example_spec(path))))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
         assert torch.equal(tensor, reloaded[name]), name
@@ -164,9 +164,9 @@ def test_another_size_and_aspect_is_taken(encoder: Encoder) -> None:
 def test_dropping_and_misplacing_work_or_are_refused(encoder: Encoder, images: torch.Tensor) -> None:
     keep, positions = torch.tensor([[0, 1]] * BATCH), torch.tensor([[1, 0]] * BATCH)
     if encoder.info.positions == "absolute" and len(set(encoder.info.block_dims)) == 1:
-        kept = encoder.encode(images[:BATCH], keep=keep).patches
-        assert kept.shape == (BATCH, 1, 2, encoder.info.embed_dim)
-        assert relative(encoder.encode(images[:BATCH], keep=keep, positions=positions).patches, kept) > 1e-5
+        partial = encoder.encode(images[:BATCH], keep=keep).patches
+        assert partial.shape == (BATCH, 1, 2, encoder.info.embed_dim)
+        assert relative(encoder.encode(images[:BATCH], keep=keep, positions=positions).patches, partial) > 1e-5
     else:
         with pytest.raises(EncoderError, match="cannot drop or misplace tokens"):
             encoder.encode(images[:BATCH], keep=keep)
@@ -242,8 +242,8 @@ def test_half_precision_on_a_gpu(path: Path, images: torch.Tensor, precision: An
     with compute.autocast():
         half = everything(moved, images[:BATCH].to(compute.device))
     AcceleratorState._reset_state(True)
-    wanted = torch.bfloat16 if precision == "bf16" else torch.float16
-    assert seen == {torch.float32 if moved.info.float32_only else wanted}
+    expected = torch.bfloat16 if precision == "bf16" else torch.float16
+    assert seen == {torch.float32 if moved.info.float32_only else expected}
     for name in ("cls", "patches", "projection"):
         if name in exact:
             assert relative(half[name].cpu(), exact[name]) < 0.02, name

@@ -223,7 +223,7 @@ def saved(tmp_path: Path, content: object) -> str:
     return str(tmp_path / "a.pth")
 
 
-def own(checkpoint: str, architecture: str, options: dict[str, Any] | None = None, **keys: Any) -> Encoder:
+def load_own(checkpoint: str, architecture: str, options: dict[str, Any] | None = None, **keys: Any) -> Encoder:
     return load(EncoderSpec.parse({"architecture": architecture, "checkpoint": checkpoint, "options": options or {}, **keys}))
 
 
@@ -232,10 +232,10 @@ def test_a_tensor_among_the_encoders_that_has_no_place_is_refused(tmp_path: Path
     state = hf_vit(dict(shaken("vit_tiny_patch16_224", **SMALL).state_dict()))
     state["vit.encoder.layer.0.attention.attention.query.lora_A"] = torch.zeros(4, 48)
     with pytest.raises(EncoderError, match=r"1 unexpected \(encoder\.layer\.0\.attention\.attention\.query\.lora_A\)"):
-        own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL)
+        load_own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL)
     del state["vit.encoder.layer.0.attention.attention.query.lora_A"], state["vit.encoder.layer.1.attention.attention.key.bias"]
     with pytest.raises(EncoderError, match=r"blocks\.1\.attn has queries without keys and values"):
-        own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL)
+        load_own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL)
 
 
 @pytest.mark.parametrize("key", ["beit.embeddings.patch_embeddings.projection.weight", "vision_model.embeddings.patch_embedding.weight"])
@@ -251,7 +251,7 @@ def test_hugging_faces_names_of_other_networks_are_refused_with_what_to_give(tmp
 def test_mae_in_hugging_faces_names_is_read_and_its_decoder_left_outside(tmp_path: Path) -> None:
     network = shaken("vit_tiny_patch16_224", **SMALL, img_size=64)
     state = {**hf_vit(dict(network.state_dict())), "decoder.decoder_pos_embed": torch.zeros(1, 17, 8), "vit.embeddings.mask_token": torch.zeros(1)}
-    info = own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL, preprocessing={"size": 96}).info
+    info = load_own(saved(tmp_path, state), "vit_tiny_patch16_224", SMALL, preprocessing={"size": 96}).info
     assert "positions resized from 4x4 to 6x6: bicubic without antialiasing (as DeiT, MAE, BEiT)" in info.notes
     assert info.load_report is not None
     assert any(name.startswith("decoder.") for name in info.load_report.dropped)
@@ -260,16 +260,16 @@ def test_mae_in_hugging_faces_names_is_read_and_its_decoder_left_outside(tmp_pat
 def test_clips_images_are_prepared_as_clips(tmp_path: Path) -> None:
     state = hf_clip(dict(shaken("vit_base_patch16_clip_224", **SMALL).state_dict()))
     file = saved(tmp_path, state)
-    info = own(file, "vit_base_patch16_clip_224", SMALL).info
+    info = load_own(file, "vit_base_patch16_clip_224", SMALL).info
     assert info.preprocessing.mean == (0.48145466, 0.4578275, 0.40821073)
     assert "mean 0.481 0.458 0.408" in info.preprocessing_source
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"hidden_act": "quick_gelu", "num_attention_heads": 3}}))
     with pytest.raises(EncoderError, match=r"hidden_act is quick_gelu.*give architecture: vit_base_patch16_clip_quickgelu_224$"):
-        own(file, "vit_base_patch16_clip_224", SMALL)
-    own(file, "vit_base_patch16_clip_quickgelu_224", SMALL)
+        load_own(file, "vit_base_patch16_clip_224", SMALL)
+    load_own(file, "vit_base_patch16_clip_quickgelu_224", SMALL)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"num_attention_heads": 4}}))
     with pytest.raises(EncoderError, match=r"num_attention_heads is 4, where vit_base_patch16_clip_224 has 3; give options: \{num_heads: 4\}$"):
-        own(file, "vit_base_patch16_clip_224", SMALL)
+        load_own(file, "vit_base_patch16_clip_224", SMALL)
 
 
 def test_ijepas_places_are_told_apart_and_its_missing_cls_token_has_a_remedy(tmp_path: Path) -> None:
@@ -278,15 +278,15 @@ def test_ijepas_places_are_told_apart_and_its_missing_cls_token_has_a_remedy(tmp
     state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
     file = saved(tmp_path, {"encoder": state, "predictor": {"module.predictor_norm.weight": torch.zeros(4)}, "target_encoder": state})
     with pytest.raises(EncoderError, match=r"fits in 2 places; say which one: prefix: one of 'encoder\.module\.', 'target_encoder\.module\.'"):
-        own(file, "vit_huge_patch14_gap_224", SMALL)
-    encoder = own(file, "vit_huge_patch14_gap_224", SMALL, prefix="target_encoder.module.")
+        load_own(file, "vit_huge_patch14_gap_224", SMALL)
+    encoder = load_own(file, "vit_huge_patch14_gap_224", SMALL, prefix="target_encoder.module.")
     images = torch.randn(1, 3, 56, 56)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.encode(images).patches.flatten(1, 2), network.forward_features(images))  # type: ignore[operator]
     with pytest.raises(EncoderError, match=r"no cls token: give options: \{class_token: false, global_pool: avg, fc_norm: false\}$"):
-        own(file, "vit_huge_patch14_224", SMALL, prefix="target_encoder.module.")
+        load_own(file, "vit_huge_patch14_224", SMALL, prefix="target_encoder.module.")
     options = {**SMALL, "class_token": False, "global_pool": "avg", "fc_norm": False}
-    again = own(file, "vit_huge_patch14_224", options, prefix="target_encoder.module.")
+    again = load_own(file, "vit_huge_patch14_224", options, prefix="target_encoder.module.")
     assert torch.equal(again.encode(images).patches, encoder.encode(images).patches)
 
 
@@ -319,15 +319,15 @@ def test_capi_is_refused_with_the_one_thing_to_do(tmp_path: Path) -> None:
 def test_remedies_name_what_helps(tmp_path: Path, architecture: str, write: Any, given: str, remedy: str) -> None:
     state = write(dict(shaken(architecture, **SMALL, img_size=56 if "14" in architecture else 64).state_dict()))
     with pytest.raises(EncoderError, match=remedy) as caught:
-        own(saved(tmp_path, state), given, SMALL)
+        load_own(saved(tmp_path, state), given, SMALL)
     assert "img_size" not in str(caught.value)
     if "options: {init_values: 1.0}" in str(caught.value):
-        own(saved(tmp_path, state), given, {**SMALL, "init_values": 1.0, "patch_size": 14})
+        load_own(saved(tmp_path, state), given, {**SMALL, "init_values": 1.0, "patch_size": 14})
 
 
 def test_registers_fit_by_the_options_that_the_remedy_names(tmp_path: Path) -> None:
     file = saved(tmp_path, dinov2(dict(shaken("vit_small_patch14_reg4_dinov2", **SMALL).state_dict())))
-    assert own(file, "vit_small_patch14_dinov2", {**SMALL, "reg_tokens": 4, "no_embed_class": True}).info.registers == 4
+    assert load_own(file, "vit_small_patch14_dinov2", {**SMALL, "reg_tokens": 4, "no_embed_class": True}).info.registers == 4
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_under_another_official_name_the_architecture_that_reads_it_is_named(tmp
     for official in ("deit", "dino", "ibot") if write is dinov2 else ("deit",):
         with pytest.raises(EncoderError, match=rf"give \{{architecture: {name}, checkpoint: FILE\}}$"):
             load(EncoderSpec.parse({"encoder": official, "checkpoint": saved(tmp_path, state)}))
-    own(saved(tmp_path, state), name, {"depth": 1})
+    load_own(saved(tmp_path, state), name, {"depth": 1})
 
 
 # --- official names ---------------------------------------------------------------------------------------------------
@@ -474,7 +474,7 @@ def test_a_path_that_would_run_something_is_refused(tmp_path: Path) -> None:
 
     torch.save({"w": torch.ones(2), "hparams": Evil()}, tmp_path / "a.pth")
     with pytest.raises(EncoderError, match="holds objects that need code to load"):
-        own(str(tmp_path / "a.pth"), "test_vit")
+        load_own(str(tmp_path / "a.pth"), "test_vit")
     assert not (tmp_path / "ran").exists()
 
 
@@ -518,7 +518,7 @@ def test_moco_v3s_small_vit_has_twelve_heads_whatever_name_it_is_read_under(moco
     with pytest.raises(EncoderError, match="looks like one of moco_v3"):  # nor does timm read it, where its name alone is given
         load(EncoderSpec.parse({"encoder": "timm:vit_small_patch16_224", "checkpoint": saved(tmp_path, {"model": whole})}))
     file = saved(tmp_path, {"model": dict(moco.state_dict())})
-    own(file, "vit_small_patch16_224", {"depth": 1, "num_heads": 12})
+    load_own(file, "vit_small_patch16_224", {"depth": 1, "num_heads": 12})
     with pytest.raises(EncoderError, match=r"is no deit_small: .*heads 12, expected 6"):
         load(EncoderSpec.parse({"encoder": "deit_small", "checkpoint": file}))
 

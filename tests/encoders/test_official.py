@@ -42,9 +42,9 @@ def images(case: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(case["seed"]).randn(2, 3, height, width).astype(np.float32))
 
 
-def relative_error(got: torch.Tensor, wanted: np.ndarray) -> float:
-    assert got.shape == wanted.shape
-    return float(np.linalg.norm(got.numpy() - wanted) / np.linalg.norm(wanted))
+def relative_error(got: torch.Tensor, expected: np.ndarray) -> float:
+    assert got.shape == expected.shape
+    return float(np.linalg.norm(got.numpy() - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -53,14 +53,14 @@ def test_parity_with_the_authors_model(path: Path) -> None:
     cases = fixture(path)["expected"]["cases"]
     assert set(arrays) == set(cases)
     for name, case in cases.items():
-        wanted = arrays[name]
-        tokens = encoder.encode(images(case), projection="projection" in wanted)
-        for kind, array in wanted.items():
+        outputs = arrays[name]
+        tokens = encoder.encode(images(case), projection="projection" in outputs)
+        for kind, array in outputs.items():
             got = getattr(tokens, kind)
             assert got is not None, f"{name}: no {kind}"
             assert relative_error(got, array) <= TOLERANCE, f"{name}: {kind}"
         for kind in ("cls", "registers", "patches"):
-            assert (getattr(tokens, kind) is not None) == (kind in wanted), f"{name}: {kind}"
+            assert (getattr(tokens, kind) is not None) == (kind in outputs), f"{name}: {kind}"
 
 
 @pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -159,8 +159,8 @@ def widened(path: Path, where: Path, *names: str) -> str:
 )
 def test_what_the_authors_do_not_save_beside_the_encoder_is_refused(name: str, tmp_path: Path) -> None:
     path = FIXTURES / f"{name}.json"
-    known = widened(path, tmp_path / "known.pth", "optimizer/state", "scaler/scale")
-    load(EncoderSpec.parse({**fixture(path)["spec"], "checkpoint": known}))
+    declared = widened(path, tmp_path / "known.pth", "optimizer/state", "scaler/scale")
+    load(EncoderSpec.parse({**fixture(path)["spec"], "checkpoint": declared}))
     spec = {**fixture(path)["spec"], "checkpoint": widened(path, tmp_path / "more.pth", "adapters/0.weight", "adapters/1.weight")}
     with pytest.raises(
         EncoderError, match=r"2 unexpected keys beside the encoder.*\(adapters\.0\.weight, adapters\.1\.weight\).*by its full path, under drop"

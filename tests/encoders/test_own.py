@@ -180,8 +180,8 @@ def test_twelve_heads_in_a_six_head_network_are_refused(tmp_path: Path) -> None:
         official = {"encoder": family, "prefix": "state_dict.module.base_encoder.", "checkpoint": str(tmp_path / "a.pth")}
         with pytest.raises(EncoderError, match=f"12 attention heads where {family} has 6.*use encoder: moco_v3"):
             load(EncoderSpec.parse(official))
-        asked = load(EncoderSpec.parse({**official, "options": {"num_heads": 12}}))
-        assert "heads=12" in asked.info.architecture
+        twelve = load(EncoderSpec.parse({**official, "options": {"num_heads": 12}}))
+        assert "heads=12" in twelve.info.architecture
     small = images()[:, :, :32, :32]
     encoder = load(EncoderSpec.parse({**entry, "options": {"depth": 1, "num_heads": 12}}))
     assert encoder.info.architecture == "vit_small_patch16_224(depth=1, num_heads=12)"
@@ -194,8 +194,8 @@ def test_caes_small_networks_have_twelve_heads_too(tmp_path: Path, width: int, h
     architecture = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}[width]
     network = timm.create_model(architecture, depth=1, num_heads=12, num_classes=0, img_size=32)
     torch.save({"model": {**under("encoder.", network.state_dict()), "regresser.norm.weight": torch.zeros(3)}}, tmp_path / "a.pth")
-    own = {"architecture": architecture, "options": {"depth": 1}}
-    for entry in (own, {"encoder": "deit", "prefix": "model.encoder."}, {"encoder": "ibot", "prefix": "model.encoder."}):
+    by_architecture = {"architecture": architecture, "options": {"depth": 1}}
+    for entry in (by_architecture, {"encoder": "deit", "prefix": "model.encoder."}, {"encoder": "ibot", "prefix": "model.encoder."}):
         with pytest.raises(EncoderError, match=f"looks like one of cae, whose small ViT has 12 attention heads where .* has {heads}"):
             load(EncoderSpec.parse({**entry, "checkpoint": str(tmp_path / "a.pth")}))
 
@@ -303,5 +303,5 @@ def test_a_network_tuned_behind_mean_pooling_is_refused_with_the_option_that_rea
 
 @pytest.mark.parametrize("address", ["https://example.org/vit.pth", "s3://bucket/vit.pth"])
 def test_a_checkpoint_that_is_an_address_is_refused_as_one(address: str) -> None:
-    with pytest.raises(EncoderError, match=rf"checkpoint must be a file of this machine, got {address}; download it and give its path$"):
+    with pytest.raises(EncoderError, match=rf"checkpoint must be a file on this machine, got {address}; download it and give its path$"):
         EncoderSpec.parse({"architecture": "test_vit", "checkpoint": address})

@@ -81,12 +81,12 @@ def test_published_models_positions_are_resized_as_their_authors_do(architecture
     got = encoder.encode(images).patches.flatten(1, 2)
 
     state, prefix = trunk.state_dict(), trunk.pos_embed.shape[1] - 25
-    own = timm.create_model(architecture, num_classes=0, **{**options, "img_size": size}).eval()
-    own.load_state_dict({**state, "pos_embed": resized(state["pos_embed"], prefix, 5, *grid, resize)})
+    reference = timm.create_model(architecture, num_classes=0, **{**options, "img_size": size}).eval()
+    reference.load_state_dict({**state, "pos_embed": resized(state["pos_embed"], prefix, 5, *grid, resize)})
     timms = timm.create_model(architecture, num_classes=0, dynamic_img_size=True, **options).eval()
     timms.load_state_dict(state)
     with torch.inference_mode():
-        expected, otherwise = (network.forward_features(images)[:, -grid[0] * grid[1] :] for network in (own, timms))
+        expected, otherwise = (network.forward_features(images)[:, -grid[0] * grid[1] :] for network in (reference, timms))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert torch.allclose(otherwise, expected, rtol=1e-2, atol=1e-2) == as_timm
 
@@ -156,8 +156,8 @@ def test_own_checkpoints_positions_are_resized_by_architecture_and_layout(
     encoder = load(EncoderSpec.parse({**entry, "drop": droppable}))
     images = torch.randn(2, 3, 7 * patch, 3 * patch, generator=torch.Generator().manual_seed(1))
     prefix = state["pos_embed"].shape[1] - 25
-    own = timm.create_model(plain, num_classes=0, img_size=(7 * patch, 3 * patch), **options).eval()
-    own.load_state_dict({**state, "pos_embed": resized(state["pos_embed"], prefix, 5, 7, 3, resize)})
+    reference = timm.create_model(plain, num_classes=0, img_size=(7 * patch, 3 * patch), **options).eval()
+    reference.load_state_dict({**state, "pos_embed": resized(state["pos_embed"], prefix, 5, 7, 3, resize)})
     with torch.inference_mode():
-        expected = own.forward_features(images)[:, -21:]
+        expected = reference.forward_features(images)[:, -21:]
     torch.testing.assert_close(encoder.encode(images).patches.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)

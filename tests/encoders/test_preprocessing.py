@@ -62,21 +62,21 @@ def write(file: Path, name: str, content: object) -> None:
     ],
 )
 def test_an_architecture_alone_has_imagenets(architecture: str, options: dict[str, Any], size: int, resize: int) -> None:
-    own = info(architecture=architecture, random=True, options=options)
-    assert own.preprocessing == Preprocessing(size=(size, size), resize=resize, interpolation="bicubic", mean=IMAGENET[0], std=IMAGENET[1])
-    assert own.preprocessing_source.startswith("by default, ImageNet's")
-    assert ("timm publishes" in own.preprocessing_source) == (architecture not in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3"))
+    described = info(architecture=architecture, random=True, options=options)
+    assert described.preprocessing == Preprocessing(size=(size, size), resize=resize, interpolation="bicubic", mean=IMAGENET[0], std=IMAGENET[1])
+    assert described.preprocessing_source.startswith("by default, ImageNet's")
+    assert ("timm publishes" in described.preprocessing_source) == (architecture not in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3"))
 
 
 def test_a_file_in_an_architecture_has_imagenets_and_says_so(file: Path) -> None:
-    own = info(file)
-    assert (own.preprocessing.mean, own.preprocessing.std) == IMAGENET
-    assert (own.preprocessing.size, own.preprocessing.resize, own.preprocessing.interpolation) == ((160, 160), 183, "bicubic")
-    assert own.preprocessing_source == (
+    described = info(file)
+    assert (described.preprocessing.mean, described.preprocessing.std) == IMAGENET
+    assert (described.preprocessing.size, described.preprocessing.resize, described.preprocessing.interpolation) == ((160, 160), 183, "bicubic")
+    assert described.preprocessing_source == (
         "by default, ImageNet's (the weights that timm publishes for test_vit have mean 0.5 0.5 0.5, std 0.5 0.5 0.5)"
     )
-    assert own.preprocessing_replaced == ()
-    assert info(random=True).preprocessing == own.preprocessing
+    assert described.preprocessing_replaced == ()
+    assert info(random=True).preprocessing == described.preprocessing
 
 
 def test_positions_of_another_size_set_the_crop_at_the_same_share(tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_positions_of_another_size_set_the_crop_at_the_same_share(tmp_path: Path
 
 
 def test_a_name_that_names_weights_keeps_their_preprocessing(file: Path) -> None:
-    kept = Preprocessing(size=(160, 160), resize=168, mean=HALF, std=HALF)
+    expected = Preprocessing(size=(160, 160), resize=168, mean=HALF, std=HALF)
     for keys in ({"encoder": "timm:test_vit.r160_in1k"}, {"encoder": "timm:test_vit"}, {"architecture": "test_vit.r160_in1k"}):
-        for own in (info(file, **keys), info(**keys, random=True)):
-            assert own.preprocessing == kept
-            assert own.preprocessing_source == "timm's for test_vit.r160_in1k"
+        for described in (info(file, **keys), info(**keys, random=True)):
+            assert described.preprocessing == expected
+            assert described.preprocessing_source == "timm's for test_vit.r160_in1k"
 
 
 # --- written in or beside the file ------------------------------------------------------------------------------------
@@ -122,9 +122,9 @@ PROCESSORS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_hugging_faces_image_processor_beside_the_file(file: Path, processor: dict[str, Any], expected: dict[str, Any]) -> None:
     default = {"size": (160, 160), "resize": 183, "interpolation": "bicubic", "mean": IMAGENET[0], "std": IMAGENET[1]}
     write(file, "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor", **processor})
-    own = info(file)
-    assert own.preprocessing == Preprocessing(**{**default, **expected})
-    assert "preprocessor_config.json beside the file" in own.preprocessing_source
+    described = info(file)
+    assert described.preprocessing == Preprocessing(**{**default, **expected})
+    assert "preprocessor_config.json beside the file" in described.preprocessing_source
 
 
 TIMM_FORMS = [
@@ -138,9 +138,9 @@ FROM_TIMM = Preprocessing(size=(96, 128), resize=128, interpolation="bilinear", 
 @pytest.mark.parametrize("config", TIMM_FORMS)
 def test_timms_config_beside_the_file(file: Path, config: dict[str, Any]) -> None:
     write(file, "config.json", config)
-    own = info(file)
-    assert own.preprocessing == FROM_TIMM
-    assert own.preprocessing_source == "config.json beside the file"
+    described = info(file)
+    assert described.preprocessing == FROM_TIMM
+    assert described.preprocessing_source == "config.json beside the file"
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
@@ -159,9 +159,9 @@ def test_metadata_as_python_prints_it_is_read(tmp_path: Path, state: State, conf
 def test_a_safetensors_files_metadata(tmp_path: Path, state: State, config: dict[str, Any]) -> None:
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
     save_file(state, tmp_path / "a.safetensors", metadata={"format": "pt", **metadata})
-    own = info(tmp_path / "a.safetensors")
-    assert own.preprocessing == FROM_TIMM
-    assert own.preprocessing_source == "the metadata of a.safetensors"
+    described = info(tmp_path / "a.safetensors")
+    assert described.preprocessing == FROM_TIMM
+    assert described.preprocessing_source == "the metadata of a.safetensors"
     save_file(state, tmp_path / "a.safetensors", metadata={"mean": "0.4, 0.5, 0.6"})
     assert info(tmp_path / "a.safetensors").preprocessing.mean == (0.4, 0.5, 0.6)
 
@@ -170,9 +170,9 @@ def test_a_safetensors_files_metadata(tmp_path: Path, state: State, config: dict
 def test_the_args_of_a_torch_file(tmp_path: Path, state: State, kind: Any) -> None:
     stated = {"mean": OTHER, "std": list(HALF), "input_size": 96, "crop_pct": 0.75, "interpolation": "bilinear", "lr": 0.1, "model": "test_vit"}
     torch.save({"model": state, "args": kind(**stated)}, tmp_path / "a.pth")
-    own = info(tmp_path / "a.pth")
-    assert own.preprocessing == Preprocessing(size=(96, 96), resize=128, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=HALF)
-    assert own.preprocessing_source == "the args in a.pth"
+    described = info(tmp_path / "a.pth")
+    assert described.preprocessing == Preprocessing(size=(96, 96), resize=128, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=HALF)
+    assert described.preprocessing_source == "the args in a.pth"
 
 
 @pytest.mark.parametrize(("flag", "mean"), [(True, IMAGENET[0]), (False, HALF)])
@@ -187,12 +187,12 @@ def test_what_decides_first_to_last(tmp_path: Path, state: State) -> None:
     file = tmp_path / "a.pth"
     write(file, "preprocessor_config.json", {"image_mean": OTHER, "image_std": [0.2, 0.2, 0.2]})
     write(file, "config.json", {"pretrained_cfg": {"mean": HALF, "std": [0.3, 0.3, 0.3], "interpolation": "bilinear", "crop_pct": 0.8}})
-    own = info(file, preprocessing={"size": 96})
-    assert own.preprocessing == Preprocessing(size=(96, 96), resize=120, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.1, 0.1, 0.1))
-    assert own.preprocessing_source == (
+    described = info(file, preprocessing={"size": 96})
+    assert described.preprocessing == Preprocessing(size=(96, 96), resize=120, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.1, 0.1, 0.1))
+    assert described.preprocessing_source == (
         "size, resize: the sweep; interpolation: config.json beside the file; mean: preprocessor_config.json beside the file; std: the args in a.pth"
     )
-    assert own.preprocessing_replaced == ("size", "resize", "interpolation", "mean", "std")
+    assert described.preprocessing_replaced == ("size", "resize", "interpolation", "mean", "std")
 
 
 def test_an_official_file_and_its_random_twin_follow_what_lies_beside(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_an_official_file_and_its_random_twin_follow_what_lies_beside(tmp_path: 
     (tmp_path / fixture["checkpoint"]).write_bytes((Path(__file__).parents[1] / "fixtures/encoders/dino" / fixture["checkpoint"]).read_bytes())
     write(tmp_path / "x", "preprocessor_config.json", {"image_mean": OTHER})
     for random in (False, True):
-        own = load(EncoderSpec.parse({**fixture, "random": random}, base=tmp_path)).info
-        assert own.preprocessing.mean == (0.4, 0.5, 0.6)
+        described = load(EncoderSpec.parse({**fixture, "random": random}, base=tmp_path)).info
+        assert described.preprocessing.mean == (0.4, 0.5, 0.6)
         assert (
-            own.preprocessing_source.endswith("size, resize, interpolation, std: as the authors of dino evaluate")
-            or "dino" in own.preprocessing_source
+            described.preprocessing_source.endswith("size, resize, interpolation, std: as the authors of dino evaluate")
+            or "dino" in described.preprocessing_source
         )
-        assert own.preprocessing_replaced == ("mean",)
+        assert described.preprocessing_replaced == ("mean",)
 
 
 def test_a_link_to_a_file_elsewhere_has_what_lies_beside_either(tmp_path: Path, file: Path) -> None:

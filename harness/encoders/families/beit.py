@@ -23,7 +23,7 @@ _PLACES = (Place(trunk="model."), Place(trunk="module."), Place(trunk=""))
 
 def _sized(size: str, width: int, depth: int, heads: int) -> Entry:
     shape = VitShape(kind="beit", patch=16, width=width, depth=depth, heads=heads, hidden=4 * width, layer_scale=True)
-    return Entry(description=f"BEiT-{size}/16, self-supervised", places=_PLACES, what="the encoder", shape=shape)
+    return Entry(description=f"BEiT-{size}/16, self-supervised", places=_PLACES, content="the encoder", shape=shape)
 
 
 def _read(path: str, tensors: Mapping[str, torch.Tensor], heads: int | None) -> VitShape:
@@ -42,7 +42,7 @@ _FORMAT = Format(
     family=FAMILY,
     paper="BEiT, self-supervised (arXiv 2106.08254)",
     entries={
-        "beit": Entry(description="any self-supervised BEiT checkpoint", places=_PLACES, what="the encoder"),
+        "beit": Entry(description="any self-supervised BEiT checkpoint", places=_PLACES, content="the encoder"),
         "beit_base": _sized("B", 768, 12, 12),
         "beit_large": _sized("L", 1024, 24, 16),
     },

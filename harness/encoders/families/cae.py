@@ -32,14 +32,14 @@ _PARTS = (
 
 def _sized(size: str, width: int, depth: int) -> Entry:
     shape = VitShape(kind="cae", patch=16, width=width, depth=depth, heads=_HEADS[width], hidden=4 * width, layer_scale=True)
-    return Entry(description=f"CAE ViT-{size}/16, {_HEADS[width]} heads", places=_PLACES, what="the encoder", shape=shape)
+    return Entry(description=f"CAE ViT-{size}/16, {_HEADS[width]} heads", places=_PLACES, content="the encoder", shape=shape)
 
 
 _FORMAT = Format(
     family=FAMILY,
     paper="CAE, self-supervised on ImageNet-1k (arXiv 2202.03026)",
     entries={
-        "cae": Entry(description="any CAE pretraining checkpoint", places=_PLACES, what="the encoder"),
+        "cae": Entry(description="any CAE pretraining checkpoint", places=_PLACES, content="the encoder"),
         "cae_small": _sized("S", 384, 12),
         "cae_base": _sized("B", 768, 12),
         "cae_large": _sized("L", 1024, 24),

@@ -14,14 +14,14 @@ _PLACES = (Place(trunk="model."), Place(trunk=""))
 
 def _sized(size: str, width: int) -> Entry:
     shape = VitShape(kind="vit", patch=16, width=width, depth=12, heads=_HEADS[width], hidden=4 * width)
-    return Entry(description=f"DeiT-{size}/16", places=_PLACES, what="the network", shape=shape)
+    return Entry(description=f"DeiT-{size}/16", places=_PLACES, content="the network", shape=shape)
 
 
 _FORMAT = Format(
     family=FAMILY,
     paper="DeiT, supervised on ImageNet-1k (arXiv 2012.12877)",
     entries={
-        "deit": Entry(description="any DeiT checkpoint; one with a distillation token gives it as a register", places=_PLACES, what="the network"),
+        "deit": Entry(description="any DeiT checkpoint; one with a distillation token gives it as a register", places=_PLACES, content="the network"),
         "deit_tiny": _sized("Ti", 192),
         "deit_small": _sized("S", 384),
         "deit_base": _sized("B", 768),

@@ -17,7 +17,7 @@ _STUDENT = (Place(trunk="student.module.backbone.", head="student.module.head.")
 
 def _sized(size: str, width: int, patch: int) -> Entry:
     shape = VitShape(kind="vit", patch=patch, width=width, depth=12, heads=_HEADS[width], hidden=4 * width)
-    return Entry(description=f"DINO ViT-{size}/{patch}, the teacher", places=(*_TEACHER, *_BACKBONE), what="the teacher", shape=shape)
+    return Entry(description=f"DINO ViT-{size}/{patch}, the teacher", places=(*_TEACHER, *_BACKBONE), content="the teacher", shape=shape)
 
 
 _FORMAT = Format(
@@ -25,10 +25,10 @@ _FORMAT = Format(
     paper="DINO, self-supervised on ImageNet-1k (arXiv 2104.14294)",
     entries={
         "dino": Entry(
-            description="any DINO ViT file: the teacher (published backbone files hold it)", places=(*_TEACHER, *_BACKBONE), what="the teacher"
+            description="any DINO ViT file: the teacher (published backbone files hold it)", places=(*_TEACHER, *_BACKBONE), content="the teacher"
         ),
-        "dino_teacher": Entry(description="a full checkpoint's teacher", places=_TEACHER, what="the teacher"),
-        "dino_student": Entry(description="a full checkpoint's student", places=_STUDENT, what="the student"),
+        "dino_teacher": Entry(description="a full checkpoint's teacher", places=_TEACHER, content="the teacher"),
+        "dino_student": Entry(description="a full checkpoint's student", places=_STUDENT, content="the student"),
         "dino_small16": _sized("S", 384, 16),
         "dino_small8": _sized("S", 384, 8),
         "dino_base16": _sized("B", 768, 16),

@@ -25,7 +25,7 @@ _STUDENT = (Place(trunk="student.module.backbone.", head="student.module.head.")
 
 def _sized(size: str, width: int, depth: int) -> Entry:
     shape = VitShape(kind="vit", patch=16, width=width, depth=depth, heads=_HEADS[width], hidden=4 * width)
-    return Entry(description=f"iBOT ViT-{size}/16, the teacher", places=(*_TEACHER, *_BACKBONE), what="the teacher", shape=shape)
+    return Entry(description=f"iBOT ViT-{size}/16, the teacher", places=(*_TEACHER, *_BACKBONE), content="the teacher", shape=shape)
 
 
 def _layer_scale(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -46,10 +46,10 @@ _FORMAT = Format(
     paper="iBOT, self-supervised (arXiv 2111.07832)",
     entries={
         "ibot": Entry(
-            description="any iBOT ViT file: the teacher (checkpoint_teacher.pth holds it)", places=(*_TEACHER, *_BACKBONE), what="the teacher"
+            description="any iBOT ViT file: the teacher (checkpoint_teacher.pth holds it)", places=(*_TEACHER, *_BACKBONE), content="the teacher"
         ),
-        "ibot_teacher": Entry(description="a full checkpoint's teacher", places=_TEACHER, what="the teacher"),
-        "ibot_student": Entry(description="a full checkpoint's student", places=_STUDENT, what="the student"),
+        "ibot_teacher": Entry(description="a full checkpoint's teacher", places=_TEACHER, content="the teacher"),
+        "ibot_student": Entry(description="a full checkpoint's student", places=_STUDENT, content="the student"),
         "ibot_small": _sized("S", 384, 12),
         "ibot_base": _sized("B", 768, 12),
         "ibot_large": _sized("L", 1024, 24),

@@ -14,14 +14,14 @@ _PLACES = (Place(trunk="model."), Place(trunk=""))
 
 def _sized(size: str, width: int, depth: int, patch: int) -> Entry:
     shape = VitShape(kind="vit", patch=patch, width=width, depth=depth, heads=_HEADS[width], hidden=4 * width)
-    return Entry(description=f"MAE ViT-{size}/{patch}", places=_PLACES, what="the encoder", shape=shape)
+    return Entry(description=f"MAE ViT-{size}/{patch}", places=_PLACES, content="the encoder", shape=shape)
 
 
 _FORMAT = Format(
     family=FAMILY,
     paper="MAE, self-supervised on ImageNet-1k (arXiv 2111.06377)",
     entries={
-        "mae": Entry(description="any MAE pretraining checkpoint; all patches are seen (mask ratio 0)", places=_PLACES, what="the encoder"),
+        "mae": Entry(description="any MAE pretraining checkpoint; all patches are seen (mask ratio 0)", places=_PLACES, content="the encoder"),
         "mae_base": _sized("B", 768, 12, 16),
         "mae_large": _sized("L", 1024, 24, 16),
         "mae_huge": _sized("H", 1280, 32, 14),

@@ -20,20 +20,20 @@ _HEADS = {384: 12, 768: 12}
 _WRAPPERS = ("state_dict.module.", "state_dict.")
 _PLACES = (
     *(Place(trunk=f"{wrapper}base_encoder.", head=f"{wrapper}base_encoder.head.") for wrapper in _WRAPPERS),
-    *(Place(trunk=trunk, telling=lambda tensors: has_moco_positions(tensors.get("pos_embed"))) for trunk in ("model.", "")),  # convert_to_deit.py's
+    *(Place(trunk=trunk, accepts=lambda tensors: has_moco_positions(tensors.get("pos_embed"))) for trunk in ("model.", "")),  # convert_to_deit.py's
 )
 
 
 def _sized(size: str, width: int) -> Entry:
     shape = VitShape(kind="vit", patch=16, width=width, depth=12, heads=_HEADS[width], hidden=4 * width)
-    return Entry(description=f"MoCo v3 ViT-{size}/16, 12 heads", places=_PLACES, what="the base encoder", shape=shape)
+    return Entry(description=f"MoCo v3 ViT-{size}/16, 12 heads", places=_PLACES, content="the base encoder", shape=shape)
 
 
 _FORMAT = Format(
     family=FAMILY,
     paper="MoCo v3, self-supervised on ImageNet-1k (arXiv 2104.02057)",
     entries={
-        "moco_v3": Entry(description="any MoCo v3 ViT checkpoint", places=_PLACES, what="the base encoder"),
+        "moco_v3": Entry(description="any MoCo v3 ViT checkpoint", places=_PLACES, content="the base encoder"),
         "moco_v3_small": _sized("S", 384),
         "moco_v3_base": _sized("B", 768),
     },

@@ -1,4 +1,4 @@
-"""Your own checkpoint in a timm architecture: a torch or safetensors file, in whatever wrapper it was saved."""
+"""Your own checkpoint in a timm architecture: a torch or safetensors file, in any usual wrapper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.encoders.families.timm import build_published
 from harness.encoders.files import Checkpoint, read_checkpoint, unwrapped
 from harness.encoders.identity import Identity
 from harness.encoders.layouts import Layout, refuse_other_config, translate
-from harness.encoders.loading import OtherKeysError, Selection, check_keys, load_into, refuse_silent_misfit, select
+from harness.encoders.loading import OtherKeysError, TensorSelection, check_keys, load_into, refuse_silent_misfit, select
 from harness.encoders.positions import position_rule
 from harness.encoders.preprocessing import at_side, decide, differences
 from harness.encoders.spec import EncoderSpec
@@ -28,7 +28,7 @@ DESCRIPTION = "your own weights: {architecture: a timm name, checkpoint: a file}
 
 
 def names() -> dict[str, str]:
-    """None: it goes by file."""
+    """None: the encoder is chosen by its file."""
     return {}
 
 
@@ -46,7 +46,7 @@ def build(spec: EncoderSpec) -> Encoder:
     except OtherKeysError:
         if spec.encoder is None or spec.prefix is not None or spec.rename or spec.drop or spec.options:
             raise
-        try:  # timm's own way with a file that it may publish for this name, under names that it converts
+        try:  # timm may publish such a file for this name, with keys that it converts
             return build_published(spec, spec.checkpoint)
         except EncoderError:
             pass
@@ -58,25 +58,25 @@ def _build(spec: EncoderSpec, checkpoint: Checkpoint, prefix: str | None) -> Enc
     assert architecture is not None
     options = dict(spec.options)
     outline = create(architecture, options.items(), device="meta")
-    what = describe_architecture(architecture, options.items())
-    selection, layout = _select(spec, checkpoint, prefix, outline, what)
+    target = describe_architecture(architecture, options.items())
+    selection, layout = _select(spec, checkpoint, prefix, outline, target)
     _refuse_idle_drops(spec, selection)
     if "num_heads" not in options:
         heads, width = _attention_heads(outline), getattr(outline, "embed_dim", None)
-        refuse_silent_misfit(checkpoint, selection.tensors, width=width, heads=heads, what=architecture)
+        refuse_silent_misfit(checkpoint, selection.tensors, width=width, heads=heads, reader=architecture)
     refuse_other_config(checkpoint, architecture, outline)
     native = None if "img_size" in options else native_size(outline, selection.tensors)
     if native is not None:
         options["img_size"] = native
     network = create(architecture, options.items())
     droppable = [*_classifiers(network), *spec.drop]
-    check_keys(network, selection, what=what, droppable=droppable)
+    check_keys(network, selection, target=target, droppable=droppable)
     _refuse_another_size(spec, selection.tensors, network)
-    known, source = known_preprocessing(network, architecture, options.items(), published=spec.encoder is not None)
+    base, source = known_preprocessing(network, architecture, options.items(), published=spec.encoder is not None)
     if layout is not None and layout.preprocessing is not None and spec.encoder is None and "." not in architecture:
-        known = at_side(layout.preprocessing, known.size)
-        source = f"as for files with {layout.name} names ({differences(known)}, unlike most)"
-    report = load_into(network, selection, what=what, droppable=droppable)
+        base = at_side(layout.preprocessing, base.size)
+        source = f"as for files with {layout.name} names ({differences(base)}, unlike most)"
+    report = load_into(network, selection, target=target, droppable=droppable)
     where = f" under {selection.prefix!r}" if selection.prefix else ""
     named = f", {layout.name} names" if layout is not None else ""
     identity = Identity(
@@ -84,23 +84,25 @@ def _build(spec: EncoderSpec, checkpoint: Checkpoint, prefix: str | None) -> Enc
         family=FAMILY,
         architecture=describe_architecture(architecture, spec.options),
         source=f"own checkpoint {checkpoint.file}{where}{named}, sha256 {checkpoint.sha256[:12]}",
-        preprocessing=decide(spec, known, source, checkpoint),
+        preprocessing=decide(spec, base, source, checkpoint),
         position_resize=position_rule(architecture, tag_of(architecture) if spec.encoder is not None else "", checkpoint.tensors),
         load_report=report,
     )
     return wrap(network, identity)
 
 
-def _select(spec: EncoderSpec, checkpoint: Checkpoint, prefix: str | None, outline: nn.Module, what: str) -> tuple[Selection, Layout | None]:
+def _select(
+    spec: EncoderSpec, checkpoint: Checkpoint, prefix: str | None, outline: nn.Module, architecture: str
+) -> tuple[TensorSelection, Layout | None]:
     """The encoder's tensors by timm's names, and the layout whose names they had where it is not timm's."""
     other = None if spec.rename else translate(checkpoint, prefix)
     if other is not None:
         return other
-    return select(checkpoint, list(outline.state_dict()), prefix=prefix, rename=spec.rename, architecture=what), None
+    return select(checkpoint, list(outline.state_dict()), prefix=prefix, rename=spec.rename, architecture=architecture), None
 
 
 def _classifiers(network: nn.Module) -> list[str]:
-    """Beginnings of the keys of a classifier, which a trunk is without."""
+    """Beginnings of the keys of a classifier, which a trunk does not have."""
     classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     return [f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)]
 
@@ -121,25 +123,25 @@ def native_size(outline: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int 
 
 
 def _attention_heads(outline: nn.Module) -> int | None:
-    """The number of heads of the first attention that says one."""
+    """The number of heads of the first attention module that states one."""
     counts = (getattr(module, "num_heads", None) for module in outline.modules())
     return next((count for count in counts if isinstance(count, int)), None)
 
 
 def _root(cells: int) -> int | None:
-    """The side of a square grid of so many cells, if there is one."""
+    """The side of a square grid with that many cells, if there is one."""
     side = math.isqrt(max(cells, 0))
     return side if side > 0 and side * side == cells else None
 
 
 def _window(distances: int) -> int | None:
-    """The side of the square window that has so many relative positions, (2 side - 1)², if there is one."""
+    """The side of the square window with that many relative positions, (2 side - 1)², if there is one."""
     span = _root(distances)
     return (span + 1) // 2 if span is not None and span % 2 else None
 
 
 def _refuse_another_size(spec: EncoderSpec, tensors: Mapping[str, torch.Tensor], network: nn.Module) -> None:
-    """Raise EncoderError for positions of another grid than the network's, with the size that they were trained at or the way to tell it."""
+    """Raise EncoderError for positions of another grid than the network's, with the size that they were trained at, or the option that states it."""
     for name, expected in network.state_dict().items():
         given = tensors.get(name)
         if given is None or given.ndim != expected.ndim or given.shape == expected.shape or given.shape[-1] != expected.shape[-1]:
@@ -164,7 +166,7 @@ def _refuse_another_size(spec: EncoderSpec, tensors: Mapping[str, torch.Tensor],
             )
 
 
-def _refuse_idle_drops(spec: EncoderSpec, selection: Selection) -> None:
+def _refuse_idle_drops(spec: EncoderSpec, selection: TensorSelection) -> None:
     for start in spec.drop:
         if not any(name.startswith(start) for name in selection.tensors):
             example = ", ".join(list(selection.tensors)[:3])

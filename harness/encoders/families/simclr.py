@@ -46,9 +46,9 @@ _FORMAT = Format(
     family=FAMILY,
     paper="SimCLR, self-supervised (arXiv 2002.05709)",
     entries={
-        "simclr": Entry(description="any SimCLR-style ResNet checkpoint", places=_PLACES, what="the encoder"),
+        "simclr": Entry(description="any SimCLR-style ResNet checkpoint", places=_PLACES, content="the encoder"),
         "simclr_resnet50": Entry(
-            description="SimCLR ResNet-50", places=_PLACES, what="the encoder", shape=ResnetShape(stem=64, layers=(3, 4, 6, 3), bottleneck=True)
+            description="SimCLR ResNet-50", places=_PLACES, content="the encoder", shape=ResnetShape(stem=64, layers=(3, 4, 6, 3), bottleneck=True)
         ),
     },
     read_shape=lambda path, tensors, heads: read_shape(path, tensors),

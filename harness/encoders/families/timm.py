@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from harness.core import Encoder, LoadReport
 from harness.encoders.create import check_architecture, create, create_random, describe_architecture, known_preprocessing, tag_of, wrap
 from harness.encoders.files import Checkpoint, read_checkpoint
 from harness.encoders.identity import Identity
+from harness.encoders.loading import first_few
 from harness.encoders.positions import PositionResize, position_rule
 from harness.encoders.preprocessing import decide
 from harness.encoders.resize import one_line
@@ -57,11 +57,11 @@ class _Model:
     """timm's, with the tag where the name has one."""
     tag: str
     options: tuple[tuple[str, object], ...]
-    """All that its constructor is given: the sweep file's, over those of a hub repository's config.json."""
+    """Everything that its constructor is given: the sweep file's options, over those of a hub repository's config.json."""
 
 
 def build(spec: EncoderSpec) -> Encoder:
-    """The model with its published weights, or its random twin. Raises EncoderError where the weights cannot be had."""
+    """The model with its published weights, or its random twin. Raises EncoderError where the weights are unavailable."""
     if spec.checkpoint is not None:
         raise EncoderError(f"encoder {spec.name}: both checkpoint and random: true; keep one of them")
     return _build(spec, None)
@@ -81,13 +81,13 @@ def _build(spec: EncoderSpec, file: str | None) -> Encoder:
     else:
         network, report, notes = _pretrained(model, spec, file)
         source = _source(model.name, network) if file is None else f"own checkpoint {file}, read as timm reads its weights of {model.name}"
-    known, words = known_preprocessing(network, model.name, spec.options, published=spec.encoder is not None)
+    base, words = known_preprocessing(network, model.name, spec.options, published=spec.encoder is not None)
     identity = Identity(
         name=spec.name,
         family=FAMILY,
         architecture=describe_architecture(model.architecture, model.options),
         source=source,
-        preprocessing=decide(spec, known, words, None if file is None else read_checkpoint(file)),
+        preprocessing=decide(spec, base, words, None if file is None else read_checkpoint(file)),
         position_resize=_position_resize(model),
         random=spec.random,
         load_report=report,
@@ -107,7 +107,7 @@ def _model(spec: EncoderSpec) -> _Model:
         published, architecture, arguments = timm.models.load_model_config_from_hf(name.removeprefix(_HUB))
         options = {**arguments, **dict(spec.options)}
         tag = published.get("tag") or name.partition(".")[2]
-    except Exception as error:  # whatever a stranger's repository holds
+    except Exception as error:  # a foreign repository may hold anything
         raise EncoderError(f"encoder {spec.name}: config.json of {name} is not timm's: {one_line(error)}; give another id") from error
     check_architecture(str(architecture))
     return _Model(name=name, architecture=architecture, tag=tag, options=tuple(sorted(options.items())))
@@ -128,9 +128,9 @@ def _refuse_transformers(name: str, config: str, spec: EncoderSpec) -> None:
 
 
 def _pretrained(model: _Model, spec: EncoderSpec, given: str | None) -> tuple[nn.Module, LoadReport, tuple[str, ...]]:
-    """timm's network with its published weights but no classifier, an account of the file's keys, and what to say of them.
+    """timm's network with its published weights but no classifier, a report on the file's keys, and notes.
 
-    Raises EncoderError where a weight of the network would keep a random value, or where timm finds a key that it has no use for.
+    Raises EncoderError where a weight of the network would keep a random value, or where timm meets a key that it does not use.
     """
     for option, _ in spec.options:
         if option in _BUILT_FOR:
@@ -141,7 +141,7 @@ def _pretrained(model: _Model, spec: EncoderSpec, given: str | None) -> tuple[nn
     file = given or (_download(model.name.removeprefix(_HUB), None, spec) if model.name.startswith(_HUB) else _published_file(model.name, spec))
     published = read_checkpoint(file)
     shapes = _shapes(published)
-    try:  # with the classifier of the weights, since timm tolerates missing and unexpected keys where another one is asked for
+    try:  # with the classifier of the weights: timm tolerates missing and unexpected keys where another number of classes is given
         network = create(
             model.architecture, spec.options, classes=None, model=model.name, pretrained=True, pretrained_cfg_overlay={"source": "", "file": file}
         )
@@ -152,25 +152,25 @@ def _pretrained(model: _Model, spec: EncoderSpec, given: str | None) -> tuple[nn
     whole = dict(network.state_dict())
     if getattr(network, "num_classes", 0):
         network.reset_classifier(0)  # type: ignore[operator]
-    kept = network.state_dict()
-    for key, tensor in kept.items():
+    state = network.state_dict()
+    for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise EncoderError(f"encoder {spec.name}: published weights {file}: {key} holds NaN or infinite values; delete the file and try again")
-    converted = [name for name in kept if name not in shapes and name not in missing and not name.endswith(_COUNTERS)]
+    converted = [name for name in state if name not in shapes and name not in missing and not name.endswith(_COUNTERS)]
     report = LoadReport(
         file=published.file,
         sha256=published.sha256,
-        matched=sum(name not in missing and not (name.endswith(_COUNTERS) and name not in shapes) for name in kept),
+        matched=sum(name not in missing and not (name.endswith(_COUNTERS) and name not in shapes) for name in state),
         missing=tuple(missing),
-        resized=tuple(name for name in kept if name in shapes and shapes[name].numel() != kept[name].numel()),
-        dropped=tuple(sorted(name for name in (whole if converted else shapes) if name not in kept)),
+        resized=tuple(name for name in state if name in shapes and shapes[name].numel() != state[name].numel()),
+        dropped=tuple(sorted(name for name in (whole if converted else shapes) if name not in state)),
     )
     notes = (f"{len(converted)} tensors made by timm from keys of other names in the file",) if converted else ()
     return network.eval(), report, notes
 
 
 def _shapes(published: Checkpoint) -> dict[str, torch.Size]:
-    """Shapes of a published file's weights, by name, without the wrappers that timm takes off."""
+    """Shapes of a published file's weights, by name, without the wrappers that timm strips."""
     tensors = published.tensors
     wrapper = next((wrapper for wrapper in _WRAPPERS if any(name.startswith(wrapper) for name in tensors)), "")
     inner = {name.removeprefix(wrapper): tensor.shape for name, tensor in tensors.items() if name.startswith(wrapper)}
@@ -178,7 +178,7 @@ def _shapes(published: Checkpoint) -> dict[str, torch.Size]:
 
 
 def _unfilled(network: nn.Module, model: _Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> list[str]:
-    """Tensors that the file did not fill, all of them constant ones such as a norm's: timm loads some families without a check.
+    """Tensors that the file did not fill, all of them constants such as a norm's: timm loads some families without a check.
 
     Raises EncoderError where one of them is random.
     """
@@ -191,29 +191,25 @@ def _unfilled(network: nn.Module, model: _Model, spec: EncoderSpec, shapes: dict
     drawn = [name for name in unfilled if not torch.equal(first[name], second[name])]
     if drawn:
         raise EncoderError(
-            f"encoder {spec.name}: published weights do not fit {model.architecture}: {len(drawn)} missing ({_some(drawn)}); {_remedy(spec)}"
+            f"encoder {spec.name}: published weights do not fit {model.architecture}: {len(drawn)} missing ({first_few(drawn)}); {_remedy(spec)}"
         )
     return unfilled
 
 
 def _misfit(model: _Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> str | None:
-    """What the file lacks and has too much, by name, where timm found that it does not fit."""
+    """The keys that the file lacks and those that it has in excess, where timm reports a misfit."""
     try:
         expected = create(model.architecture, spec.options, classes=None, model=model.name, device="meta").state_dict()
     except EncoderError:
         return None
     missing = [name for name in expected if name not in shapes and not name.endswith(_COUNTERS)]
     unexpected = [name for name in shapes if name not in expected]
-    found = [f"{len(names)} {what} ({_some(names)})" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    return f"keys {', '.join(found)} for {describe_architecture(model.architecture, model.options)}" if found else None
+    faults = [f"{len(names)} {word} ({first_few(names)})" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    return f"keys {', '.join(faults)} for {describe_architecture(model.architecture, model.options)}" if faults else None
 
 
 def _remedy(spec: EncoderSpec) -> str:
     return "leave out the options that change its layers" if spec.options else "delete the file and try again, or name another model"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _published_file(name: str, spec: EncoderSpec) -> str:
@@ -231,11 +227,11 @@ def _published_file(name: str, spec: EncoderSpec) -> str:
 
 
 def _download(hub_id: str, filename: str | None, spec: EncoderSpec) -> str:
-    """A file of a hub repository, by default its weights, in Hugging Face's local cache, fetched there where need be."""
+    """A file of a hub repository, by default its weights, in Hugging Face's local cache, downloaded if it is not there."""
     repository, _, revision = hub_id.partition("@")
-    wanted = [filename] if filename else list(_WEIGHT_FILES)
+    filenames = [filename] if filename else list(_WEIGHT_FILES)
     try:
-        for candidate in wanted:
+        for candidate in filenames:
             cached = huggingface_hub.try_to_load_from_cache(repository, candidate, revision=revision or None)
             if isinstance(cached, str):
                 return cached
@@ -243,7 +239,7 @@ def _download(hub_id: str, filename: str | None, spec: EncoderSpec) -> str:
         raise EncoderError(f"encoder {spec.name}: expected hf-hub:<owner>/<model>[@revision], got {_HUB}{hub_id}; correct the id") from error
     missing: Exception | None = None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would come between the lines of a progress display
-    for candidate in wanted:
+    for candidate in filenames:
         try:
             return str(huggingface_hub.hf_hub_download(repository, candidate, revision=revision or None))
         except LocalEntryNotFoundError as error:  # no connection: the other names would not help
@@ -253,14 +249,14 @@ def _download(hub_id: str, filename: str | None, spec: EncoderSpec) -> str:
         except (OSError, ValueError) as error:
             raise _unavailable(repository, error, spec) from error
     assert missing is not None
-    raise EncoderError(f"encoder {spec.name}: {repository} holds none of {', '.join(wanted)}; give another id") from missing
+    raise EncoderError(f"encoder {spec.name}: {repository} holds none of {', '.join(filenames)}; give another id") from missing
 
 
-def _unavailable(what: str, error: Exception, spec: EncoderSpec) -> EncoderError:
+def _unavailable(origin: str, error: Exception, spec: EncoderSpec) -> EncoderError:
     thing, instead = (
         ("config.json", "{architecture: <timm model>, random: true}") if spec.random else ("weights", "checkpoint: FILE, or random: true")
     )
-    return EncoderError(f"{thing} of {what} cannot be had ({type(error).__name__}); connect to the network, or give {instead}")
+    return EncoderError(f"{thing} of {origin} cannot be had ({type(error).__name__}); connect to the network, or give {instead}")
 
 
 def _source(name: str, network: nn.Module) -> str:

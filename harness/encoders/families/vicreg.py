@@ -23,14 +23,14 @@ _PLACES = (
 
 def _sized(name: str, stem: int, layers: tuple[int, int, int, int]) -> Entry:
     shape = ResnetShape(stem=stem, layers=layers, bottleneck=True)
-    return Entry(description=f"VICReg {name}", places=_PLACES, what="the backbone", shape=shape)
+    return Entry(description=f"VICReg {name}", places=_PLACES, content="the backbone", shape=shape)
 
 
 _FORMAT = Format(
     family=FAMILY,
     paper="VICReg, self-supervised on ImageNet-1k (arXiv 2105.04906)",
     entries={
-        "vicreg": Entry(description="any VICReg-style ResNet checkpoint", places=_PLACES, what="the backbone"),
+        "vicreg": Entry(description="any VICReg-style ResNet checkpoint", places=_PLACES, content="the backbone"),
         "vicreg_resnet50": _sized("ResNet-50", 64, (3, 4, 6, 3)),
         "vicreg_resnet50x2": _sized("ResNet-50, twice as wide", 128, (3, 4, 6, 3)),
         "vicreg_resnet200x2": _sized("ResNet-200, twice as wide", 128, (3, 24, 36, 3)),
