@@ -204,7 +204,7 @@ def _refuse_capi(checkpoint: Checkpoint) -> None:
     if any(re.search(_CAPI, name) for name in checkpoint.tensors):
         raise EncoderError(
             f"checkpoint {checkpoint.path}: is CAPI's, whose network (rotary positions over the image's own coordinates, RMS norms) timm does not "
-            "have; give it a family of its own, one file in harness/encoders, as ARCHITECTURE.md shows"
+            "have; give it a family of its own, one file in harness/encoders, as CONTRIBUTING.md shows"
         )
 
 

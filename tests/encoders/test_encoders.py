@@ -528,28 +528,3 @@ def test_descriptions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     first = describe(spec)
     monkeypatch.setattr(family, "build", lambda spec: pytest.fail("built twice"))
     assert describe(spec) is first
-
-
-def test_a_new_family_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The documentation's example, dropped into the folder."""
-    import sys
-
-    import harness.encoders
-
-    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
-    example = text.partition("**An encoder family**")[2].partition("```python\n")[2].partition("```")[0]
-    assert "FAMILY" in example
-    (tmp_path / "colours.py").write_text(example)
-    monkeypatch.setattr(harness.encoders.families, "__path__", [*harness.encoders.families.__path__, str(tmp_path)])
-    all_families.cache_clear()
-    try:
-        assert "colours" in known_names()
-        encoder = load(EncoderSpec.parse("colours"))
-        assert (encoder.info.grid, encoder.info.embed_dim, encoder.info.params) == ((14, 14), 3, 0)
-        images = noise(2, 3, 224, 224)
-        tokens = encoder.encode(images, blocks=(0,))
-        torch.testing.assert_close(tokens.patches[0, 3, 5], images[0, :, 48:64, 80:96].mean(dim=(1, 2)))
-        torch.testing.assert_close(tokens.blocks[0].patches, tokens.patches)
-    finally:
-        all_families.cache_clear()
-        sys.modules.pop("harness.encoders.families.colours", None)

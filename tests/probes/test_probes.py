@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import harness.probes
 from harness.core import Rows
 from harness.errors import ProbeError, RequestError
-from harness.probes import defaults, fields_of, grid, probe, probes, row_probe, stream_probe
+from harness.probes import defaults, grid, probe, probes
 from harness.probes.lib.features import Normaliser
 from harness.probes.lib.schedule import annealed, cosine, polynomial
 
@@ -158,28 +155,3 @@ def test_standardised_features_have_mean_0_and_std_1_and_constants_stay() -> Non
     assert out.mean(dim=0).abs().max() < 1e-5
     assert out.std(dim=0, correction=0)[[0, 1, 3]].numpy() == pytest.approx(1, abs=1e-5)
     assert out[:, 2].abs().max() < 1e-6
-
-
-def test_a_new_probe_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The documentation's example, dropped into the folder."""
-    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
-    example = text.partition("**A probe**")[2].partition("```python\n")[2].partition("```")[0]
-    assert "PROBE" in example
-    assert len(example.splitlines()) <= 40
-    (tmp_path / "cosines.py").write_text(example)
-    monkeypatch.setattr(harness.probes, "__path__", [*harness.probes.__path__, str(tmp_path)])
-    probes.cache_clear()
-    try:
-        how: dict[str, Any] = {"classes": 3, "protocol": {**defaults("cosines"), "batch_size": 20}, "seed": 0, "device": torch.device("cpu")}
-        targets = np.arange(60) % 3
-        features = (np.eye(3)[targets] + np.random.default_rng(0).normal(0, 0.1, (60, 3))).astype(np.float32)
-        rows = Rows(keys=[str(i) for i in range(60)], groups=[str(i) for i in range(60)], targets=targets, features=features)
-        stack = row_probe("cosines").fit(rows, [1e-4, 1e-3], **how)
-        found = stack.predict(rows, 1)
-        assert (found.predictions == targets).all()
-        again = row_probe("cosines").restore(stack.state(1), None, **how).predict(rows, 0)
-        assert np.array_equal(again.scores, found.scores)
-        assert stream_probe("cosines").rungs(fields_of("cosines", {})) is None
-    finally:
-        probes.cache_clear()
-        sys.modules.pop("harness.probes.cosines", None)
