@@ -73,7 +73,7 @@ class Item:
     """One input that a view made of a sample."""
 
     key: str
-    """Unique in its bank; the sample's key, or that with a suffix such as `#head`."""
+    """Unique in its bank, and told by `harness.data.item_key.ItemKey` of which sample it is."""
     group: str
     """The sample's group, or else its key: what the bootstrap resamples, and what `strict` retrieval keeps out of a query's gallery."""
     target: int | None

@@ -25,6 +25,7 @@ from webdataset.tariterators import group_by_keys
 
 from harness.core import Box, Keypoint, Sample
 from harness.data.images import decode_labels, decode_rgb, decoding
+from harness.data.item_key import MARK
 from harness.data.manifest import Rules, Shard
 from harness.data.members import TAR_END, HashingReader, Unread, key_and_member, read_members, refuse_compressed
 from harness.errors import HarnessError, SampleError, ShardError, in_one_line, is_of_the_place
@@ -50,8 +51,6 @@ _REASON = 200
 _LABELS = 2**31
 _FARTHEST = 2**53
 """Coordinates are below this, so that they are numbers to everything that counts with them."""
-_SUFFIX = "#"
-"""Where the suffix of an item's key begins that tells it from other items of its sample."""
 
 T = TypeVar("T")
 Keyed = tuple[str, Callable[[], T]]
@@ -117,11 +116,6 @@ class ShardAudit:
 def reason_of(error: str | ShardError) -> str:
     """What to count a loss under."""
     return error.reason if isinstance(error, SampleError) else str(error)
-
-
-def sample_of(item: str) -> str:
-    """Key of the sample that the item of a key was made of."""
-    return item.partition(_SUFFIX)[0]
 
 
 def read_samples(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Iterator[Keyed[Sample]]:
@@ -214,7 +208,7 @@ def unusable(text: str, kind: str) -> str | None:
         return f"{kind} that is not UTF-8"
     if any(unicodedata.category(letter) == "Cc" for letter in text):
         return f"{kind} with control characters"
-    return f"{kind} with {_SUFFIX}" if kind == "key" and _SUFFIX in text else None
+    return f"{kind} with {MARK}" if kind == "key" and MARK in text else None
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from harness.core import Rows
-from harness.data.shards import ShardAudit, sample_of
+from harness.data.item_key import sample_of
+from harness.data.shards import ShardAudit
 from harness.errors import BankError, RunError
 from harness.features.mapped import joined
 from harness.features.rows import take

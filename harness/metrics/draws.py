@@ -5,23 +5,21 @@ Shape legend: N rows, G groups (images), R draws.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from harness.core import Metric, Predictions
+from harness.data.item_key import ItemKey
 from harness.metrics.table import check_classes, group_index, grouped_sum, ratio
-
-_DRAW = re.compile(r"#(\d+)$")
 
 
 @dataclass(frozen=True)
 class AccuracySD(Metric):
     """Standard deviation over draws of the accuracy of each, a fraction: over R draws, with R - 1 in the denominator.
 
-    The draw is the number after the last `#` of a row's key; rows without one are of one draw. Draws without any item that has a target are left out.
+    The draw is that of a row's key, see ItemKey; rows without one are of one draw. Draws without any item that has a target are left out.
     """
 
     name: str = "accuracy_sd"
@@ -32,7 +30,7 @@ class AccuracySD(Metric):
         """float64 [G, 2R]: correct by draw, then counted by draw. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
-        draw, draws = group_index([match[1] if (match := _DRAW.search(key)) else "" for key in predictions.keys])
+        draw, draws = group_index([str(ItemKey.parse(key).draw) for key in predictions.keys])
         known = predictions.targets >= 0
         correct = known & (predictions.targets == predictions.predictions)
         return np.concatenate([grouped_sum(index, len(groups), draw, len(draws), what) for what in (correct, known)], axis=1)

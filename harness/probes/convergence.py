@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from harness.core import Predictions, Quantity, RowProbe, Rows
+from harness.data.item_key import sample_of
 from harness.errors import ProbeError
 from harness.probes.fields import no_learning_rate
 from harness.probes.lib.bags import BagFields, bags
@@ -85,12 +86,12 @@ class ConvergenceStack:
         return measured(QUANTITIES, keys, groups, values)
 
     def _of(self, rows: Rows, draw: int | None, whole: Rows, place: Mapping[str, int]) -> tuple[Rows, dict[str, np.ndarray]]:
-        suffix = "" if draw is None else f"#{draw}"
-        lost = [key for key in rows.keys if key.removesuffix(suffix) not in place]
+        images = [key if draw is None else sample_of(key) for key in rows.keys]
+        lost = [key for key, image in zip(rows.keys, images, strict=True) if image not in place]
         if lost:
             raise ProbeError(f"{NAME} probe: expected the whole image of every bag, got none of {lost[0]!r}; give both banks of one split")
         means = rows.features[:].astype(np.float64)
-        own = whole.features[np.array([place[key.removesuffix(suffix)] for key in rows.keys], np.int64)].astype(np.float64)
+        own = whole.features[np.array([place[image] for image in images], np.int64)].astype(np.float64)
         foreign = means[others(rows.targets, self.seed)] if len(rows) > 1 else np.full_like(means, np.nan)
         return rows, {
             "cosine": cosine(means, own),

@@ -18,6 +18,7 @@ import pydantic
 import torch
 
 from harness.core import UNMARKED, Predictions, Rows, State
+from harness.data.item_key import ItemKey
 from harness.errors import ProbeError
 from harness.probes.fields import Count
 from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
@@ -128,7 +129,7 @@ class DetectorProbe(TrainedProbe[DetectorFields]):
             raise stack.diverged(head)
         places, targets = range(marks.shape[1]), marks[images].flatten().long()
         return Predictions(
-            keys=[f"{rows.keys[image]}#{place}" for image in images.tolist() for place in places],
+            keys=[str(ItemKey(rows.keys[image], place)) for image in images.tolist() for place in places],
             groups=[rows.groups[image] for image in images.tolist() for _ in places],
             targets=targets.masked_fill_(targets == UNMARKED, -1).numpy(),
             predictions=(odds >= log_odds(stack.fields.theta)).astype(np.int64),

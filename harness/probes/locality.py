@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from harness.core import Predictions, Quantity, RowProbe, Rows
+from harness.data.item_key import sample_of
 from harness.probes.fields import Count, Fields, no_learning_rate
 from harness.probes.lib.measured import measured, quotient
 from harness.probes.retrieval import Exclude, neighbours
@@ -90,9 +91,9 @@ class LocalityStack:
 
 
 def labels(rows: Rows, whole: Rows) -> np.ndarray:
-    """int64 [N]: the target of each patch's whole image, whose key is the patch's up to its last `#`; -1 where there is none."""
+    """int64 [N]: the target of each patch's whole image, whose key is that of the patch's sample; -1 where there is none."""
     known = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
-    return np.array([known.get(key.rpartition("#")[0], -1) for key in rows.keys], dtype=np.int64)
+    return np.array([known.get(sample_of(key), -1) for key in rows.keys], dtype=np.int64)
 
 
 def _counted(kind: np.ndarray) -> np.ndarray:

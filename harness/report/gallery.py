@@ -6,7 +6,6 @@ of the same image, of an image of the same class.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.core import NeighbourKind, Task, View
+from harness.data.item_key import sample_of
 from harness.data.manifest import load_manifest, shard_url
 from harness.data.shards import ShardAudit, attempt, read_samples
 from harness.errors import HarnessError, ShardError
@@ -113,20 +113,19 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
     the data set or a shard cannot be read.
     """
     manifest = load_manifest(shards, dataset)
-    wanted = sorted(keys)
+    samples = {sample_of(key) for key in keys}
     found: dict[str, Cut] = {}
     for shard in (shard for one in split.split("+") for shard in manifest.split(one).shards):
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
         for key, decode in read_samples(shard_url(shards, dataset, shard), shard, manifest.rules, audit):
-            place = bisect_left(wanted, key)
-            if place == len(wanted) or not wanted[place].startswith(key):
-                continue  # an item's key begins with its sample's
+            if key not in samples:
+                continue
             sample = attempt(decode)
             items = sample if isinstance(sample, ShardError) else attempt(partial(view, sample))
             if isinstance(sample, ShardError) or isinstance(items, ShardError):
                 continue
             found |= {item.key: Cut(image=item.image, target=item.target, group=item.group, label=sample.label) for item in items if item.key in keys}
-            if len(found) == len(wanted):
+            if len(found) == len(keys):
                 return found
     return found
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from harness.core import Fit, Item, Sample, View
 from harness.data.augment import CropAndFlip, draw
+from harness.data.item_key import ItemKey
 from harness.errors import RequestError
 
 
@@ -50,7 +51,7 @@ class RandomCrops(View):
         (top, left, height, width), flipped = self.augment.drawn(sample.image.shape[0], sample.image.shape[1], generator)
         image = sample.image[top : top + height, left : left + width]
         return Item(
-            key=f"{sample.key}#{index}",
+            key=str(ItemKey(sample.key, index)),
             group=sample.group or sample.key,
             target=sample.label,
             image=image[:, ::-1] if flipped else image,

@@ -15,6 +15,7 @@ import numpy as np
 
 from harness.core import Fit, Item, Sample, View
 from harness.data.augment import draw as generator_of
+from harness.data.item_key import ItemKey
 from harness.errors import RequestError
 
 FRAME_SIDE = 224
@@ -86,7 +87,7 @@ class Bag(View):
             for index, (top, left) in enumerate((places + corner).tolist()):
                 found.append(
                     Item(
-                        key=f"{sample.key}#{draw}.{index}",
+                        key=str(ItemKey(sample.key, draw, index)),
                         group=sample.group or sample.key,
                         target=sample.label,
                         image=sample.image[top : top + side, left : left + side],

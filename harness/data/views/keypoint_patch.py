@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.core import Fit, Item, Keypoint, Sample, View
 from harness.data.images import MAX_PIXELS
+from harness.data.item_key import ItemKey
 from harness.errors import SampleError
 
 Neighbours = Literal["all", "selected"]
@@ -71,7 +72,7 @@ class KeypointPatch(View):
                 continue
             items.append(
                 Item(
-                    key=f"{sample.key}#{index}:{keypoint.part}",
+                    key=str(ItemKey(sample.key, index, part=keypoint.part)),
                     group=sample.group or sample.key,
                     target=self.parts.index(keypoint.part),
                     image=crop_square(sample.image, keypoint.x, keypoint.y, self.side * distance, self.rounding),

@@ -10,6 +10,7 @@ import pydantic
 import torch
 
 from harness.core import Rows
+from harness.data.item_key import ItemKey, sample_of
 from harness.errors import ProbeError
 from harness.probes.fields import Fields
 
@@ -67,8 +68,8 @@ class KeptRows:
         views = KeptFields.read(probe, protocol).train_views
         if not views:
             return cls(images=len(rows), views=1)
-        names = [key.rpartition("#")[0] for key in rows.keys[::views]]
-        expected = [f"{name}#{view}" for name in names for view in range(views)]
+        names = [sample_of(key) for key in rows.keys[::views]]
+        expected = [str(ItemKey(name, view)) for name in names for view in range(views)]
         if list(rows.keys) != expected:
             place = next((place for place, pair in enumerate(zip(rows.keys, expected, strict=False)) if pair[0] != pair[1]), len(rows))
             raise ProbeError(

@@ -10,7 +10,6 @@ Shape legend: N rows, I images, D features, n patches of a bag.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,6 +19,7 @@ import pydantic
 import torch
 
 from harness.core import FittedStack, Predictions, RowProbe, Rows
+from harness.data.item_key import ItemKey
 from harness.errors import ProbeError
 from harness.probes.fields import Count, Fields
 from harness.probes.lib.features import checked_features, needed
@@ -28,8 +28,6 @@ Normalize = Literal["none", "each", "after"]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 Side = Annotated[float, pydantic.Field(gt=0, le=224)]
 
-PATCH = re.compile(r"(?P<sample>.*)#(?P<draw>\d+)\.(?P<index>\d+)", re.DOTALL)
-"""The key of a patch. A sample's key has no dot in its last part, so none looks like this."""
 ACCURACIES = ("accuracy", "mean_class_accuracy", "accuracy_sd")
 """What predictions of several draws are scored by."""
 CHUNK_VALUES = 2**22
@@ -89,16 +87,15 @@ def bags(probe: str, rows: Rows, size: int, normalize: Normalize) -> dict[int | 
     Raises ProbeError where rows of both kinds are mixed, or an image has fewer patches than `size`.
     """
     checked_features(probe, rows)
-    matches = [PATCH.fullmatch(key) for key in rows.keys]
-    if not any(matches):
+    keys = [ItemKey.parse(key) for key in rows.keys]
+    patches = [(key.sample, key.number, key.patch) for key in keys if key.patch is not None]
+    if not patches:
         return {None: _mean_of(rows, rows.keys, np.arange(len(rows))[:, None], normalize)}
-    if not all(matches) or size < 1:
+    if len(patches) < len(rows) or size < 1:
         raise ProbeError(f"{probe} probe: expected patches of bags, at least one of each, got bag size {size} or other rows; give the bank of a bag")
-    sample_of = {sample: number for number, sample in enumerate(dict.fromkeys(match["sample"] for match in matches if match))}
-    names = list(sample_of)
-    samples, draws, indices = np.array(
-        [(sample_of[match["sample"]], int(match["draw"]), int(match["index"])) for match in matches if match], dtype=np.int64
-    ).T
+    number = {sample: number for number, sample in enumerate(dict.fromkeys(sample for sample, _, _ in patches))}
+    names = list(number)
+    samples, draws, indices = np.array([(number[sample], draw, index) for sample, draw, index in patches], dtype=np.int64).T
     found: dict[int | None, Rows] = {}
     for draw in np.unique(draws).tolist():
         chosen = np.flatnonzero((draws == draw) & (indices < size))
@@ -106,7 +103,7 @@ def bags(probe: str, rows: Rows, size: int, normalize: Normalize) -> dict[int | 
         if len(chosen) % size or np.any(indices[chosen].reshape(-1, size) != np.arange(size)):
             raise ProbeError(f"{probe} probe: expected {size} patches of every image, got fewer in draw {draw}; encode more of them (field patches)")
         table = chosen.reshape(-1, size)
-        found[draw] = _mean_of(rows, [f"{names[samples[first]]}#{draw}" for first in table[:, 0]], table, normalize)
+        found[draw] = _mean_of(rows, [str(ItemKey(names[samples[first]], draw)) for first in table[:, 0]], table, normalize)
     return found
 
 
