@@ -313,7 +313,7 @@ def _runs(outline: Mapping[str, Any], height: int, width: int) -> list[int]:
         raise Unfit(f"run lengths: expected a mask of {[height, width]}, got {shown(outline.get('size'))}; get the annotations again", BAD_RUNS)
     runs = outline.get("counts")
     if isinstance(runs, str):
-        runs = _uncompressed(runs)
+        runs = uncompressed(runs)
     if not isinstance(runs, list) or not all(type(run) is int for run in runs):
         raise Unfit(f"run lengths: expected a list of whole numbers, or text, as counts, got {shown(runs)}; get the annotations again", BAD_RUNS)
     if any(run < 0 for run in runs) or sum(runs) != height * width:
@@ -321,7 +321,7 @@ def _runs(outline: Mapping[str, Any], height: int, width: int) -> list[int]:
     return runs
 
 
-def _uncompressed(text: str) -> list[int]:
+def uncompressed(text: str) -> list[int]:
     """Run lengths of COCO's compressed text: base 32 from the lowest digit on, each after the second as the difference to that two before it.
 
     As rleFrString of pycocotools 2.0 reads it, which does not look where the text ends.

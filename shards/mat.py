@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.errors import RequestError
 
-_READ = """
+READER = """
 import json, pickle, resource, sys
 from scipy.io import loadmat
 resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
@@ -36,11 +36,11 @@ def load(path: Path, variable: str, expected: str, remedy: str, *, field: str | 
 
     Raises RequestError where the file cannot be read, or ends its reader.
     """
-    reader = _reader(os.getpid())
+    reader = reader_of(os.getpid())
     answer = _answer(reader, json.dumps([str(path), variable, field, squeeze]).encode())
     if answer is None:
-        _reader.cache_clear()
-        _end(reader)
+        reader_of.cache_clear()
+        end(reader)
         raise RequestError(f"{path}: expected {expected}, got a file so damaged that its reader dies of it; {remedy}")
     value, error = pickle.loads(answer)  # of our own process
     if error is not None:
@@ -63,14 +63,14 @@ def _answer(reader: subprocess.Popen[bytes], request: bytes) -> bytes | None:
 
 
 @cache
-def _reader(process: int) -> subprocess.Popen[bytes]:
+def reader_of(process: int) -> subprocess.Popen[bytes]:
     """The reader of a process, which ends with it, as its input does."""
-    reader = subprocess.Popen([sys.executable, "-c", _READ], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    atexit.register(_end, reader)
+    reader = subprocess.Popen([sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    atexit.register(end, reader)
     return reader
 
 
-def _end(reader: subprocess.Popen[bytes]) -> None:
+def end(reader: subprocess.Popen[bytes]) -> None:
     reader.kill()
     reader.wait()
     for pipe in (reader.stdin, reader.stdout):

@@ -216,7 +216,7 @@ def build(
         _refuse_what_is_no_data_set(out, data_set.name, overwrite)
         jobs = list(_jobs(data_set, leave_out))
         receipts = _make_all(jobs, work, workers, console)
-        _no_key_twice(receipts)
+        refuse_repeated_keys(receipts)
         data_set = _counted(data_set, jobs, receipts, console)
         manifest = _manifest(data_set, jobs, receipts)
         try:
@@ -291,12 +291,12 @@ def _refuse_empty(data_set: DataSet[T], samples: Mapping[str, int], source: Path
     names = {split: data_set.official.get(split, split) for split in empty}
     got = ", ".join(f"none in {split}" if split == name else f"none in {split} ({name})" for split, name in names.items())
     lost = "; ".join(f"left out of {name}: {reasons}" for name in names.values() if (reasons := data_set.counts.reasons(name, examples=True)))
-    there = "" if source is None else f"; {source} has {_images_of(source)}"
+    there = "" if source is None else f"; {source} has {images_of(source)}"
     expected = f"expected samples in every split, from {data_set.layout}"
     raise RequestError(f"{data_set.name}: {expected}, got {got}{f'; {lost}' if lost else ''}{f' ({example})' if example else ''}{there}")
 
 
-def _images_of(source: Path) -> str:
+def images_of(source: Path) -> str:
     """What images a folder has, in words, from its first some thousands of entries."""
     images: list[str] = []
     looked = 0
@@ -498,7 +498,7 @@ def _receipt(note: Path) -> _Receipt | None:
         return None
 
 
-def _no_key_twice(receipts: Sequence[_Receipt]) -> None:
+def refuse_repeated_keys(receipts: Sequence[_Receipt]) -> None:
     seen: set[str] = set()
     for receipt in receipts:
         for key in receipt.keys:

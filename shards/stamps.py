@@ -79,18 +79,18 @@ class Placed:
 
 
 @cache
-def _beside(name: str) -> Any:
+def beside(name: str) -> Any:
     return json.loads((HERE / name).read_text(encoding="utf-8"))
 
 
 def photographs() -> dict[str, dict[str, str]]:
     """Class → path → SHA-256 of the file."""
-    return dict(_beside("stamps_photographs.json")["photographs"])
+    return dict(beside("stamps_photographs.json")["photographs"])
 
 
 def textures() -> dict[str, dict[str, Any]]:
     """Name → origin, author, licence, digest and the pool that the texture belongs to, which is a split's name."""
-    return dict(_beside("textures/textures.json"))
+    return dict(beside("textures/textures.json"))
 
 
 def describe(source: Path) -> recipe.DataSet[Stamp]:
@@ -104,7 +104,7 @@ def describe(source: Path) -> recipe.DataSet[Stamp]:
 
 def data_set(source: Path = Path()) -> recipe.DataSet[Stamp]:
     """The data set; `source` is only opened when a sample is made."""
-    listed = _beside("stamps_photographs.json")
+    listed = beside("stamps_photographs.json")
     return recipe.DataSet(
         name="stamps",
         layout="the photographs that stamps_photographs.json lists",
@@ -143,7 +143,7 @@ def stamps(split: str) -> Iterator[Stamp]:
     Each class goes through the split's textures in turn, from a drawn one on: the texture then tells as little of the class as can be.
     """
     pool = sorted(name for name, about in textures().items() if about["pool"] == split)
-    marks = _beside("stamps_keypoints.json")["first"]
+    marks = beside("stamps_keypoints.json")["first"]
     chosen = []
     for label, listed in enumerate(photographs().values()):
         start = int(draw("texture", f"{split} {label}") * len(pool))
@@ -157,7 +157,7 @@ def _divide(paths: Sequence[str]) -> dict[str, list[str]]:
     """The photographs of one class by split; a series of pictures of the same thing stays together."""
     split_of: dict[str, list[str]] = {"test": [], "val": [], "train": []}
     room = {"test": max(2, round(TEST * len(paths))), "val": max(1, round(VAL * len(paths))), "train": len(paths)}
-    series_of = {path: tuple(series) for series in _beside("stamps_photographs.json")["series"] for path in series}
+    series_of = {path: tuple(series) for series in beside("stamps_photographs.json")["series"] for path in series}
     for group in sorted({series_of.get(path, (path,)) for path in paths}, key=lambda group: draw("split", group[0])):
         split = next(split for split in split_of if len(split_of[split]) + len(group) <= room[split])
         split_of[split] += group

@@ -106,7 +106,7 @@ class Cluster:
     def _start_local(self, options: dict[str, Any]) -> None:
         """A Ray of our own, whatever RAY_ADDRESS or another Ray's files in the temporary folder name."""
         resources = self._resources
-        count = _local_cores()
+        count = local_cores()
         cpus = count if resources.actors == "auto" else max(count, resources.actors * resources.threads)
         folder = local_ray.make_folder()
         self._resting.callback(local_ray.remove, folder)
@@ -134,7 +134,7 @@ class Cluster:
             self.start()
             return self._remote_machine()
         gpu = self._wants_gpu(has_gpu())
-        nodes = [Node(cores=_local_cores(), gpus=_local_gpus() if gpu else 0)]
+        nodes = [Node(cores=local_cores(), gpus=local_gpus() if gpu else 0)]
         return self._machine(self._places(nodes, gpu), device_type(gpu), resolve_precision(self._resources.precision, gpu), self._gpu_share(gpu))
 
     def crew(self, machine: Machine, cache: str, encoders: dict[str, EncoderSpec], *, limit: int) -> EncoderCrew:
@@ -223,11 +223,11 @@ def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
     return device_type(gpu), resolve_precision(precision, gpu)
 
 
-def _local_cores() -> int:
+def local_cores() -> int:
     return cores.available()
 
 
-def _local_gpus() -> int:
+def local_gpus() -> int:
     return torch.cuda.device_count()
 
 

@@ -19,10 +19,10 @@ from harness.errors import RequestError
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket (sun_path, less its end)."""
-_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
+LONGEST_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
 """What Ray puts behind its folder's path, process ids of 7 digits."""
-_NAME = "partwise-"
-_RANDOM = 8  # characters that tempfile adds to a name
+PREFIX = "partwise-"
+RANDOM_CHARACTERS = 8  # characters that tempfile adds to a name
 SHARED_MEMORY = Path("/dev/shm")
 ENOUGH_SHARED = 1 << 30
 """Bytes of shared memory from which on Ray shares it out as it likes."""
@@ -40,12 +40,12 @@ def make_folder(candidates: Sequence[str] | None = None) -> Path:
     places = list(dict.fromkeys(candidates if candidates is not None else _places()))
     reasons = []
     for place in places:
-        length = len(os.fsencode(os.path.join(place, _NAME))) + _RANDOM + _BELOW
+        length = len(os.fsencode(os.path.join(place, PREFIX))) + RANDOM_CHARACTERS + LONGEST_BELOW
         if length > LONGEST_SOCKET:
             reasons.append(f"{place} (sockets of {length} bytes)")
             continue
         try:
-            return Path(tempfile.mkdtemp(prefix=_NAME, dir=place))
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         except OSError as error:
             reasons.append(f"{place} ({error.strerror or error})")
     raise RequestError(

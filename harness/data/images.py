@@ -57,7 +57,7 @@ _REACH = 1 / 4
 """Values of 16 bits are taken to use the type's range where they go beyond this share of it: 12 bits in 16, the usual other case, stay far below."""
 _PROGRAMS = ("EPS",)
 """Formats that Pillow has other programs decode."""
-_PIXELS_AT_ONCE = 2**22
+PIXELS_AT_ONCE = 2**22
 _WHITE_IS_ZERO = 0  # of TIFF's tag PhotometricInterpretation
 _WORD_MODES = re.compile(";16[BLN]")  # of Pillow's raw modes: RGB;16B, RGBA;16L, …, but not BGR;16, which is 5, 6 and 5 bits
 _opening = threading.Lock()
@@ -143,10 +143,10 @@ def _converted(image: Image.Image) -> Image.Image:
 def _strips(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Image]]:
     """(rows and columns, part) of an image, across its longer side: conversions and copies of a large one would take several times its own memory."""
     width, height = image.size
-    if width * height <= _PIXELS_AT_ONCE:
+    if width * height <= PIXELS_AT_ONCE:
         yield (slice(None), slice(None)), image
         return
-    step = max(1, _PIXELS_AT_ONCE // min(width, height))
+    step = max(1, PIXELS_AT_ONCE // min(width, height))
     for start in range(0, max(width, height), step):
         right, low = (width, min(start + step, height)) if height >= width else (min(start + step, width), height)
         left, top = (0, start) if height >= width else (start, 0)

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from harness.core import Fit, Preprocessing
 
 _INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
-_LONGEST = 16
+LONGEST = 16
 """Times the crop's side that a longer side may have after resizing, and times the shorter side before it. Of pictures beyond this, only what the crop
 shows is resized, so that memory does not depend on the aspect; for the usual crops that begins between 1:14 and 1:16."""
 _Spans = list[tuple[int, np.ndarray]]
@@ -64,7 +64,7 @@ def _cropped(image: np.ndarray, target: list[int], preprocessing: Preprocessing)
     if axis == 1:
         return _cropped_wide(image, target, preprocessing)
     pixels = _pixels(image)
-    if image.shape[0] > _LONGEST * image.shape[1]:
+    if image.shape[0] > LONGEST * image.shape[1]:
         # torchvision widens all of a tall picture's rows before it reduces them
         pixels = _resized(pixels, [target[0], image.shape[1]], preprocessing)
     cropped: torch.Tensor = F.center_crop(_resized(pixels, target, preprocessing), list(preprocessing.size))
@@ -107,7 +107,7 @@ def _scaled(height: int, width: int, shorter: int) -> list[int]:
 
 def _long_axis(target: list[int], preprocessing: Preprocessing) -> int | None:
     """The axis (0 height, 1 width) along which resizing the whole picture would cost far more than its crop is worth."""
-    return next((axis for axis in (0, 1) if target[axis] > _LONGEST * preprocessing.size[axis]), None)
+    return next((axis for axis in (0, 1) if target[axis] > LONGEST * preprocessing.size[axis]), None)
 
 
 def _cropped_wide(image: np.ndarray, target: list[int], preprocessing: Preprocessing) -> torch.Tensor:

@@ -115,11 +115,11 @@ def describe(spec: EncoderSpec) -> EncoderInfo:
     if spec.checkpoint is not None:
         with contextlib.suppress(OSError):  # loading says what is wrong with the file
             digests = [file_sha256(str(file)) for file in (spec.checkpoint, *beside(spec.checkpoint))]
-    return _describe(spec, tuple(digests))
+    return describe_once(spec, tuple(digests))
 
 
 @functools.lru_cache(maxsize=256)
-def _describe(spec: EncoderSpec, digests: tuple[str, ...]) -> EncoderInfo:
+def describe_once(spec: EncoderSpec, digests: tuple[str, ...]) -> EncoderInfo:
     return load(spec).info
 
 

@@ -60,10 +60,23 @@ class MapEncoder:
             )
         if projection and self._network.projector is None:
             raise EncoderError(f"encoder {name}: has no pretraining head; leave projection out or load a checkpoint that has one")
-        with torch.inference_mode(), self._precision(images.device.type):
-            cls, final, stages = self._run(images, tuple(blocks))
-            nested = {block: Tokens(cls=None, patches=stage) for block, stage in stages.items()}
-            return Tokens(cls=cls, patches=final, blocks=nested, projection=self._project(final) if projection else None)
+        with torch.inference_mode():
+            tokens = self.differentiable(images, tuple(blocks))
+            if not projection:
+                return tokens
+            with self._precision(images.device.type):
+                return dataclasses.replace(tokens, projection=self._project(tokens.patches))
+
+    def unfreeze(self) -> nn.Module:
+        """The trunk, requiring gradients from now on; one whose sizes are built in is resized for good to the size of the preprocessing."""
+        self._network.trunk, self._copies = self._copies.settled(self._network.trunk, self._info.preprocessing.size)
+        return self._network.trunk.requires_grad_(True)
+
+    def differentiable(self, images: torch.Tensor, blocks: tuple[int, ...]) -> Tokens:
+        """As `encode`, unchecked and outside inference mode, so that gradients reach the weights."""
+        with self._precision(images.device.type):
+            cls, final, stages = self._run(images, blocks)
+            return Tokens(cls=cls, patches=final, blocks={block: Tokens(cls=None, patches=stage) for block, stage in stages.items()})
 
     def _precision(self, device_type: str) -> AbstractContextManager[Any]:
         """The caller's precision, or float32."""

@@ -43,6 +43,10 @@ class SizedCopies:
             self._copies[key] = resized.eval().requires_grad_(False)
         return self._copies[key]
 
+    def settled(self, network: torch.nn.Module, size: tuple[int, int]) -> tuple[torch.nn.Module, SizedCopies]:
+        """`network` at `size`, and copies of it there, where that size is its own from now on. Raises EncoderError as `at` does."""
+        return self.at(network, size), SizedCopies(self._name, size)
+
 
 def _resize_biases(network: Beit, resized: Beit) -> None:
     """Replace timm's linearly resized tables by BEiT's own."""

@@ -99,6 +99,20 @@ class VitEncoder:
         nested = {block: self._split(output, shape) for block, output in outputs.items()}
         return self._split(final, shape, blocks=nested, projection=self._project(final) if projection else None)
 
+    # --- as a network that is trained ---------------------------------------------------------------------------------
+
+    def unfreeze(self) -> nn.Module:
+        """The trunk, requiring gradients from now on; one whose sizes are built in is resized for good to the size of the preprocessing."""
+        if not self._stepped or self._positions == "relative":
+            self._network.trunk, self._copies = self._copies.settled(self._network.trunk, self._info.preprocessing.size)
+            self._norm, _ = _final_norm(self._network.trunk)
+        return self._network.trunk.requires_grad_(True)
+
+    def differentiable(self, images: torch.Tensor, blocks: tuple[int, ...]) -> Tokens:
+        """As `encode`, unchecked and outside inference mode, so that gradients reach the weights."""
+        self._position_cache.clear()  # it remembers what was made of positions that have moved since
+        return self._encode(images, blocks, False, None, None)
+
     # --- one pass -----------------------------------------------------------------------------------------------------
 
     def _step(

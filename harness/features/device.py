@@ -16,7 +16,7 @@ from harness.errors import RequestError, RunError
 
 Precision = Literal["float32", "bf16", "fp16"]
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
-_LAUNCHER_VARIABLE = re.compile(
+LAUNCHER_VARIABLE = re.compile(
     r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|DEEPSPEED|DS|OMPI|PMI|PMI2|PMIX|MPI|I_MPI|MV2|HYDRA|HYDI|TORCHELASTIC|TORCH_NCCL|SLURM|JSM|FLUX|PALS)_.*"
     r"|((LOCAL|NODE|GROUP|ROLE|CROSS)_)?(RANK|WORLD_SIZE|SIZE)|MPI_LOCALN?RANK(ID|S)|ROLE_NAME|MASTER_(ADDR|PORT)|NPROC|FORK_LAUNCHED"
 )
@@ -73,7 +73,7 @@ def without_launchers() -> Iterator[None]:
     Where mpirun, torchrun or `accelerate launch` started the run, accelerate would take each actor for one of theirs: it would wait for peers that
     never come, or look for plugins that nobody asked for.
     """
-    hidden = {name: value for name, value in os.environ.items() if _LAUNCHER_VARIABLE.fullmatch(name)}
+    hidden = {name: value for name, value in os.environ.items() if LAUNCHER_VARIABLE.fullmatch(name)}
     for name in hidden:
         del os.environ[name]
     try:
@@ -109,14 +109,14 @@ class Compute:
         _check_device(precision, gpu)
         torch.set_num_threads(threads)  # Ray's own setting comes too late where torch was imported before it
         self.precision, self._gpu = precision, gpu
-        self._accelerator = self._new_accelerator()
-        self.device: torch.device = self._accelerator.device
+        self.accelerator = self._new_accelerator()
+        self.device: torch.device = self.accelerator.device
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for every call within, whichever method of a module it is (prepare_model would cover `forward` alone)."""
         if AcceleratorState().mixed_precision != _MIXED[self.precision]:  # of another Compute of this process, made since
-            self._accelerator = self._new_accelerator()
-        context: AbstractContextManager[Any] = self._accelerator.autocast()
+            self.accelerator = self._new_accelerator()
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
     def _new_accelerator(self) -> Accelerator:

@@ -170,12 +170,12 @@ def _shown(
     count = max(1, min(_QUERIES, _ROWS // max(1, len(tables))))
     if task.probe.neighbours == "relevant":
         targets = _targets(run, tables, column)
-        queries = _spread(asked, targets, count)
+        queries = spread(asked, targets, count)
         nearest = _all_nearest(tables, queries)
         return queries, nearest, thumbnails(shards, column.dataset, split, task.view, _keys(queries, nearest)), targets
     cuts = thumbnails(shards, column.dataset, split, task.view, _keys(asked, _all_nearest(tables, asked)))
     targets = {key: cut.target for key, cut in cuts.items() if cut.target is not None}
-    queries = _spread(asked, targets, count)
+    queries = spread(asked, targets, count)
     return queries, _all_nearest(tables, queries), cuts, targets
 
 
@@ -211,7 +211,7 @@ def _common_queries(tables: Tables) -> list[str]:
     return common or list(asked[0])
 
 
-def _spread(queries: Sequence[str], targets: Mapping[str, int], count: int) -> tuple[str, ...]:
+def spread(queries: Sequence[str], targets: Mapping[str, int], count: int) -> tuple[str, ...]:
     """`count` queries, one of each class in turn, and within a class evenly from those there are: nobody picks them."""
     by_class: dict[int, list[str]] = {}
     for query in queries:

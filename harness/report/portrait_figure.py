@@ -74,11 +74,11 @@ def _places(portrait: Portrait) -> tuple[tuple[list[tuple[str, float]], list[tup
         for entry in portrait.entries:
             if entry.group == group:
                 lines.append((entry, y))
-                y += _LINE + _REASON_LINE * max(0, len(_reason(entry)) - 1)
+                y += _LINE + _REASON_LINE * max(0, len(reason_lines(entry)) - 1)
     return (heads, lines), y + _TOP + _BOTTOM
 
 
-def _reason(entry: Entry) -> list[str]:
+def reason_lines(entry: Entry) -> list[str]:
     """Why an entry has no value, line by line."""
     return textwrap.wrap(plain(entry.missing), _REASON, max_lines=5, placeholder=" …") if entry.mark is None else []
 
@@ -104,7 +104,7 @@ def _line(axes: Any, entry: Entry, y: float, look: Look, portrait: Portrait) -> 
     label = f"{entry.label}, {entry.readout}" if entry.readout else entry.label
     axes.text(_left(axes, 0.12), y, plain(label, 27), fontsize=_SIZE, va="center", ha="left")
     if entry.mark is None:
-        for i, words in enumerate(_reason(entry)):
+        for i, words in enumerate(reason_lines(entry)):
             axes.text(0.01, y + _REASON_LINE * i, words, fontsize=5, style="italic", color=MUTED, va="center", ha="left")
         return
     style = look.styles[portrait.encoder]

@@ -67,7 +67,7 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
     manifest = plan.manifests[task.dataset]
     status, error, values = _verdict(outcome, banks, accounts)
     n_failed = failed_samples(banks, accounts)
-    timed = _receipts(study, accounts, head.readout if head else None, own_view=True)
+    timed = receipts_of(study, accounts, head.readout if head else None, own_view=True)
     seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
     made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
@@ -143,7 +143,7 @@ def _left_out(task: Task) -> str | None:
     return f"label {', '.join(named)} does not count; set protocol.{field} where it is a class" if named else None
 
 
-def _receipts(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:
+def receipts_of(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:
     """Receipts of the banks that a record rests on: those of the chosen readout, or of all where none was chosen.
 
     With `own_view`, those of the task's own view alone: what is seen another way, such as intact images beside altered ones, takes another time.
@@ -224,10 +224,10 @@ def _joined(*words: str | None) -> str | None:
 def _losses(troubled: Sequence[Receipt]) -> str | None:
     """The shards that a record rests on and that are not whole, each with its reasons; None where there is none."""
     shards = sorted({f"{receipt.shard}: {', '.join(receipt.reasons)}" for receipt in troubled})
-    return "; ".join(shards)[:500] + _tracebacks(troubled) if shards else None
+    return "; ".join(shards)[:500] + where_tracebacks_are(troubled) if shards else None
 
 
-def _tracebacks(receipts: Sequence[Receipt]) -> str:
+def where_tracebacks_are(receipts: Sequence[Receipt]) -> str:
     """Where the tracebacks of shards are that a fault of the program lost, for the end of a record's error."""
     reasons = [reason for receipt in receipts for reason in receipt.reasons.get("shard lost", ())]
     files = sorted({reason.partition(TOLD_IN)[2] for reason in reasons if TOLD_IN in reason})

@@ -82,7 +82,7 @@ class StreamedRunner:
         scorer = stream_probe(study.probe).scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
         epoch = Epoch(source=_source(held_back), threads=stream_of(study).decode_threads)
         found: list[Predictions] = []
-        for (one,) in _scored(scorer, epoch, stream_probe(study.probe).together(setting)):
+        for (one,) in predictions_of(scorer, epoch, stream_probe(study.probe).together(setting)):
             if isinstance(one, ProbeError):
                 raise one
             found.append(one)
@@ -119,7 +119,7 @@ class StreamedRunner:
         return Training(
             study=study,
             source=_source(_any(study.train)),
-            held=self._held_out(study),
+            held=self.held_out(study),
             trainer=trainer,
             progress=self._resumed(place, proposals, trainer),
             save=lambda progress: self._save(place, progress, trainer, setting.encoder),
@@ -153,14 +153,14 @@ class StreamedRunner:
         """Keep the labels that a round was trained on, for its score to tell which tested ones are not among them."""
         self._store.publish(labels_place(study, index), json.dumps(list(labels)).encode(), replace=True)
 
-    def _held_out(self, study: Study) -> frozenset[str]:
+    def held_out(self, study: Study) -> frozenset[str]:
         """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
         if not study.holds_out:
             return frozenset()
         ref = _any(study.train)
         if ref.bank.key not in self._held:
             found: dict[str, tuple[int | None, str]] = {}
-            for key, label, group in _labels(_source(ref)):
+            for key, label, group in labels_of(_source(ref)):
                 found.setdefault(key, (label, group))
             targets = np.array([-1 if label is None else label for label, _ in found.values()], np.int64)
             groups = [group for _, group in found.values()]
@@ -275,14 +275,14 @@ class StreamedRunner:
         setting = self._setting(study)
         scorer = stream_probe(study.probe).scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
         ref = _any(study.train if study.holds_out else study.val)
-        held = self._held_out(study)
+        held = self.held_out(study)
         epoch = Epoch(source=_source(ref), threads=stream_of(study).decode_threads)
         if study.holds_out:
             epoch.wanted = held.__contains__
         chosen_by = _summed(study)
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
-        for batch in _scored(scorer, epoch, stream_probe(study.probe).together(setting)):
+        for batch in predictions_of(scorer, epoch, stream_probe(study.probe).together(setting)):
             for number, found in enumerate(batch):
                 if isinstance(found, ProbeError):
                     errors[number] = str(found)
@@ -388,7 +388,7 @@ def _summed(study: Study) -> Metric:
     return study.searched
 
 
-def _scored(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:
+def predictions_of(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:
     """Predictions of every head, some samples at a time."""
     keys: list[str] = []
     batch: list[Any] = []
@@ -418,7 +418,7 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _labels(source: Source) -> Iterable[tuple[str, int | None, str]]:
+def labels_of(source: Source) -> Iterable[tuple[str, int | None, str]]:
     """(key, label, group) of every record, without decoding an image; of a shard that cannot be read, of those before."""
     for url, shard in source.shards:
         audit = ShardAudit(shard=shard.file, expected=shard.samples)

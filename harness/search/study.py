@@ -202,7 +202,7 @@ class StudyRunner:
             rates = [rate for its, rate in proposals if its == readout]
             numbers = range(len(heads), len(heads) + len(rates))
             try:
-                train, selection = self._training_rows(study, readout), self._selection_rows(study, readout)
+                train, selection = self.training_rows(study, readout), self.selection_rows(study, readout)
                 if study.protocol.get("epoch") == "best":
                     looks = _Looks(study, selection, len(rates))
                     row_probe(study.probe).fit(train, rates, **self._how(study) | {"after_epoch": looks})
@@ -233,7 +233,7 @@ class StudyRunner:
         test = joined([self._read(study, ref) for ref in (held_back, *held_back.more)])
         if held_back.reference is not None:
             test = replace(test, reference=self._read(study, held_back.reference))
-        train = self._training_rows(study, chosen.readout)
+        train = self.training_rows(study, chosen.readout)
         stack = row_probe(study.probe).restore(self.state(study, chosen), train, **self._how(study))
         score = scored(study, chosen, stack.predict(test, 0) if len(test) else None, trained_labels(study, train))
         return replace(
@@ -260,13 +260,13 @@ class StudyRunner:
     def _how(self, study: Study) -> dict[str, Any]:
         return {"classes": study.classes, "protocol": study.protocol, "seed": study.seed, "device": self._device}
 
-    def _training_rows(self, study: Study, readout: str) -> Rows | None:
+    def training_rows(self, study: Study, readout: str) -> Rows | None:
         if not probe(study.probe).needs_train:
             return None
         rows = self._read(study, study.train[readout])
         return hold_out(rows, seed=study.seed)[0] if study.holds_out else rows
 
-    def _selection_rows(self, study: Study, readout: str) -> Rows:
+    def selection_rows(self, study: Study, readout: str) -> Rows:
         if study.holds_out:
             return hold_out(self._read(study, (study.val or study.train)[readout]), seed=study.seed)[1]
         return self._read(study, study.val[readout])

@@ -22,9 +22,9 @@ def new(**resources: Any) -> Cluster:
 
 @pytest.fixture
 def two_cores_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_local_cores", lambda: 2)
+    monkeypatch.setattr(cluster, "local_cores", lambda: 2)
     monkeypatch.setattr(cluster, "has_gpu", lambda: True)
-    monkeypatch.setattr(cluster, "_local_gpus", lambda: 1)
+    monkeypatch.setattr(cluster, "local_gpus", lambda: 1)
     monkeypatch.setattr(cluster, "device_type", lambda gpu: "a GPU" if gpu else "a CPU")
     monkeypatch.setattr(cluster, "resolve_precision", lambda asked, gpu: "float32")
 

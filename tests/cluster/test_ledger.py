@@ -24,7 +24,7 @@ from harness.errors import (
     portable,
 )
 from harness.features.bank import BankSpec, BankStore
-from harness.results.collect import _tracebacks
+from harness.results.collect import where_tracebacks_are
 from harness.search.accounts import Lost, account
 
 NEVER = object()
@@ -344,5 +344,5 @@ def test_a_record_names_the_tracebacks_of_the_shards_that_it_lacks(tmp_path: Pat
     store = BankStore(str(tmp_path))
     reasons = {"0.tar": "TypeError: x; the traceback is in errors/d__test__0.tar.txt", "1.tar": "gave up after 4 attempts: OSError: y"}
     receipts = [account(store, spec, shard, 3, Lost(reason=reason, attempts=1)) for shard, reason in reasons.items()]
-    assert _tracebacks(receipts) == "; the traceback is in errors/d__test__0.tar.txt"
-    assert _tracebacks(receipts[1:]) == ""
+    assert where_tracebacks_are(receipts) == "; the traceback is in errors/d__test__0.tar.txt"
+    assert where_tracebacks_are(receipts[1:]) == ""

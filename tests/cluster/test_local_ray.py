@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -12,12 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.exceptions import RaySystemError
+from rich.console import Console
 
 from harness.cluster import cluster, local_ray
 from harness.cluster.cluster import Cluster
 from harness.cluster.local_ray import LONGEST_SOCKET, interrupt_later, make_folder, store_options, writable_token
 from harness.config import Resources
 from harness.errors import RequestError, RunError
+from harness.progress import Progress
 from tests.cluster.test_cluster import new
 from tests.helpers import tiny
 from tests.helpers.gates import Gates
@@ -42,7 +45,7 @@ def test_sockets_in_the_folder_of_a_session_can_be_bound(tmp_path_factory: pytes
 
 
 def test_the_longest_place_that_fits_is_taken_and_a_byte_more_is_not() -> None:
-    left = LONGEST_SOCKET - local_ray._BELOW - local_ray._RANDOM - len(f"/{local_ray._NAME}")
+    left = LONGEST_SOCKET - local_ray.LONGEST_BELOW - local_ray.RANDOM_CHARACTERS - len(f"/{local_ray.PREFIX}")
     fits = Path("/tmp") / ("x" * (left - len("/tmp/")))
     fits.mkdir(exist_ok=True)
     try:
@@ -128,7 +131,7 @@ def test_an_interruption_waits_for_the_end_of_the_block() -> None:
 
 def test_a_dashboard_is_refused_before_anything_starts_where_there_can_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def new_dashboard(address: str | None) -> Cluster:
-        return Cluster(address, Resources(), dashboard=True, progress=new()._progress)
+        return Cluster(address, Resources(), dashboard=True, progress=Progress(Console(file=io.StringIO())))
 
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)
     with pytest.raises(RequestError, match=r"pip install 'ray\[default\]'"):

@@ -297,6 +297,6 @@ def test_a_large_picture_is_converted_in_strips_as_it_would_be_whole(mode: str, 
     else:
         image = in_mode(mode).resize(shape[::-1], Image.Resampling.NEAREST)
     whole = to_rgb(image, (0, 65535))
-    monkeypatch.setattr(module, "_PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 100)
     assert np.array_equal(to_rgb(image, (0, 65535)), whole)
     assert whole.shape == (*shape, 3)

@@ -100,7 +100,7 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resize all of a picture, whatever its aspect."""
-    monkeypatch.setattr(module, "_LONGEST", 10**9)
+    monkeypatch.setattr(module, "LONGEST", 10**9)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -208,7 +208,7 @@ def test_bf16_computes_in_bf16_and_stays_near_float32(encoder: Encoder, images: 
 def test_preparing_a_model_alone_would_leave_float32(bf16: Compute) -> None:
     """accelerate wraps `forward` and nothing else, which is why every call is made inside autocast."""
     encoder = load(example_spec(FIXTURES / "timm/vit.json"))
-    trunk: Any = bf16._accelerator.prepare_model(encoder.module.trunk)  # type: ignore[union-attr]
+    trunk: Any = bf16.accelerator.prepare_model(encoder.module.trunk)  # type: ignore[union-attr]
     seen, _ = _dtypes_of_matrix_products(trunk)
     with torch.inference_mode():
         trunk.forward_features(torch.zeros(1, 3, 160, 160))

@@ -250,7 +250,7 @@ def test_another_number_of_heads_fits_in_shape_and_computes_something_else(famil
 def test_published_sizes_have_their_authors_heads(name: str, heads: int) -> None:
     from harness.encoders import family_of
 
-    entries = family_of(EncoderSpec(name="x", encoder=name))._FORMAT.entries  # type: ignore[attr-defined]
+    entries = family_of(EncoderSpec(name="x", encoder=name)).FORMAT.entries  # type: ignore[attr-defined]
     with torch.device("meta"):
         network = entries[name].shape.create()
     assert {block.attn.num_heads for block in network.blocks} == {heads}
@@ -268,7 +268,7 @@ def test_width_384_is_read_with_the_heads_of_its_authors() -> None:
         "blocks.11.mlp.fc1.weight": torch.zeros(1536, 384),
         "blocks.0.mlp.fc1.weight": torch.zeros(1536, 384),
     }
-    shapes = [family._FORMAT.read_shape("file", tensors, None) for family in (dino, moco_v3, cae)]
+    shapes = [family.FORMAT.read_shape("file", tensors, None) for family in (dino, moco_v3, cae)]
     assert [shape.heads for shape in shapes] == [6, 12, 12]  # type: ignore[attr-defined]
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.encoders import EncoderSpec, load
-from harness.encoders.families.timm import _Model, _position_resize
+from harness.encoders.families.timm import Model, position_resize_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "encoders"
 State = dict[str, torch.Tensor]
@@ -94,8 +94,8 @@ def test_published_models_positions_are_resized_as_their_authors_do(architecture
 def test_a_hub_id_resizes_as_the_model_that_it_names() -> None:
     for architecture in PUBLISHED:
         plain, _, tag = architecture.partition(".")
-        hub = _Model(name=f"hf-hub:timm/{architecture}", architecture=plain, tag=tag, options=())
-        assert _position_resize(hub) == _position_resize(_Model(name=architecture, architecture=architecture, tag=tag, options=()))
+        hub = Model(name=f"hf-hub:timm/{architecture}", architecture=plain, tag=tag, options=())
+        assert position_resize_of(hub) == position_resize_of(Model(name=architecture, architecture=architecture, tag=tag, options=()))
 
 
 @pytest.mark.parametrize("name", ["with_teacher", "with_alignment_encoder"])

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.core import Encoder
-from harness.encoders import EncoderSpec, fingerprint, load
-from harness.encoders import _describe as describe_once
+from harness.encoders import EncoderSpec, describe_once, fingerprint, load
 from harness.errors import EncoderError
 
 State = dict[str, torch.Tensor]

@@ -7,14 +7,15 @@ import importlib.util
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from harness.data.shards import ShardAudit
 from harness.features import bank as module
@@ -124,15 +125,18 @@ def write(store: BankStore, spec: BankSpec | LeasedBank, shard: str, keys: Seque
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """(bank, shard) to how often the part was opened."""
     found: Counter[tuple[str, str]] = Counter()
-    real = BankStore._reader
 
-    @contextmanager
-    def counted(self: BankStore, key: str, shard: str, **how: Any) -> Iterator[Any]:
-        found[key, shard] += 1
-        with real(self, key, shard, **how) as reader:
-            yield reader
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def open_part(*arguments: Any, **options: Any) -> Any:
+            path = next(Path(argument) for argument in arguments if isinstance(argument, str))
+            if path.suffix == ".arrow" and "wb" not in arguments:
+                found[path.parent.name, f"{path.stem}.tar"] += 1
+            return real(*arguments, **options)
 
-    monkeypatch.setattr(BankStore, "_reader", counted)
+        return open_part
+
+    monkeypatch.setattr(pa, "memory_map", counting(pa.memory_map))
+    monkeypatch.setattr(MemoryFileSystem, "open", counting(MemoryFileSystem.open))
     return found
 
 

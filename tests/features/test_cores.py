@@ -77,4 +77,4 @@ def test_a_run_has_the_cores_that_its_quota_pays_for(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     available = cores.available
     monkeypatch.setattr(cores, "available", lambda: available(root))
-    assert cluster._local_cores() == 3
+    assert cluster.local_cores() == 3

@@ -58,8 +58,8 @@ def test_what_launchers_leave_in_the_environment_reaches_no_actor(monkeypatch: p
     assert dict(os.environ) == before, "the environment is the user's"
     compute = Compute("bf16", False, torch.get_num_threads())
     assert compute.device == torch.device("cpu")
-    assert compute._accelerator.num_processes == 1
-    assert compute._accelerator.mixed_precision == "bf16"
+    assert compute.accelerator.num_processes == 1
+    assert compute.accelerator.mixed_precision == "bf16"
     assert dict(os.environ) == before
 
 
@@ -87,4 +87,4 @@ def test_every_variable_that_accelerate_reads_is_known() -> None:
     read |= {name for group in re.findall(r"get_int_from_env\(\s*\[([^\]]*)\]", text) for name in re.findall(r'"([A-Z0-9_]+)"', group)}
     read |= set(re.findall(r'prefix = "([A-Z0-9_]+_)"', text))
     assert len(read) > 40, "the search has lost its way"
-    assert {name for name in read - HARMLESS if not device._LAUNCHER_VARIABLE.fullmatch(name)} == set()
+    assert {name for name in read - HARMLESS if not device.LAUNCHER_VARIABLE.fullmatch(name)} == set()

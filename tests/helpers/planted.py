@@ -227,9 +227,7 @@ class World:
         return study, refs
 
     def _streamed_runner(self, encoder: str) -> StreamedRunner:
-        runner = StreamedRunner(str(self.cache), Compute("float32", False, 1))
-        runner._loaded = (self._stream_of(encoder).encoder, ENCODERS[encoder])
-        return runner
+        return StreamedRunner(str(self.cache), Compute("float32", False, 1), load_encoder=lambda _: ENCODERS[encoder])
 
     @staticmethod
     def _stream_of(encoder: str) -> Stream:

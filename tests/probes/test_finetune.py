@@ -304,7 +304,7 @@ def test_mixed_images_keep_their_shares(mix: dict[str, float], count: int, encod
     targets = torch.arange(count) % 3
     images = targets.float()[:, None, None, None].expand(count, 3, 32, 32).clone()
     with seeded(0, 0, torch.device("cpu")):
-        mixed, shares = trainer._mixed(images, targets)
+        mixed, shares = trainer.mixed(images, targets)
     assert mixed.shape == (count, 3, 32, 32)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(count))
     pure = (shares - 0.1) / 0.7  # smoothing of 0.3 over three classes

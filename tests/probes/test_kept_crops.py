@@ -240,7 +240,7 @@ def test_heads_are_trained_on_crops_and_chosen_on_other_images_as_they_are(data:
     state = state_of(plan, tmp_path / "cache")
     study, runner = state.study, StudyRunner(str(tmp_path / "cache"), CPU)
     assert study.holds_out == (dataset == "noval") == (HELD_OUT in plan.studies[0].banks)
-    trained, selection = runner._training_rows(study, "cls"), runner._selection_rows(study, "cls")
+    trained, selection = runner.training_rows(study, "cls"), runner.selection_rows(study, "cls")
     assert trained is not None
     held = 0 if dataset == "tiny" else 3
     assert (len(trained), len(selection)) == ((36 * 3, 18) if dataset == "tiny" else ((40 - held) * 3, held))

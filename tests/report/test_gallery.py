@@ -14,7 +14,7 @@ from harness.core import Item, Sample
 from harness.errors import ManifestError, ShardError
 from harness.report.board import make_board
 from harness.report.drawing import INK, Drawing
-from harness.report.gallery import Gallery, _spread, galleries, thumbnails
+from harness.report.gallery import Gallery, galleries, spread, thumbnails
 from harness.report.mosaic import mosaic
 from harness.report.palette import RIGHT, WRONG, look
 from harness.report.run import Run, read_run
@@ -145,10 +145,10 @@ def test_a_gallery_that_cannot_be_drawn_says_why(run: Run, tmp_path: Path) -> No
 def test_queries_take_turns_over_the_classes_and_spread_within_them() -> None:
     queries = [f"{name}{i}" for name in "abc" for i in range(9)]
     targets = {query: "abc".index(query[0]) for query in queries}
-    assert _spread(queries, targets, 6) == ("a2", "b2", "c2", "a6", "b6", "c6")
-    assert _spread(queries, targets, 2) == ("a4", "b4")
-    assert _spread(["a0"], targets, 6) == ("a0",)
-    assert len(set(_spread(queries, {}, 6))) == 6
+    assert spread(queries, targets, 6) == ("a2", "b2", "c2", "a6", "b6", "c6")
+    assert spread(queries, targets, 2) == ("a4", "b4")
+    assert spread(["a0"], targets, 6) == ("a0",)
+    assert len(set(spread(queries, {}, 6))) == 6
 
 
 @pytest.fixture(scope="module")

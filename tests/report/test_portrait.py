@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness.report.palette import look, mix
 from harness.report.portrait import GROUPS, Entry, Portrait, portraits
-from harness.report.portrait_figure import WIDTH, _reason, portrait_figure
+from harness.report.portrait_figure import WIDTH, portrait_figure, reason_lines
 from tests.helpers import tiny
 from tests.helpers.report_example import Example, Row, bag_rows
 from tests.report.test_board import row
@@ -216,7 +216,7 @@ def test_the_figure_fits_a_column_and_is_also_vector_with_its_text_as_text() -> 
 def test_a_reason_is_told_whole() -> None:
     why = "tf_efficientnet_lite0 has no position embeddings: tokens can be misplaced where each is given an absolute position"
     (entry,) = [one for one in portrait(undefined(sitter(), "tiny/misplaced-tokens", why)).entries if one.group == "misplacement"]
-    assert " ".join(_reason(entry)) == f"undefined: {why}"
+    assert " ".join(reason_lines(entry)) == f"undefined: {why}"
 
 
 def test_the_twin_is_hollow_and_adds_ink() -> None:

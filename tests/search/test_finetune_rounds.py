@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from harness.search.propose import HeadScore, choose, propose, survivors
 from harness.search.state import StudyState
 from harness.search.steps import Step
 from harness.search.streamed import StreamedRunner
-from harness.search.study import BankRef, Round, Score, Study
+from harness.search.study import BankRef, Round, Score, Study, StudyRunner
 from harness.tasks import select
 from tests.helpers import tiny
 
@@ -296,7 +296,7 @@ def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(dat
             continue
         value, state = by_hand(study, RATES[head.head], 2, compute)
         assert head.value == value
-        kept = runner_in(tmp_path, compute)._heads.state(study, head)
+        kept = StudyRunner(str(tmp_path / "cache"), compute.device).state(study, head)
         assert kept.keys() == state.keys()
         assert all(torch.equal(kept[name], state[name]) for name in state)
     states = load_file(tmp_path / "cache" / "studies" / study.id / "round-0.safetensors")
@@ -341,16 +341,17 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     straight, study = study_in("straight"), study_in("stopped")
     whole = runner_in(tmp_path / "straight", compute).run_round(straight, 0, PROPOSALS)
     runner, written = runner_in(tmp_path / "stopped", compute), 0
-    save: Callable[..., None] = runner._save
+    publish = BankStore.publish
 
-    def counted(*arguments: Any) -> None:
+    def counted(store: BankStore, names: Sequence[str], data: bytes, *, replace: bool = False) -> bool:
         nonlocal written
-        save(*arguments)
-        written += 1
-        if written == saves:
+        published = publish(store, names, data, replace=replace)
+        written += names[-1].startswith("checkpoint-")
+        if written == saves and names[-1].startswith("checkpoint-"):
             raise Stopped
+        return published
 
-    monkeypatch.setattr(runner, "_save", counted)
+    monkeypatch.setattr(BankStore, "publish", counted)
     with pytest.raises(Stopped):
         runner.run_round(study, 0, PROPOSALS)
     steps: list[int] = []
@@ -409,11 +410,12 @@ def test_a_round_needs_no_test_shards_and_leaves_the_encoder_alone(compute: Comp
     study, _, _ = studied(tmp_path / "root", tmp_path)
     for shard in folder.glob("test-*.tar"):
         shard.unlink()
-    runner = runner_in(tmp_path, compute)
+    loaded: list[Any] = []
+    runner = StreamedRunner(str(tmp_path / "cache"), compute, load_encoder=lambda spec: (loaded.append(load(spec)), loaded[-1])[1])
     assert runner.run_round(study, 0, PROPOSALS[1:3]).heads[0].value is not None
-    assert runner._loaded is not None
-    assert runner._loaded[1].module.digest() == runner._loaded[1].info.weights_sha256
-    assert not any(parameter.requires_grad for parameter in runner._loaded[1].module.parameters())
+    (encoder,) = loaded
+    assert encoder.module.digest() == encoder.info.weights_sha256
+    assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
 
 
 def test_a_rate_that_diverges_costs_itself_alone(data: Path, compute: Compute, tmp_path: Path) -> None:

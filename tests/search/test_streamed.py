@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ from harness.probes.lib.streaming import PaddedEncoder
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
 from harness.search import build
 from harness.search.accounts import Accounts
-from harness.search.streamed import StreamedRunner
-from harness.search.streamed import _labels as labels_of
-from harness.search.study import BankRef, Study
+from harness.search.streamed import StreamedRunner, labels_of
+from harness.search.study import BankRef, Study, StudyRunner
 from harness.tasks import select, templates
 from tests.helpers import tiny
 
@@ -453,7 +452,7 @@ def test_without_augmentation_the_stream_gives_the_banked_probe(
     monkeypatch.setattr(heads, "batch_order", lambda rows, size, generator: next(epochs))
     banked = linear.PROBE.fit(rows, rates, classes=3, protocol=study.protocol, seed=study.seed, device=torch.device("cpu"))
     for head in range(2):
-        streamed = runner._heads.state(study, found.heads[head])
+        streamed = StudyRunner(str(tmp_path / "cache"), compute.device).state(study, found.heads[head])
         torch.testing.assert_close(streamed["weight"], banked.state(head)["weight"], rtol=1e-5, atol=1e-6)
 
 
@@ -541,19 +540,20 @@ def proposals_of(task: str) -> list[tuple[str, float | None]]:
     return [("all", 1e-2), ("all", 1e-1)] if "attentive" in task else [("tokens", 1e-3), ("tokens", 1e-2)]
 
 
-def stopping_after(runner: StreamedRunner, saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt the runner right after it has written so many checkpoints."""
+def stopping_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a runner right after it has written so many checkpoints."""
     written = 0
-    save: Callable[..., None] = runner._save
+    publish = BankStore.publish
 
-    def counted(*arguments: Any) -> None:
+    def counted(store: BankStore, names: Sequence[str], data: bytes, *, replace: bool = False) -> bool:
         nonlocal written
-        save(*arguments)
-        written += 1
-        if written == saves:
+        published = publish(store, names, data, replace=replace)
+        written += names[-1].startswith("checkpoint-")
+        if written == saves and names[-1].startswith("checkpoint-"):
             raise Stopped
+        return published
 
-    monkeypatch.setattr(runner, "_save", counted)
+    monkeypatch.setattr(BankStore, "publish", counted)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -574,7 +574,7 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     whole = StreamedRunner(str(tmp_path / "straight" / "cache"), compute).run_round(straight, 0, proposals_of(task))
     study = study_in(tmp_path / "stopped")
     runner = StreamedRunner(str(tmp_path / "stopped" / "cache"), compute)
-    stopping_after(runner, saves, monkeypatch)
+    stopping_after(saves, monkeypatch)
     with pytest.raises(Stopped):
         runner.run_round(study, 0, proposals_of(task))
     assert list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
@@ -645,7 +645,7 @@ def test_without_a_val_split_a_tenth_of_train_is_held_out(
     runner = StreamedRunner(str(tmp_path / "cache"), compute)
     found = runner.run_round(study, 0, proposals_of(task))
     assert all(head.value is not None for head in found.heads)
-    held = runner._held_out(study)
+    held = runner.held_out(study)
     assert len(held) == 3  # round(0.1 × 14), and of 13 twice
     assert not held & trained
     assert len(trained) == 37

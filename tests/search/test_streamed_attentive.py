@@ -22,7 +22,7 @@ from harness.probes import attentive, defaults, heads
 from harness.probes.lib.streaming import PaddedEncoder
 from harness.search.accounts import Accounts
 from harness.search.build import state_of
-from harness.search.streamed import StreamedRunner, _scored
+from harness.search.streamed import StreamedRunner, predictions_of
 from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
 from tests.helpers import tiny
@@ -158,7 +158,7 @@ def test_batch_statistics_are_those_of_the_protocols_batches_whatever_the_encode
     (state,) = trained(setting, [0.5], samples)
     assert attentive.PROBE.together(setting) == size
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
-    scores = np.concatenate([one.scores for (one,) in _scored(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)])  # type: ignore[arg-type]
+    scores = np.concatenate([one.scores for (one,) in predictions_of(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)])  # type: ignore[arg-type]
     pictures = torch.stack([scorer.view(one).image for one in samples])
     (tokens,) = setting.encoder(pictures, lambda found: [found.patches.flatten(1, 2)])
     keys = [one.key for one in samples]
@@ -177,7 +177,7 @@ def test_running_statistics_do_not_depend_on_what_is_scored_together() -> None:
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
     found = {}
     for size in (3, 20):
-        parts = [one.scores for (one,) in _scored(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)]  # type: ignore[arg-type]
+        parts = [one.scores for (one,) in predictions_of(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)]  # type: ignore[arg-type]
         found[size] = np.concatenate(parts)
     np.testing.assert_allclose(found[3], found[20], rtol=1e-5)
 

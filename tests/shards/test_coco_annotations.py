@@ -56,7 +56,7 @@ def test_masks_of_polygons_and_run_lengths_are_those_of_pycocotools(seed: int, r
         mask = same(polygons, height, width)
         text = rle.encode(np.asfortranarray(mask))["counts"].decode()
         assert np.array_equal(same({"size": [height, width], "counts": text}, height, width), mask)
-        assert np.array_equal(same({"size": [height, width], "counts": coco_annotations._uncompressed(text)}, height, width), mask)
+        assert np.array_equal(same({"size": [height, width], "counts": coco_annotations.uncompressed(text)}, height, width), mask)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -69,14 +69,14 @@ def test_masks_of_noise_with_holes_are_those_of_pycocotools(seed: int) -> None:
         mask[30:40, 40:50] = 0
         text = rle.encode(mask)["counts"].decode()
         assert np.array_equal(same({"size": [157, 211], "counts": text}, 157, 211), mask)
-        assert np.array_equal(same({"size": [157, 211], "counts": coco_annotations._uncompressed(text)}, 157, 211), mask)
+        assert np.array_equal(same({"size": [157, 211], "counts": coco_annotations.uncompressed(text)}, 157, 211), mask)
 
 
 def test_run_lengths_of_large_images_are_those_of_pycocotools() -> None:
     mask = np.zeros((3000, 4000), np.uint8, order="F")
     mask[1500:, 2000:3999] = 1
     text = rle.encode(mask)["counts"].decode()
-    assert max(coco_annotations._uncompressed(text)) > 2**22
+    assert max(coco_annotations.uncompressed(text)) > 2**22
     assert np.array_equal(same({"size": [3000, 4000], "counts": text}, 3000, 4000), mask)
 
 

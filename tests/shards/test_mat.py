@@ -18,11 +18,11 @@ from tests.helpers.layouts import LAYOUTS
 def mortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A reader that dies of a file that says `deadly`, as SciPy's does of some."""
     death = "open(path, 'rb').read() == b'deadly' and __import__('os').abort() or loadmat(path"
-    monkeypatch.setattr(mat, "_READ", mat._READ.replace("loadmat(path", death))
-    mat._reader.cache_clear()
+    monkeypatch.setattr(mat, "READER", mat.READER.replace("loadmat(path", death))
+    mat.reader_of.cache_clear()
     yield
-    mat._end(mat._reader(os.getpid()))
-    mat._reader.cache_clear()
+    mat.end(mat.reader_of(os.getpid()))
+    mat.reader_of.cache_clear()
 
 
 def test_variables_are_those_that_scipy_reads(tmp_path: Path) -> None:

@@ -171,13 +171,13 @@ def test_what_fails_before_a_shard_is_whole_leaves_nothing_behind(tmp_path: Path
 
 
 def test_a_source_is_looked_into_no_further_than_a_message_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert recipe._images_of(tmp_path) == "no image"
+    assert recipe.images_of(tmp_path) == "no image"
     for number in range(6):
         built.write(tmp_path / f"d{number}" / "notes.txt", "")
     monkeypatch.setattr(recipe, "LOOKED_AT", 7)
-    assert recipe._images_of(tmp_path) == "no image among its first 8 entries"
+    assert recipe.images_of(tmp_path) == "no image among its first 8 entries"
     built.write(tmp_path / "d0" / "b.png", "")
-    assert recipe._images_of(tmp_path) == "images such as d0/b.png"
+    assert recipe.images_of(tmp_path) == "images such as d0/b.png"
 
 
 # --- what is caught before it is published ----------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_what_is_unfit_can_be_left_out_and_is_counted(tmp_path: Path, workers: i
 
 def test_what_was_left_out_before_is_not_left_out_where_it_may_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as stopped:
-        stopped.setattr(recipe, "_no_key_twice", lambda _: 1 / 0)
+        stopped.setattr(recipe, "refuse_repeated_keys", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             recipe.build(data_set(unfit), tmp_path / "toy", leave_out=True)
     with pytest.raises(RequestError, match="map 5"):
@@ -378,8 +378,7 @@ def test_a_spoilt_shard_of_an_earlier_try_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_does_not_hold_what_was_written_is_caught(tmp_path: Path) -> None:
-    recipe.build(data_set(), tmp_path / "toy")
-    rules = next(recipe._jobs(data_set())).rules
+    rules = recipe.build(data_set(), tmp_path / "toy").rules
     tar = tmp_path / "toy" / "train-00000.tar"
     tars.verify_shard(tar, ["s000", "s001", "s002"], rules)
     with pytest.raises(ShardError, match="expected 4 samples"):

@@ -65,14 +65,13 @@ def keypoints() -> dict[str, dict[str, dict[str, list[float]]]]:
 def test_every_shard_has_the_size_digest_and_samples_of_the_manifest() -> None:
     manifest = load_manifest(str(BUILT), "stamps")
     data_set = stamps.data_set()
-    rules = next(recipe._jobs(data_set)).rules
     for split, content in manifest.splits.items():
         keys = [stamp.key for stamp in data_set.splits[split]]
         for shard in content.shards:
             tar = BUILT / "stamps" / shard.file
             assert tar.stat().st_size == shard.bytes
             assert hashlib.sha256(tar.read_bytes()).hexdigest() == shard.sha256
-            tars.verify_shard(tar, keys[: shard.samples], rules)
+            tars.verify_shard(tar, keys[: shard.samples], manifest.rules)
             keys = keys[shard.samples :]
         assert keys == []
 
@@ -103,7 +102,7 @@ def test_every_class_is_in_every_split_and_twice_in_test() -> None:
 
 def test_pictures_of_one_series_are_in_one_split() -> None:
     split_of = {sample.about["file"]: sample.split for sample in built()}
-    for series in stamps._beside("stamps_photographs.json")["series"]:
+    for series in stamps.beside("stamps_photographs.json")["series"]:
         assert len({split_of[path] for path in series}) == 1
 
 
@@ -209,7 +208,7 @@ def test_every_source_has_its_origin_and_licence() -> None:
 
 def test_a_listed_photograph_is_never_one_that_was_left_out() -> None:
     listed = {path for paths in stamps.photographs().values() for path in paths}
-    for paths in stamps._beside("stamps_photographs.json")["left_out"].values():
+    for paths in stamps.beside("stamps_photographs.json")["left_out"].values():
         assert not listed & set(paths)
 
 

@@ -21,6 +21,7 @@ from harness.config import load_sweep
 from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Rows, Task, Tokens
 from harness.data.manifest import load_manifest, shard_url
 from harness.data.shards import ShardAudit
+from harness.data.views.dropped_tokens import DroppedTokens
 from harness.encoders import EncoderSpec, family_of, load
 from harness.errors import RequestError
 from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
@@ -29,7 +30,7 @@ from harness.features.extract import BankJob, Extractor, Pass, ShardWork
 from harness.features.readouts import parse_readout, unavailable
 from harness.plan.plan import make_plan, split_of, view_of
 from harness.probes import grid
-from harness.results.collect import _receipts, records
+from harness.results.collect import receipts_of, records
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts, Outcome
 from harness.search.propose import choose, first_rates
@@ -429,7 +430,7 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
     took = {None: 64.0, 1.0: 8.0, 0.25: 2.0}
     for work in plan.shard_work:
         for one in work.passes:
-            seconds = took[getattr(one.view.alteration, "kept_share", None)]
+            seconds = took[one.view.alteration.kept_share if isinstance(one.view.alteration, DroppedTokens) else None]
             for job in one.banks:
                 rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
                 audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples, seen=work.shard.samples)
@@ -439,7 +440,7 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
     speeds = {}
     for study in plan.studies:
         for readout in ("cls", None):
-            timed = _receipts(study, accounts, readout, own_view=True)
+            timed = receipts_of(study, accounts, readout, own_view=True)
             assert {receipt.bank_key for receipt in timed} <= {bank.key for bank in study.banks["test"].values()}
             assert len({receipt.bank_key for receipt in timed}) == (1 if readout else 2)
         assert {bank.split for role in ("train", "val", "reference") for bank in study.banks[role].values()} == {"train", "val", "test"}

@@ -38,7 +38,7 @@ def _read(path: str, tensors: Mapping[str, torch.Tensor], heads: int | None) -> 
     return read_shape(path, tensors, "beit", {}, heads)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="BEiT, self-supervised (arXiv 2106.08254)",
     entries={
@@ -52,4 +52,4 @@ _FORMAT = Format(
     preprocessing=Preprocessing(size=(224, 224), resize=256, mean=_HALF, std=_HALF),
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

@@ -35,7 +35,7 @@ def _sized(size: str, width: int, depth: int) -> Entry:
     return Entry(description=f"CAE ViT-{size}/16, {_HEADS[width]} heads", places=_PLACES, content="the encoder", shape=shape)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="CAE, self-supervised on ImageNet-1k (arXiv 2202.03026)",
     entries={
@@ -49,4 +49,4 @@ _FORMAT = Format(
     beside=("model_ema.", *(f"{wrapper}{part}" for wrapper in _WRAPPERS for part in _PARTS)),
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

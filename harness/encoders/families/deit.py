@@ -17,7 +17,7 @@ def _sized(size: str, width: int) -> Entry:
     return Entry(description=f"DeiT-{size}/16", places=_PLACES, content="the network", shape=shape)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="DeiT, supervised on ImageNet-1k (arXiv 2012.12877)",
     entries={
@@ -31,4 +31,4 @@ _FORMAT = Format(
     beside=("model.", "model_ema."),
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

@@ -20,7 +20,7 @@ def _sized(size: str, width: int, patch: int) -> Entry:
     return Entry(description=f"DINO ViT-{size}/{patch}, the teacher", places=(*_TEACHER, *_BACKBONE), content="the teacher", shape=shape)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="DINO, self-supervised on ImageNet-1k (arXiv 2104.14294)",
     entries={
@@ -41,4 +41,4 @@ _FORMAT = Format(
     position_resize="offset",
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

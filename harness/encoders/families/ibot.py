@@ -41,7 +41,7 @@ def _head(tensors: Tensors, args: Mapping[str, object]) -> PrototypeHead:
     return PrototypeHead(tensors, _ACTIVATIONS[str(activation)])
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="iBOT, self-supervised (arXiv 2111.07832)",
     entries={
@@ -63,4 +63,4 @@ _FORMAT = Format(
     position_resize="offset",
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

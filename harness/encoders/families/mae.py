@@ -17,7 +17,7 @@ def _sized(size: str, width: int, depth: int, patch: int) -> Entry:
     return Entry(description=f"MAE ViT-{size}/{patch}", places=_PLACES, content="the encoder", shape=shape)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="MAE, self-supervised on ImageNet-1k (arXiv 2111.06377)",
     entries={
@@ -31,4 +31,4 @@ _FORMAT = Format(
     beside=("model.",),
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

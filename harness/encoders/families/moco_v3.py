@@ -29,7 +29,7 @@ def _sized(size: str, width: int) -> Entry:
     return Entry(description=f"MoCo v3 ViT-{size}/16, 12 heads", places=_PLACES, content="the base encoder", shape=shape)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="MoCo v3, self-supervised on ImageNet-1k (arXiv 2104.02057)",
     entries={
@@ -45,4 +45,4 @@ _FORMAT = Format(
     notes=("its authors publish no resizing of positions; DeiT's is used, as in their fine-tuning",),
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

@@ -42,7 +42,7 @@ def _number(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="SimCLR, self-supervised (arXiv 2002.05709)",
     entries={
@@ -59,4 +59,4 @@ _FORMAT = Format(
     preprocessing=Preprocessing(size=(224, 224), resize=256, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

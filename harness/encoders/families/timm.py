@@ -48,7 +48,7 @@ def claims(spec: EncoderSpec) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class Model:
     """A model as timm creates it."""
 
     name: str
@@ -88,7 +88,7 @@ def _build(spec: EncoderSpec, file: str | None) -> Encoder:
         architecture=describe_architecture(model.architecture, model.options),
         source=source,
         preprocessing=decide(spec, base, words, None if file is None else read_checkpoint(file)),
-        position_resize=_position_resize(model),
+        position_resize=position_resize_of(model),
         random=spec.random,
         load_report=report,
         notes=notes,
@@ -96,12 +96,12 @@ def _build(spec: EncoderSpec, file: str | None) -> Encoder:
     return wrap(network, identity)
 
 
-def _model(spec: EncoderSpec) -> _Model:
+def _model(spec: EncoderSpec) -> Model:
     name = spec.architecture if spec.encoder is None else spec.encoder.removeprefix(_TIMM)
     assert name is not None
     if not name.startswith(_HUB):
         tag = name.partition(".")[2] if spec.encoder is None else tag_of(name)
-        return _Model(name=name, architecture=name, tag=tag, options=spec.options)
+        return Model(name=name, architecture=name, tag=tag, options=spec.options)
     _refuse_transformers(name, _download(name.removeprefix(_HUB), "config.json", spec), spec)
     try:
         published, architecture, arguments = timm.models.load_model_config_from_hf(name.removeprefix(_HUB))
@@ -110,7 +110,7 @@ def _model(spec: EncoderSpec) -> _Model:
     except Exception as error:  # a foreign repository may hold anything
         raise EncoderError(f"encoder {spec.name}: config.json of {name} is not timm's: {one_line(error)}; give another id") from error
     check_architecture(str(architecture))
-    return _Model(name=name, architecture=architecture, tag=tag, options=tuple(sorted(options.items())))
+    return Model(name=name, architecture=architecture, tag=tag, options=tuple(sorted(options.items())))
 
 
 def _refuse_transformers(name: str, config: str, spec: EncoderSpec) -> None:
@@ -127,7 +127,7 @@ def _refuse_transformers(name: str, config: str, spec: EncoderSpec) -> None:
 # --- published weights ------------------------------------------------------------------------------------------------
 
 
-def _pretrained(model: _Model, spec: EncoderSpec, given: str | None) -> tuple[nn.Module, LoadReport, tuple[str, ...]]:
+def _pretrained(model: Model, spec: EncoderSpec, given: str | None) -> tuple[nn.Module, LoadReport, tuple[str, ...]]:
     """timm's network with its published weights but no classifier, a report on the file's keys, and notes.
 
     Raises EncoderError where a weight of the network would keep a random value, or where timm meets a key that it does not use.
@@ -177,7 +177,7 @@ def _shapes(published: Checkpoint) -> dict[str, torch.Size]:
     return {name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod."): shape for name, shape in inner.items()}
 
 
-def _unfilled(network: nn.Module, model: _Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> list[str]:
+def _unfilled(network: nn.Module, model: Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> list[str]:
     """Tensors that the file did not fill, all of them constants such as a norm's: timm loads some families without a check.
 
     Raises EncoderError where one of them is random.
@@ -196,7 +196,7 @@ def _unfilled(network: nn.Module, model: _Model, spec: EncoderSpec, shapes: dict
     return unfilled
 
 
-def _misfit(model: _Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> str | None:
+def _misfit(model: Model, spec: EncoderSpec, shapes: dict[str, torch.Size]) -> str | None:
     """The keys that the file lacks and those that it has in excess, where timm reports a misfit."""
     try:
         expected = create(model.architecture, spec.options, classes=None, model=model.name, device="meta").state_dict()
@@ -266,6 +266,6 @@ def _source(name: str, network: nn.Module) -> str:
     return f"published weights {name} ({origin}{licence})"
 
 
-def _position_resize(model: _Model) -> PositionResize:
+def position_resize_of(model: Model) -> PositionResize:
     """How the authors of a tag's weights resize position embeddings."""
     return position_rule(model.architecture, model.tag)

@@ -26,7 +26,7 @@ def _sized(name: str, stem: int, layers: tuple[int, int, int, int]) -> Entry:
     return Entry(description=f"VICReg {name}", places=_PLACES, content="the backbone", shape=shape)
 
 
-_FORMAT = Format(
+FORMAT = Format(
     family=FAMILY,
     paper="VICReg, self-supervised on ImageNet-1k (arXiv 2105.04906)",
     entries={
@@ -41,4 +41,4 @@ _FORMAT = Format(
     preprocessing=replace_interpolation(IMAGENET, "bilinear"),  # as its evaluate.py
 )
 
-names, claims, build = bind(_FORMAT)
+names, claims, build = bind(FORMAT)

@@ -196,7 +196,7 @@ class FinetuneTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         with seeded(self._setting.seed, step, device):
             images = torch.stack([one.image for one in batch]).to(device)
-            images, targets = self._mixed(images, torch.tensor([one.target for one in batch], device=device))
+            images, targets = self.mixed(images, torch.tensor([one.target for one in batch], device=device))
             loss = self._backward(images, targets)
         if not np.isfinite(loss):
             raise ProbeError(f"{NAME} probe: expected a finite loss, got {loss} at learning rate {self._rate:g}, step {step}; search below it")
@@ -252,7 +252,7 @@ class FinetuneTrainer:
             if isinstance(module, _BATCH_NORM):
                 module.train(train)
 
-    def _mixed(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def mixed(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images, and classes or (where images are mixed) their shares, float32 [B, C]. timm mixes even numbers: of an odd one the last stays."""
         if self._mixup is None:
             return images, targets
