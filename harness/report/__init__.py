@@ -1,4 +1,4 @@
-"""Tables to a terminal table, figures and one HTML page that needs nothing else. Reads a run's folder, and computes no score anew."""
+"""A run's tables as a terminal table, figures and one self-contained HTML page. Reads the run's folder and computes no score again."""
 
 from __future__ import annotations
 

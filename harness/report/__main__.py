@@ -1,6 +1,6 @@
-"""`python -m harness.report DIR`: draw the report of a run again, or with `--explain ENCODER TASK` tell where a record comes from.
+"""`python -m harness.report DIR`: draw the report of a run again, or with `--explain ENCODER TASK` show where a record comes from.
 
-Exit status: 0 it went well; 1 nothing could be written, or a value is not what its predictions give; 2 the request was wrong.
+Exit status: 0 success; 1 nothing could be written, or a value is not what its predictions give; 2 the request was wrong.
 """
 
 from __future__ import annotations

@@ -17,18 +17,18 @@ Value = str | float | int | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """How a field is drawn and told."""
+    """How a field is drawn and worded."""
 
     label: str
     log: bool = False
     """Whether doublings are equal steps."""
     percent: bool = False
     apart: Mapping[Value, str] = field(default_factory=dict)
-    """Values that are no quantity of the axis, and what they stand for."""
-    joined: bool = False
-    """Whether these nevertheless come after the others, so that a line leads to them."""
+    """Values that are not quantities of the axis, and what they stand for."""
+    connects_apart: bool = False
+    """Whether these nevertheless follow the others on the same line."""
 
-    def told(self, value: Value) -> str:
+    def text(self, value: Value) -> str:
         """A value as text."""
         if value in self.apart:
             return self.apart[value]
@@ -46,12 +46,12 @@ AXES: Mapping[str, Axis] = {
     KEPT: Axis(label="tokens kept", percent=True),
     "theta": Axis(label="θ, tokens misplaced", percent=True),
     "grid": Axis(label="cells a side", log=True, apart={0: "its own patches"}),
-    "block": Axis(label="block (negative: from the last)", apart={None: "final norm"}, joined=True),
+    "block": Axis(label="block (negative: from the last)", apart={None: "final norm"}, connects_apart=True),
 }
 
 
 def order(name: str, value: Value) -> tuple[int, float, str]:
-    """Sorts a field's values: numbers by size, then words, then what stands apart or is not set."""
+    """The sort key of a field's values: numbers by size, then words, then what stands apart or is not set."""
     if value is None or value in axis_of(name).apart:
         return 2, float(value) if isinstance(value, int | float) else 0.0, ""
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, value)
@@ -61,10 +61,10 @@ def axis_of(name: str) -> Axis:
     return AXES.get(name, Axis(label=name.replace("_", " ")))
 
 
-def told(name: str, value: Value) -> str:
+def field_text(name: str, value: Value) -> str:
     """A field and its value, as in `tokens kept 50 %`."""
     axis = axis_of(name)
-    return axis.told(value) if value in axis.apart else f"{axis.label} {axis.told(value)}"
+    return axis.text(value) if value in axis.apart else f"{axis.label} {axis.text(value)}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +77,7 @@ class Positions:
     axis: Axis
 
     def is_on_line(self, value: Value) -> bool:
-        return self.axis.joined or value not in self.apart
+        return self.axis.connects_apart or value not in self.apart
 
     def dress(self, axes: Any) -> None:
         """Ticks, limits and label of a matplotlib axes' x axis."""
@@ -87,7 +87,7 @@ class Positions:
         axes.xaxis.set_major_locator(FixedLocator([self.at[value] for value in shown]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(
-            FixedFormatter([self.axis.told(value).replace(" ", "\n") if value in self.apart else self._short(value) for value in shown])
+            FixedFormatter([self.axis.text(value).replace(" ", "\n") if value in self.apart else self._short(value) for value in shown])
         )
         places = list(self.at.values())
         room = 0.08 * (max(places) - min(places)) or 0.5
@@ -95,10 +95,10 @@ class Positions:
         axes.set_xlabel(f"{self.axis.label} (%)" if self.axis.percent else self.axis.label)
 
     def _short(self, value: Value) -> str:
-        return self.axis.told(value).removesuffix(" %")
+        return self.axis.text(value).removesuffix(" %")
 
     def _ticks(self) -> list[Value]:
-        """All values, or some of the quantities, evenly, where they are many."""
+        """All values, or where there are many an even selection of the quantities."""
         quantities = [value for value in self.at if value not in self.apart]
         step = -(-len(quantities) // _MOST_TICKS)
         return [*quantities[:: step or 1], *[value for value in self.at if value in self.apart]]
@@ -107,11 +107,11 @@ class Positions:
 def positions(name: str, values: Sequence[Value]) -> Positions:
     """Quantities by size (their logarithm where the axis says so), words one after the other, and then what stands apart."""
     axis = axis_of(name)
-    there = [value for value in values if value not in axis.apart and value is not None]
+    on_line = [value for value in values if value not in axis.apart and value is not None]
     apart = [value for value in values if value in axis.apart or value is None]
-    quantities = {value: float(value) for value in there if isinstance(value, int | float)}
-    at: dict[Value, float] = {value: float(place) for place, value in enumerate(there)}
-    if len(quantities) == len(there):
+    quantities = {value: float(value) for value in on_line if isinstance(value, int | float)}
+    at: dict[Value, float] = {value: float(place) for place, value in enumerate(on_line)}
+    if len(quantities) == len(on_line):
         log = axis.log and all(quantity > 0 for quantity in quantities.values())
         at = {value: math.log2(quantity) if log else quantity for value, quantity in quantities.items()}
     spread = sorted(at.values())

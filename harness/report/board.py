@@ -2,7 +2,7 @@
 
 Two rows may be ranked together where they share task, metric, protocol with all its fields, data set version, split and device. An encoder that loses
 too much in a run's precision is computed in float32 and ranked with the others: that is how it is meant to be run. Rows that are not `ok` stand on
-the board with their reason and are never ranked. Points of a curve are no columns: harness.report.curves reads them.
+the board with their reason and are never ranked. Points of a curve are not columns: harness.report.curves reads them.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class Column:
         return self.task.rpartition("/")[2].removeprefix(f"{self.level}-")
 
     def fits(self, other: Column) -> bool:
-        """Whether `other` says nothing else than this column, for all that it says: a failed row may know neither metric nor device."""
+        """Whether `other` agrees with this column in everything that it states: a failed row may know neither metric nor device."""
         return all(getattr(other, f.name) in (None, "{}", getattr(self, f.name)) for f in fields(self))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Board:
-    """One cell for each encoder and column that a row speaks of."""
+    """One cell for each encoder and column that has a row."""
 
     encoders: tuple[str, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, Column], Row]
 
     def ranked(self, column: Column) -> list[Row]:
-        """The column's rows that can be ranked, the best first; none where neither end need be better, as of what is no fraction or no score."""
+        """The column's rows that can be ranked, the best first; none where neither end is better, as without a fraction or a score."""
         if unit(column.metric) != FRACTION or column.metric in quantities():
             return []
         rows = [row for encoder in self.encoders if is_ranked(row := self.cells.get((encoder, column)))]
@@ -77,7 +77,7 @@ class Board:
         ]
 
     def notes(self) -> list[tuple[Column, str, str]]:
-        """Column, encoders and text of what has to be known beside values that are ok; what is true of several encoders comes once."""
+        """Column, encoders and text of the notes on values that are ok; a note on several encoders comes once."""
         encoders_of_note: dict[tuple[Column, str], list[str]] = {}
         for column in self.columns:
             for encoder in self.encoders:
@@ -90,7 +90,7 @@ class Board:
 
 
 def note(row: Row | None) -> str:
-    """What has to be known beside a value that is ok; empty where there is nothing, or the row is not ok."""
+    """The note on a value that is ok; empty where there is none, or the row is not ok."""
     return str(row["error"] or "") if row is not None and status(row) == "ok" else ""
 
 
@@ -115,8 +115,8 @@ def canonical(document: str | None) -> str:
 
 def parsed(document: str | None) -> dict[str, Any]:
     """The JSON object of a column; empty where there is none."""
-    found = json.loads(document) if document else {}
-    return found if isinstance(found, dict) else {"value": found}
+    content = json.loads(document) if document else {}
+    return content if isinstance(content, dict) else {"value": content}
 
 
 def column_of(row: Row) -> Column:
@@ -146,7 +146,7 @@ def make_board(results: Sequence[Row]) -> Board:
     for row in sorted(rows, key=lambda row: not is_defined(row["value"])):  # rows with a value know their columns
         column = column_of(row)
         if column not in columns:
-            fitting = next((known for known in columns if not is_defined(row["value"]) and known.fits(column)), None)
+            fitting = next((candidate for candidate in columns if not is_defined(row["value"]) and candidate.fits(column)), None)
             if fitting is None:
                 columns.append(column)
             column = fitting or column
@@ -158,14 +158,14 @@ def make_board(results: Sequence[Row]) -> Board:
 
 
 def titles(columns: Sequence[Column]) -> dict[Column, tuple[str, str]]:
-    """For each column the task's name, with its data set where there are several, and what tells it from other columns of the task, if anything."""
+    """For each column the task's name, with its data set where there are several, and what distinguishes it from the task's other columns."""
     several_sets = len({column.dataset for column in columns}) > 1
-    found = {}
+    named = {}
     for column in columns:
         name = column.task if several_sets else column.task.rpartition("/")[2]
         others = [other for other in columns if other.task == column.task and other != column]
-        found[column] = (name, " · ".join(_told_apart(column, others)))
-    return found
+        named[column] = (name, " · ".join(_told_apart(column, others)))
+    return named
 
 
 def _told_apart(column: Column, others: Sequence[Column]) -> list[str]:
@@ -173,8 +173,8 @@ def _told_apart(column: Column, others: Sequence[Column]) -> list[str]:
     if any(other.protocol != column.protocol for other in others):
         words.append(str(column.protocol))
     akin = [other for other in others if other.protocol == column.protocol]
-    own = parsed(column.protocol_fields)
-    for name, value in own.items():
+    protocol_fields = parsed(column.protocol_fields)
+    for name, value in protocol_fields.items():
         if any(parsed(other.protocol_fields).get(name) != value for other in akin):
             words.append(f"{name}={value}")
     for attribute in ("metric", "dataset_version", "split", "device"):

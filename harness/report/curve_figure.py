@@ -1,4 +1,4 @@
-"""A curve as a picture: a panel for every metric and for every combination of what else varies, a line for every encoder."""
+"""A curve as a figure: a panel for every metric and every combination of the other varying fields, a line for every encoder."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report.axes import Positions, axis_of, positions, told
+from harness.report.axes import Positions, axis_of, field_text, positions
 from harness.report.board import status
-from harness.report.curves import Curve, Panel, Place, Point, not_ok, speeds
+from harness.report.curves import Curve, CurvePoint, Panel, Place, not_ok, speeds
 from harness.report.drawing import INK, MUTED, Drawing, canvas, png
-from harness.report.palette import Look, Style
+from harness.report.palette import Palette, Style
 from harness.report.units import FRACTION, is_defined, known_chance, label, plain, scale, unit
 
 _ACROSS = 3
 _BANDS = 4
-"""Bands of more encoders than these would hide each other; they get bars."""
+"""Maximum number of encoders with bands; those of more would hide each other, so these get bars."""
 _WIDTH, _HEIGHT = 3.5, 2.6
 _FLOOR = (0, (2.5, 2))
 _SPEED = "times the images a second of all tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One panel of the picture."""
+class PanelCell:
+    """One panel of the figure."""
 
     panel: Panel | None
     """None for the speed."""
     place: Place
 
 
-def curve_figure(curve: Curve, look: Look, name: str) -> Drawing:
-    """The curve's picture; absent where no point has a value."""
+def curve_figure(curve: Curve, palette: Palette, name: str) -> Drawing:
+    """The curve's figure; absent where no point has a value."""
     if not any(point.is_drawn for point in curve.points):
         return Drawing(name=name, absent="no point of it has a value")
     places = positions(curve.x, curve.values())
@@ -49,17 +49,17 @@ def curve_figure(curve: Curve, look: Look, name: str) -> Drawing:
             for j, cell in enumerate(row):
                 axes = figure.add_subplot(grid[i, j], sharey=shared if len(curve.places) > 1 else None)
                 shared = shared or axes
-                _draw(axes, curve, cell, places, look)
-        _legend(figure, curve, look, in_a_row)
+                _draw(axes, curve, cell, places, palette)
+        _legend(figure, curve, palette, in_a_row)
         data = png(figure)
     alt = f"{curve.title}: {', '.join(panel.metric for panel in curve.panels)} against {axis_of(curve.x).label} for {len(curve.encoders)} encoders"
-    notes = [f"{one.encoder}, {one.share}: {one.status}, {one.reason}" for one in not_ok([curve])]
+    notes = [f"{line.encoder}, {line.share}: {line.status}, {line.reason}" for line in not_ok([curve])]
     return Drawing(name=name, png=data, alt=plain(alt), notes=tuple(notes))
 
 
 def caption(curve: Curve, *, random: bool) -> str:
-    """What the picture shows, and what its signs mean."""
-    fixed = ", ".join(told(name, value) for name, value in curve.fixed.items() if value is not None)
+    """What the figure shows, and what its signs mean."""
+    fixed = ", ".join(field_text(name, value) for name, value in curve.fixed.items() if value is not None)
     drawn = {point.row["metric"] for point in curve.points if point.is_drawn}
     words = [f"{'Bands' if len(curve.encoders) <= _BANDS else 'Bars'} are 95 % intervals over images"]
     if _has_floor(curve):
@@ -67,7 +67,7 @@ def caption(curve: Curve, *, random: bool) -> str:
     if any(panel.spread in drawn for panel in curve.panels):
         words.append("whiskers with caps reach one standard deviation over draws to either side")
     places = positions(curve.x, curve.values())
-    if places.apart and not places.axis.joined:
+    if places.apart and not places.axis.connects_apart:
         words.append("what stands apart on the right is also a dotted line across")
     if any(status(point.row) == "incomplete" for point in curve.points):
         words.append("a large × marks an incomplete record")
@@ -78,19 +78,19 @@ def caption(curve: Curve, *, random: bool) -> str:
     return f"{'; '.join(words)}.{f' Fixed: {fixed}.' if fixed else ''}"
 
 
-def _rows(curve: Curve) -> Iterator[list[Cell]]:
-    """Metrics side by side; where something else varies too, a row for each metric and a panel for each of its values."""
+def _rows(curve: Curve) -> Iterator[list[PanelCell]]:
+    """Metrics side by side; where another field varies too, a row per metric and a panel per value of that field."""
     panels: list[Panel | None] = [panel for panel in curve.panels if _has_value(curve, panel)]
     if any(speeds(curve, encoder, place) for encoder in curve.encoders for place in curve.places):
         panels.append(None)
     if len(curve.places) == 1:
         across = 2 if len(panels) == 4 else _ACROSS
         for start in range(0, len(panels), across):
-            yield [Cell(panel=panel, place=curve.places[0]) for panel in panels[start : start + across]]
+            yield [PanelCell(panel=panel, place=curve.places[0]) for panel in panels[start : start + across]]
         return
     for panel in panels:
         for start in range(0, len(curve.places), _ACROSS):
-            yield [Cell(panel=panel, place=place) for place in curve.places[start : start + _ACROSS]]
+            yield [PanelCell(panel=panel, place=place) for place in curve.places[start : start + _ACROSS]]
 
 
 def _has_floor(curve: Curve) -> bool:
@@ -102,10 +102,10 @@ def _has_value(curve: Curve, panel: Panel) -> bool:
     return any(point.is_drawn and point.row["metric"] in panel.metrics for point in curve.points)
 
 
-def _draw(axes: Any, curve: Curve, cell: Cell, places: Positions, look: Look) -> None:
+def _draw(axes: Any, curve: Curve, cell: PanelCell, places: Positions, palette: Palette) -> None:
     drawn = False
     for encoder in curve.encoders:
-        style = look.styles[encoder]
+        style = palette.styles[encoder]
         if cell.panel is None:
             drawn |= _speed(axes, curve, encoder, cell.place, places, style)
         else:
@@ -114,10 +114,10 @@ def _draw(axes: Any, curve: Curve, cell: Cell, places: Positions, look: Look) ->
     if not drawn:
         axes.text(0.5, 0.5, "no point has a value", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8)
         axes.set_yticks([])
-    what = _SPEED if cell.panel is None else label(cell.panel.metric)
-    where = ", ".join(told(name, value) for name, value in zip(curve.others, cell.place, strict=True))
-    axes.set_title(plain(where or what, 46), fontsize=8.5)
-    axes.set_ylabel(plain(what, 40) if where else "")
+    quantity = _SPEED if cell.panel is None else label(cell.panel.metric)
+    where = ", ".join(field_text(name, value) for name, value in zip(curve.others, cell.place, strict=True))
+    axes.set_title(plain(where or quantity, 46), fontsize=8.5)
+    axes.set_ylabel(plain(quantity, 40) if where else "")
     chance = 1.0 if cell.panel is None else known_chance(cell.panel.metric)
     if chance is not None:
         axes.axhline(chance if cell.panel is None else chance * scale(cell.panel.metric), color=MUTED, linewidth=1.0, linestyle=_FLOOR, zorder=1)
@@ -132,8 +132,8 @@ def _is_share(curve: Curve, panel: Panel) -> bool:
     return all(0 <= point.row["value"] <= 1 for point in curve.points if point.is_drawn and point.row["metric"] in panel.metrics)
 
 
-def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, style: Style) -> bool:
-    """An encoder's line of one metric, with its intervals, its floor and its spread; whether there was anything to draw."""
+def _line(axes: Any, curve: Curve, encoder: str, cell: PanelCell, places: Positions, style: Style) -> bool:
+    """Draw an encoder's line of one metric with its intervals, floor and spread; whether there was anything to draw."""
     assert cell.panel is not None
     factor = scale(cell.panel.metric)
     points = [point for point in curve.along(encoder, cell.panel.metric, cell.place) if point.is_drawn]
@@ -157,18 +157,18 @@ def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, 
         floor = [point for point in curve.along(encoder, cell.panel.floor, cell.place) if point.is_drawn]
         dash: dict[str, Any] = {"linestyle": "", "marker": "_", "markersize": 9}
         for on_line in (True, False):
-            its = [point for point in floor if places.is_on_line(point.place[curve.x]) == on_line]
-            sign = {"linestyle": _FLOOR} if on_line and len(its) > 1 else dash
+            part = [point for point in floor if places.is_on_line(point.place[curve.x]) == on_line]
+            sign = {"linestyle": _FLOOR} if on_line and len(part) > 1 else dash
             axes.plot(
-                [x(point) for point in its], [factor * point.row["value"] for point in its], color=style.colour, linewidth=1.0, zorder=2, **sign
+                [x(point) for point in part], [factor * point.row["value"] for point in part], color=style.colour, linewidth=1.0, zorder=2, **sign
             )
     if cell.panel.spread:
         spread = {point.place[curve.x]: point.row["value"] for point in curve.along(encoder, cell.panel.spread, cell.place) if point.is_drawn}
         reach = [(x(point), factor * point.row["value"], factor * spread[point.place[curve.x]]) for point in points if point.place[curve.x] in spread]
         if reach:
             axes.errorbar(
-                *zip(*[one[:2] for one in reach], strict=True),
-                yerr=[one[2] for one in reach],
+                *zip(*[bar[:2] for bar in reach], strict=True),
+                yerr=[bar[2] for bar in reach],
                 fmt="none",
                 ecolor=style.colour,
                 elinewidth=0.9,
@@ -178,11 +178,11 @@ def _line(axes: Any, curve: Curve, encoder: str, cell: Cell, places: Positions, 
     return bool(points)
 
 
-def _x(curve: Curve, places: Positions) -> Callable[[Point], float]:
+def _x(curve: Curve, places: Positions) -> Callable[[CurvePoint], float]:
     return lambda point: places.at[point.place[curve.x]]
 
 
-def _intervals(axes: Any, points: Sequence[Point], x: Callable[[Point], float], factor: float, style: Style, *, band: bool) -> None:
+def _intervals(axes: Any, points: Sequence[CurvePoint], x: Callable[[CurvePoint], float], factor: float, style: Style, *, band: bool) -> None:
     bounded = [point for point in points if is_defined(point.row["ci_low"]) and is_defined(point.row["ci_high"])]
     if not bounded:
         return
@@ -194,20 +194,20 @@ def _intervals(axes: Any, points: Sequence[Point], x: Callable[[Point], float], 
 
 
 def _speed(axes: Any, curve: Curve, encoder: str, place: Place, places: Positions, style: Style) -> bool:
-    found = speeds(curve, encoder, place)
-    if found:
+    ratios = speeds(curve, encoder, place)
+    if ratios:
         marks = {"color": style.colour, "markerfacecolor": style.face, "markeredgewidth": 1.2, "marker": style.marker, "markersize": 4.5}
-        axes.plot([places.at[value] for value, _ in found], [ratio for _, ratio in found], linestyle=style.line, linewidth=1.5, **marks)
-    return bool(found)
+        axes.plot([places.at[value] for value, _ in ratios], [ratio for _, ratio in ratios], linestyle=style.line, linewidth=1.5, **marks)
+    return bool(ratios)
 
 
-def _legend(figure: Any, curve: Curve, look: Look, in_a_row: int) -> None:
+def _legend(figure: Any, curve: Curve, palette: Palette, in_a_row: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
-    encoders = [one for one in curve.encoders if any(point.is_drawn and point.row["encoder"] == one for point in curve.points)]
+    encoders = [name for name in curve.encoders if any(point.is_drawn and point.row["encoder"] == name for point in curve.points)]
     for encoder in encoders:
-        style = look.styles[encoder]
+        style = palette.styles[encoder]
         handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.line, markerfacecolor=style.face, linewidth=1.5))
     words = [plain(encoder, 34) for encoder in encoders]
     if _has_floor(curve):
@@ -215,4 +215,4 @@ def _legend(figure: Any, curve: Curve, look: Look, in_a_row: int) -> None:
         words.append("floor or chance")
     legend = figure.legend(handles, [str(i) for i in range(len(handles))], loc="lower center", ncols=in_a_row, frameon=False, fontsize=8)
     for text, word in zip(legend.get_texts(), words, strict=True):
-        text.set_text(word)  # not as a label, of which matplotlib leaves out those that begin with an underscore
+        text.set_text(word)  # not as a label: matplotlib leaves out labels that begin with an underscore

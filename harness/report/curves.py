@@ -1,7 +1,7 @@
-"""Rows that are points of a curve: how they are told from other rows, and what lies on one curve.
+"""Rows that are points of a curve: how they differ from other rows, and which of them form one curve.
 
-A task that is asked for at several points is one row a point, whose protocol is named `<protocol>[<field>=<value>,…]`. Such rows stand in no
-ranking and in no column of their own: they are read as curves.
+A task that runs at several points has one row per point, with a protocol named `<protocol>[<field>=<value>,…]`. Such rows are not ranked
+and have no column: they are read as curves.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from harness.report.axes import KEPT, Value, axis_of, order
 from harness.report.board import Row, encoders_of, is_ranked, parsed, reason, status
-from harness.report.points import base_protocol, is_point, told_fields
+from harness.report.points import base_protocol, is_point, point_fields
 from harness.report.units import is_defined
 
 Place = tuple[Value, ...]
-"""Values of some fields, in an order told beside it."""
+"""Values of some fields, in the order of a list of fields kept elsewhere."""
 FLOORS = ("_floor", "_chance")
 """Endings of metrics that are the floor of the metric named before them."""
 SPREAD = "_sd"
@@ -26,7 +26,7 @@ SPREAD = "_sd"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Point:
+class CurvePoint:
     """A row and where it lies on its curve."""
 
     row: Row
@@ -43,13 +43,13 @@ class Panel:
 
     metric: str
     floor: str | None = None
-    """What the metric is without what is asked about: its floor, or chance."""
+    """The metric's floor: its value by chance, or without the property that is measured."""
     spread: str | None = None
     """The metric's standard deviation over draws."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return tuple(one for one in (self.metric, self.floor, self.spread) if one)
+        return tuple(metric for metric in (self.metric, self.floor, self.spread) if metric)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,40 +72,40 @@ class Curve:
     places: tuple[Place, ...]
     """Values of the other fields, each combination once; `((),)` where there are none."""
     panels: tuple[Panel, ...]
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
 
     @property
     def title(self) -> str:
         return f"{self.task} · {self.protocol}"
 
-    def along(self, encoder: str, metric: str, place: Place = ()) -> list[Point]:
+    def along(self, encoder: str, metric: str, place: Place = ()) -> list[CurvePoint]:
         """The points of one line, ok or not, by ascending x; those that stand apart come last."""
-        found = [
+        points = [
             point
             for point in self.points
             if point.row["encoder"] == encoder and point.row["metric"] == metric and tuple(point.place[name] for name in self.others) == place
         ]
-        return sorted(found, key=lambda point: order(self.x, point.place[self.x]))
+        return sorted(points, key=lambda point: order(self.x, point.place[self.x]))
 
     def values(self) -> list[Value]:
-        """Every x there is, ascending; those that stand apart come last."""
+        """Every x, ascending; those that stand apart come last."""
         return sorted({point.place[self.x] for point in self.points}, key=lambda value: order(self.x, value))
 
-    def main_points(self) -> list[Point]:
-        """A point of each row of the first metric, and of those that failed before they had one."""
+    def main_points(self) -> list[CurvePoint]:
+        """The points of the first metric, and of rows that failed before they had one."""
         return [point for point in self.points if point.row["metric"] in (None, self.panels[0].metric if self.panels else None)]
 
 
 def curves(results: Sequence[Row]) -> list[Curve]:
     """Every curve of a run, in the order of its results.
 
-    A row under the bare protocol of a curve is its point where nothing is set, and stays a row of its own elsewhere too.
+    A row under the bare protocol of a curve is its point where nothing is set, and also stays an ordinary row elsewhere.
     """
     names: dict[tuple[str, str], list[str]] = {}
     for row in results:
         if is_point(row["protocol"]):
             fields = names.setdefault((row["task"], base_protocol(row["protocol"])), [])
-            fields += [name for name in told_fields(row["protocol"]) if name not in fields]
+            fields += [name for name in point_fields(row["protocol"]) if name not in fields]
     grouped: dict[tuple[str, str], list[Row]] = {}
     for row in results:
         key = (row["task"], base_protocol(row["protocol"]))
@@ -115,7 +115,7 @@ def curves(results: Sequence[Row]) -> list[Curve]:
 
 
 def _curve(rows: Sequence[Row], fields: Sequence[str]) -> Curve:
-    points = tuple(Point(row=row, place=_place(row, fields)) for row in rows)
+    points = tuple(CurvePoint(row=row, place=_place(row, fields)) for row in rows)
     counts = {name: len({point.place[name] for point in points}) for name in fields}
     x = max(fields, key=lambda name: (any(_is_number(point.place[name]) for point in points), counts[name]))
     others = tuple(name for name in fields if name != x and counts[name] > 1)
@@ -141,8 +141,8 @@ def _is_number(value: Value) -> bool:
 
 def _place(row: Row, fields: Sequence[str]) -> dict[str, Value]:
     """Values of the point's fields, from the protocol's fields, or else from the protocol's name."""
-    known, told = parsed(row["protocol_fields"]), told_fields(row["protocol"])
-    return {name: _plain(known[name]) if name in known else _from_text(told.get(name)) for name in fields}
+    recorded, named = parsed(row["protocol_fields"]), point_fields(row["protocol"])
+    return {name: _plain(recorded[name]) if name in recorded else _from_text(named.get(name)) for name in fields}
 
 
 def _plain(value: Any) -> Value:
@@ -193,24 +193,26 @@ class NotOk:
         return f"{self.curve} ({self.share})"
 
 
-def not_ok(found: Sequence[Curve]) -> list[NotOk]:
-    """What is not ok of the curves' first metrics, one for each encoder, curve, status and reason."""
+def not_ok(run_curves: Sequence[Curve]) -> list[NotOk]:
+    """The points of the curves' first metrics that are not ok, one entry per encoder, curve, status and reason."""
     lines = []
-    for curve in found:
+    for curve in run_curves:
         for encoder in curve.encoders:
             rows = [point.row for point in curve.main_points()]
-            its = [row for row in rows if row["encoder"] == encoder and is_point(row["protocol"])]  # other rows are told where they stand
-            told = Counter((status(row), reason(row)) for row in its if not is_ranked(row))
+            # other rows are reported in their own columns
+            encoder_rows = [row for row in rows if row["encoder"] == encoder and is_point(row["protocol"])]
+            counts = Counter((status(row), reason(row)) for row in encoder_rows if not is_ranked(row))
             lines += [
-                NotOk(encoder=encoder, curve=curve.title, status=state, reason=why, points=count, of=len(its)) for (state, why), count in told.items()
+                NotOk(encoder=encoder, curve=curve.title, status=state, reason=why, points=count, of=len(encoder_rows))
+                for (state, why), count in counts.items()
             ]
     return lines
 
 
-def ends(curve: Curve, encoder: str) -> list[Point]:
+def ends(curve: Curve, encoder: str) -> list[CurvePoint]:
     """The first and the last point of an encoder's curve that have a value, then those that stand apart; empty where there is none.
 
-    They are of the first metric, and of the first of the other fields' values.
+    They belong to the first metric and to the first value of the other fields.
     """
     apart = axis_of(curve.x).apart
     for panel in curve.panels[:1]:
@@ -223,16 +225,16 @@ def ends(curve: Curve, encoder: str) -> list[Point]:
 
 
 def speeds(curve: Curve, encoder: str, place: Place = ()) -> list[tuple[Value, float]]:
-    """(x, images a second there over images a second where everything is kept), ascending; empty where the latter was not measured.
+    """(x, images per second at x over images per second with everything kept), ascending; empty where the latter was not measured.
 
-    Of curves along the share of tokens that is kept: how much time that saves.
+    For curves along the share of kept tokens: how much time dropping them saves.
     """
     if curve.x != KEPT or not curve.panels:
         return []
-    found = {
+    per_share = {
         point.place[KEPT]: point.row["images_per_second"]
         for point in curve.along(encoder, curve.panels[0].metric, place)
         if is_defined(point.row["images_per_second"])
     }
-    intact = found.get(1)
-    return [(value, speed / intact) for value, speed in found.items()] if intact and len(found) > 1 else []
+    intact = per_share.get(1)
+    return [(value, speed / intact) for value, speed in per_share.items()] if intact and len(per_share) > 1 else []

@@ -42,7 +42,7 @@ class Drawing:
     """A figure of the report, or why there is none."""
 
     name: str
-    """File name below figures/, without its ending."""
+    """File name in figures/, without its extension."""
     png: bytes | None = None
     alt: str = ""
     notes: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
-"""Where a record comes from: record → study → chosen head → banks → receipts → shards, in plain text, and its value worked out again.
+"""Where a record comes from: record → study → chosen head → banks → receipts → shards, in plain text, with its value recomputed.
 
-All of it is in the run's folder, but for what a bank's key hashes, which its `bank.json` in the cache tells.
+All of it comes from the run's folder, except what a bank's key hashes: that is in the bank's `bank.json` in the cache.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from harness.report.run import Run
 NEIGHBOURS = 2
 """Learning rates that are shown on either side of the chosen one."""
 OK_SHARDS = 20
-"""Most shards of a bank that are listed though nothing is the matter with them."""
+"""Maximum number of faultless shards of a bank that are listed."""
 NAMED = 5
-"""Most samples that are named for a reason."""
+"""Maximum number of samples that are named per reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def _asked_for(run: Run, encoder: str, task: str) -> list[list[Row]]:
     for row in rows:
         if row["task"] == name:
             studies.setdefault(str(row["protocol"]), []).append(row)
-    chosen = {own: rows for own, rows in studies.items() if own == protocol} or {
-        own: rows for own, rows in studies.items() if not at or base_protocol(own) == protocol
+    chosen = {name: rows for name, rows in studies.items() if name == protocol} or {
+        name: rows for name, rows in studies.items() if not at or base_protocol(name) == protocol
     }
     if not chosen:
         raise RequestError(f"--explain: expected a protocol of {name} ({', '.join(studies)}), got {protocol!r}{nearest(protocol, studies)}")
@@ -142,7 +142,7 @@ class _Chain:
         yield f"  weights {_place(self._run, 'heads', file_name(self._record['encoder']), weights)}"
 
     def _neighbour_lines(self, chosen: Row) -> Iterator[str]:
-        """The heads beside the chosen one among those of its readout, by learning rate; and how far the other readouts' heads reach."""
+        """The neighbours of the chosen head among those of its readout, by learning rate, and the range of the other readouts' heads."""
         alike = sorted(
             (trial for trial in self._trials if trial["readout"] == chosen["readout"]), key=lambda row: (row["lr"] or 0.0, row["round"], row["head"])
         )
@@ -186,10 +186,10 @@ class _Chain:
         """The bank's `bank.json`, None where the cache has none that can be read."""
         try:
             data = BankStore(self._cache).read_bytes(key, "bank.json")
-            found = None if data is None else json.loads(data)
-        except Exception:  # each of fsspec's file systems raises errors of its own
+            content = None if data is None else json.loads(data)
+        except Exception:  # fsspec's file systems raise many types of error
             return None
-        return found if isinstance(found, dict) else None
+        return content if isinstance(content, dict) else None
 
     def _identity_of_record(self) -> str:
         described = read_encoders(self._run.out).get(self._record["encoder"], {})
@@ -199,10 +199,10 @@ class _Chain:
     def _in_cache(self, *names: str) -> str:
         place = "/".join((self._cache, *names))
         try:
-            there = BankStore(place).exists()
+            exists = BankStore(place).exists()
         except Exception:  # as above
-            there = False
-        return f"in the cache: {place}" if there else f"not in the cache: {place} is not there"
+            exists = False
+        return f"in the cache: {place}" if exists else f"not in the cache: {place} is not there"
 
     # --- recomputed ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class _Chain:
 
 
 def _receipt_lines(receipts: Sequence[Row]) -> Iterator[str]:
-    """The account of a bank's shards: in sum, and one line each."""
+    """The receipts of a bank's shards: their sum, and one line each."""
     if not receipts:
         yield "    receipts: none, the run's ledger does not know this bank"
         return
@@ -240,8 +240,8 @@ def _shard_lines(row: Row) -> Iterator[str]:
     )
     for reason, names in parsed(row["reasons"]).items():
         listed = list(names) if isinstance(names, list) else [names]
-        more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-        yield f"        {reason}: {', '.join(map(str, listed[:NAMED]))}{more}"
+        omitted = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+        yield f"        {reason}: {', '.join(map(str, listed[:NAMED]))}{omitted}"
 
 
 def _key_of(described: Mapping[str, Any]) -> str | None:

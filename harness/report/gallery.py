@@ -1,7 +1,7 @@
-"""The galleries of nearest items: their images, cut from the shards once more by the view of their task, and which queries are shown.
+"""The galleries of nearest items: their images, cut from the shards again by the view of their task, and which queries are shown.
 
-There is one kind for retrieval, which asks for the query's class, and one for locality, which asks whether a patch's neighbours are of the same part,
-of the same image, of an image of the same class.
+There is one kind for retrieval, which looks for items of the query's class, and one for locality, which shows whether a patch's neighbours are of the
+same part, of the same image, of an image of the same class.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from harness.report.run import Run
 from harness.tasks import select
 
 _ROWS = 16
-"""A picture has about so many lines, an encoder and a query each."""
+"""Approximate number of lines of a figure, each of one encoder and one query."""
 _QUERIES = 6
 DEPTH = 10
 
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Encoder to its rows of neighbours."""
+"""Encoder → its rows of neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cut:
-    """An item as its view makes it, and what is known of its image."""
+    """An item as its view makes it, and facts about its image."""
 
     image: np.ndarray
     """uint8 [H, W, 3], of any size."""
     target: int | None
     group: str
     label: int | None
-    """Of the whole image."""
+    """The label of the whole image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +64,16 @@ class Gallery:
     encoders: tuple[str, ...] = ()
     queries: tuple[str, ...] = ()
     neighbours: Mapping[tuple[str, str], tuple[Neighbour, ...]] = field(default_factory=dict)
-    """(encoder, query) to the nearest items, the nearest first; an encoder may lack a query."""
+    """(encoder, query) → the nearest items, the nearest first; an encoder may lack a query."""
     classes: Mapping[str, str] = field(default_factory=dict)
-    """Item key to the name of its class."""
+    """Item key → the name of its class."""
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     """By item key."""
     absent: str | None = None
     notes: tuple[str, ...] = ()
 
     def shares(self, query: str, neighbour: str) -> str:
-        """What else a query and its neighbour have in common: `image`, `class` (of their images), or nothing that is known."""
+        """What else a query and its neighbour have in common: `image`, `class` (of their images), or empty where nothing is known."""
         first, second = self.cuts.get(query), self.cuts.get(neighbour)
         if first is None or second is None:
             return ""
@@ -83,26 +83,26 @@ class Gallery:
 
 
 def galleries(run: Run, board: Board, shards: str | None) -> list[Gallery]:
-    """Of retrieval, one for each part-level task (where there is none, each object-level one), under the protocol that comes first.
+    """First one retrieval gallery for each part-level task (without any, for each object-level task), under the protocol that comes first.
 
     Then one for each task and protocol of locality.
     """
-    kept = [column for column in board.columns if any(run.neighbours(encoder, column.task, column.protocol) for encoder in board.encoders)]
-    kinds = {column: _kind(board, column) for column in kept}
+    columns = [column for column in board.columns if any(run.neighbours(encoder, column.task, column.protocol) for encoder in board.encoders)]
+    kinds = {column: _kind(board, column) for column in columns}
     retrieval: dict[str, Column] = {}
     for level in ("part", "object"):
-        for column in kept:
+        for column in columns:
             if column.level == level and kinds[column] == "relevant":
                 retrieval.setdefault(column.task, column)
         if retrieval:
             break
-    local = [column for column in kept if kinds[column] == "shared"]
+    local = [column for column in columns if kinds[column] == "shared"]
     return [_gallery(run, board, column, shards, kinds[column]) for column in (*retrieval.values(), *local)]
 
 
 def _kind(board: Board, column: Column) -> NeighbourKind:
     rows = [row for encoder in board.encoders if (row := board.cells.get((encoder, column))) is not None]
-    shared = {name for name, one in probes().items() if one.neighbours == "shared"}
+    shared = {name for name, spec in probes().items() if spec.neighbours == "shared"}
     return "shared" if any(row["probe"] in shared for row in rows) else "relevant"
 
 
@@ -114,8 +114,8 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
     """
     manifest = load_manifest(shards, dataset)
     samples = {sample_of(key) for key in keys}
-    found: dict[str, Cut] = {}
-    for shard in (shard for one in split.split("+") for shard in manifest.split(one).shards):
+    cuts: dict[str, Cut] = {}
+    for shard in (shard for name in split.split("+") for shard in manifest.split(name).shards):
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
         for key, decode in read_samples(shard_url(shards, dataset, shard), shard, manifest.rules, audit):
             if key not in samples:
@@ -124,10 +124,10 @@ def thumbnails(shards: str, dataset: str, split: str, view: View, keys: Collecti
             items = sample if isinstance(sample, ShardError) else attempt(partial(view, sample))
             if isinstance(sample, ShardError) or isinstance(items, ShardError):
                 continue
-            found |= {item.key: Cut(image=item.image, target=item.target, group=item.group, label=sample.label) for item in items if item.key in keys}
-            if len(found) == len(keys):
-                return found
-    return found
+            cuts |= {item.key: Cut(image=item.image, target=item.target, group=item.group, label=sample.label) for item in items if item.key in keys}
+            if len(cuts) == len(keys):
+                return cuts
+    return cuts
 
 
 def _gallery(run: Run, board: Board, column: Column, shards: str | None, kind: NeighbourKind) -> Gallery:
@@ -152,7 +152,7 @@ def _gallery(run: Run, board: Board, column: Column, shards: str | None, kind: N
         asks="part" if kind == "shared" and task.reference_view is not None else "class",
         encoders=tuple(tables),
         queries=queries,
-        neighbours={place: found for place, found in neighbours.items() if found},
+        neighbours={place: nearest for place, nearest in neighbours.items() if nearest},
         classes={key: _class(task, targets[key]) for key in keys if key in targets},
         cuts={key: cut for key, cut in cuts.items() if key in keys},
         notes=(f"{lost} of {len(keys)} items could not be cut again and are grey",) if lost else (),
@@ -165,17 +165,17 @@ Nearest = dict[tuple[str, str], tuple[Neighbour, ...]]
 def _shown(
     run: Run, column: Column, shards: str, task: Task, tables: Tables
 ) -> tuple[tuple[str, ...], Nearest, Mapping[str, Cut], Mapping[str, int]]:
-    """Queries, their neighbours, the items cut again, and items' targets: those that were predicted, or else those that the cut items have."""
-    asked, split = _common_queries(tables), column.split or "test"
+    """Queries, their neighbours, the items cut again, and items' targets: those of the predictions, or else those of the cut items."""
+    candidates, split = _common_queries(tables), column.split or "test"
     count = max(1, min(_QUERIES, _ROWS // max(1, len(tables))))
     if task.probe.neighbours == "relevant":
         targets = _targets(run, tables, column)
-        queries = spread(asked, targets, count)
+        queries = spread(candidates, targets, count)
         nearest = _all_nearest(tables, queries)
         return queries, nearest, thumbnails(shards, column.dataset, split, task.view, _keys(queries, nearest)), targets
-    cuts = thumbnails(shards, column.dataset, split, task.view, _keys(asked, _all_nearest(tables, asked)))
+    cuts = thumbnails(shards, column.dataset, split, task.view, _keys(candidates, _all_nearest(tables, candidates)))
     targets = {key: cut.target for key, cut in cuts.items() if cut.target is not None}
-    queries = spread(asked, targets, count)
+    queries = spread(candidates, targets, count)
     return queries, _all_nearest(tables, queries), cuts, targets
 
 
@@ -185,17 +185,17 @@ def _all_nearest(tables: Tables, queries: Sequence[str]) -> Nearest:
 
 def _keys(queries: Sequence[str], nearest: Nearest) -> set[str]:
     """The queries shown and all their neighbours."""
-    return {*queries, *(one.key for found in nearest.values() for one in found)}
+    return {*queries, *(neighbour.key for neighbours in nearest.values() for neighbour in neighbours)}
 
 
 def _task(column: Column, shards: str) -> Task:
-    """The task as it ran. Raises RequestError where this version, or the data set as it is now, has no such task."""
+    """The task as it ran. Raises RequestError where this version, or the data set in its present state, has no such task."""
     tasks, _ = select([f"{column.task}@{column.protocol}"], shards, parsed(column.protocol_fields))
     return tasks[0]
 
 
 def _targets(run: Run, encoders: Collection[str], column: Column) -> dict[str, int]:
-    """Item key to class, from what was predicted."""
+    """Item key → class, from the predictions."""
     targets: dict[str, int] = {}
     for encoder in encoders:
         table = run.predictions(encoder, column.task, column.protocol)
@@ -206,29 +206,29 @@ def _targets(run: Run, encoders: Collection[str], column: Column) -> dict[str, i
 
 def _common_queries(tables: Tables) -> list[str]:
     """Queries that all encoders answered, or, where there are none, those of the first encoder."""
-    asked = [dict.fromkeys(row["query"] for row in rows) for rows in tables.values()]
-    common = [query for query in asked[0] if all(query in others for others in asked[1:])]
-    return common or list(asked[0])
+    queries = [dict.fromkeys(row["query"] for row in rows) for rows in tables.values()]
+    common = [query for query in queries[0] if all(query in others for others in queries[1:])]
+    return common or list(queries[0])
 
 
 def spread(queries: Sequence[str], targets: Mapping[str, int], count: int) -> tuple[str, ...]:
-    """`count` queries, one of each class in turn, and within a class evenly from those there are: nobody picks them."""
+    """`count` queries, one of each class in turn and evenly spaced within a class: nobody picks them."""
     by_class: dict[int, list[str]] = {}
     for query in queries:
         by_class.setdefault(targets.get(query, -1), []).append(query)
     turns = -(-count // len(by_class))
     chosen = []
     for turn in range(turns):
-        for _, its in sorted(by_class.items()):
-            place = (2 * turn + 1) * len(its) // (2 * turns)
-            if its[place] not in chosen:
-                chosen.append(its[place])
+        for _, members in sorted(by_class.items()):
+            place = (2 * turn + 1) * len(members) // (2 * turns)
+            if members[place] not in chosen:
+                chosen.append(members[place])
     return tuple(chosen[:count])
 
 
 def _nearest(rows: Sequence[Mapping[str, Any]], query: str) -> tuple[Neighbour, ...]:
-    found = sorted((row for row in rows if row["query"] == query), key=lambda row: row["rank"])
-    return tuple(Neighbour(key=row["neighbour"], relevant=row["relevant"]) for row in found[:DEPTH])
+    ranked = sorted((row for row in rows if row["query"] == query), key=lambda row: row["rank"])
+    return tuple(Neighbour(key=row["neighbour"], relevant=row["relevant"]) for row in ranked[:DEPTH])
 
 
 def _class(task: Task, target: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.report.board import Row, parsed
 from harness.report.drawing import INK, MUTED, Drawing, canvas, png
-from harness.report.palette import WRONG, Look, Style, mix
+from harness.report.palette import WRONG, Palette, Style, mix
 from harness.report.points import is_point
 from harness.report.units import is_defined, plain, scale
 
@@ -25,7 +25,7 @@ TaskKey = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class SearchedStudy:
     """The heads of one (encoder, task, protocol) that have a learning rate, and the chosen one if any."""
 
     encoder: str
@@ -56,8 +56,8 @@ def edge_of(rate: float | None, tried: Sequence[float]) -> str:
     return "lower" if place <= EDGE else "upper" if place >= 1 - EDGE else ""
 
 
-def studies(results: Sequence[Row], trials: Sequence[Row]) -> list[Study]:
-    """Studies in the order of the trials. Points of curves are left out: there is one study a point, and the curves' tables tell what it chose."""
+def studies(results: Sequence[Row], trials: Sequence[Row]) -> list[SearchedStudy]:
+    """Studies in the order of the trials. Points of curves are left out: there is one study per point, and the curves' tables show what it chose."""
     chosen: dict[tuple[str, TaskKey], Mapping[str, Any]] = {}
     for row in results:
         chosen.setdefault((row["encoder"], (row["task"], row["protocol"])), {"readout": row["readout"], **parsed(row["hyperparameters"])})
@@ -66,19 +66,19 @@ def studies(results: Sequence[Row], trials: Sequence[Row]) -> list[Study]:
         if trial["lr"] is not None and not is_point(trial["protocol"]):
             grouped.setdefault((trial["encoder"], (trial["task"], trial["protocol"])), []).append(trial)
     return [
-        Study(encoder=encoder, task=task, heads=sorted(heads, key=lambda head: head["lr"]), chosen=chosen.get((encoder, task), {}))
+        SearchedStudy(encoder=encoder, task=task, heads=sorted(heads, key=lambda head: head["lr"]), chosen=chosen.get((encoder, task), {}))
         for (encoder, task), heads in grouped.items()
     ]
 
 
-def learning_rates(found: Sequence[Study], encoders: Sequence[str], look: Look) -> Drawing:
+def learning_rates(searched: Sequence[SearchedStudy], encoders: Sequence[str], palette: Palette) -> Drawing:
     """Encoders down, tasks across; the chosen head ringed, twice at an edge of the rates, failed heads as crosses on the floor."""
-    tasks = sorted({study.task for study in found}, key=lambda task: (task[0].rpartition("/")[2], task))  # object before part
-    rows = [encoder for encoder in encoders if any(study.encoder == encoder for study in found)]
-    if not found or not rows:
+    tasks = sorted({study.task for study in searched}, key=lambda task: (task[0].rpartition("/")[2], task))  # object before part
+    rows = [encoder for encoder in encoders if any(study.encoder == encoder for study in searched)]
+    if not searched or not rows:
         return Drawing(name=NAME, absent="no task of this run searches a learning rate")
-    by_place = {(study.encoder, study.task): study for study in found}
-    readouts = list(dict.fromkeys(head["readout"] for study in found for head in study.heads))
+    by_place = {(study.encoder, study.task): study for study in searched}
+    readouts = list(dict.fromkeys(head["readout"] for study in searched for head in study.heads))
     across, down = len(tasks), len(rows)
     width = max(6.4, 0.9 + 2.9 * across)
     legend_rows = -(-(len(readouts) + 2) // int(width / 1.3))
@@ -97,23 +97,25 @@ def learning_rates(found: Sequence[Study], encoders: Sequence[str], look: Look) 
                 if study is None:
                     axes.text(0.5, 0.5, "nothing was searched", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8)
                 else:
-                    _panel(axes, study, readouts, look.styles[encoder])
+                    _panel(axes, study, readouts, palette.styles[encoder])
                 axes.tick_params(labelbottom=row == down - 1)
-                axes.text(0.0, 1.03, plain(encoder, 40), transform=axes.transAxes, fontsize=8, color=mix(look.styles[encoder].colour, INK, 0.35))
+                axes.text(0.0, 1.03, plain(encoder, 40), transform=axes.transAxes, fontsize=8, color=mix(palette.styles[encoder].colour, INK, 0.35))
             _floor(shared)
             title = _title(task, tasks)
             x = (grid[0, column].get_position(figure).x0 + grid[0, column].get_position(figure).x1) / 2
             figure.text(x, 1 - 0.09 / height, plain(title, 44), ha="center", va="top", fontweight="bold", fontsize=9.5)
-        metrics = sorted({head["metric"] for study in found for head in study.heads if head["metric"]})
+        metrics = sorted({head["metric"] for study in searched for head in study.heads if head["metric"]})
         percent = " (%)" if all(scale(metric) == 100 for metric in metrics) else ""
         figure.text(0.16 / width, 0.5, plain(f"{' or '.join(metrics)} on the selection split{percent}"), rotation=90, va="center", ha="center")
         figure.text(0.5, (below - 0.38) / height, "learning rate", ha="center", va="bottom")
-        _legend(figure, readouts, legend_rows, failed=any(study.failed for study in found))
+        _legend(figure, readouts, legend_rows, failed=any(study.failed for study in searched))
         data = png(figure)
-    return Drawing(name=NAME, png=data, alt=f"Score on the selection split against learning rate, {len(found)} studies", notes=tuple(_notes(found)))
+    return Drawing(
+        name=NAME, png=data, alt=f"Score on the selection split against learning rate, {len(searched)} studies", notes=tuple(_notes(searched))
+    )
 
 
-def _panel(axes: Any, study: Study, readouts: Sequence[str], style: Style) -> None:
+def _panel(axes: Any, study: SearchedStudy, readouts: Sequence[str], style: Style) -> None:
     axes.set_xscale("log")
     for i, readout in enumerate(readouts):
         heads = [head for head in study.heads if head["readout"] == readout and is_defined(head["val_value"])]
@@ -169,15 +171,15 @@ def _title(task: TaskKey, tasks: Sequence[TaskKey]) -> str:
     return f"{name} · {task[1]}" if several_protocols else name
 
 
-def _notes(found: Sequence[Study]) -> list[str]:
+def _notes(searched: Sequence[SearchedStudy]) -> list[str]:
     notes = []
-    at_edge = [study for study in found if study.edge]
+    at_edge = [study for study in searched if study.edge]
     if at_edge:
         which = ", ".join(f"{study.encoder} on {study.task[0].rpartition('/')[2]} ({study.edge})" for study in at_edge)
         notes.append(f"at the edge of the searched range (within {EDGE:.0%} of an end, in logarithms): {which}; widen it")
-    lost = [head for study in found for head in study.failed]
+    lost = [head for study in searched for head in study.failed]
     if not lost:
         return notes
-    heads, studies_hit = sum(len(study.heads) for study in found), sum(bool(study.failed) for study in found)
+    heads, studies_hit = sum(len(study.heads) for study in searched), sum(bool(study.failed) for study in searched)
     why = lost[0]["error"] or "no reason was recorded"
-    return [*notes, f"{len(lost)} of {heads} heads, in {studies_hit} of {len(found)} studies, have no score; the first of them: {why}"]
+    return [*notes, f"{len(lost)} of {heads} heads, in {studies_hit} of {len(searched)} studies, have no score; the first of them: {why}"]

@@ -1,7 +1,7 @@
-"""A gallery as a picture: a block for each query, a line for each encoder, its nearest items in order.
+"""A gallery as a figure: a block for each query, a line for each encoder, its nearest items in order.
 
-Right ones have a blue frame and a tick, wrong ones an orange dashed frame, a cross and the name of what they are. Where locality is asked about, a
-tag tells what else a neighbour shares with the query.
+Right ones have a blue frame and a tick, wrong ones an orange dashed frame, a cross and the name of their class. In locality galleries a tag
+shows what else a neighbour shares with the query.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 from harness.report.board import titles
 from harness.report.drawing import INK, MUTED, Drawing, canvas, png
 from harness.report.gallery import DEPTH, Gallery, Neighbour
-from harness.report.palette import NEITHER, RIGHT, WRONG, Look, mix
+from harness.report.palette import NEITHER, RIGHT, WRONG, Palette, mix
 from harness.report.units import plain
 
 _SIDE = 112  # pixels of a thumbnail
@@ -26,8 +26,8 @@ _INCH = 0.72  # of one cell
 _DPI = 125  # photographs are most of what a report weighs
 
 
-def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
-    """The gallery's picture; absent for the gallery's own reason."""
+def mosaic(gallery: Gallery, palette: Palette, name: str) -> Drawing:
+    """The gallery's figure; absent for the gallery's reason."""
     title = titles([gallery.column])[gallery.column][0]
     if gallery.absent:
         return Drawing(name=name, absent=f"{title}, {gallery.absent}" if gallery.kind == "shared" else gallery.absent)
@@ -43,7 +43,7 @@ def mosaic(gallery: Gallery, look: Look, name: str) -> Drawing:
         axes.text(0.12, 0.2, "query", color=MUTED, va="center", fontsize=8)
         axes.text(left, 0.2, "its nearest, by cosine →", color=MUTED, va="center", fontsize=8)
         for i, query in enumerate(shown):
-            _block(axes, gallery, query, 0.4 + i * block, look)
+            _block(axes, gallery, query, 0.4 + i * block, palette)
             if i:
                 axes.plot([0.1, width - 0.1], [0.29 + i * block] * 2, color="#d8dee4", linewidth=0.8)
         _legend(axes, width, gallery)
@@ -71,43 +71,43 @@ def _image(gallery: Gallery, key: str) -> np.ndarray | None:
     return cut.image if cut is not None else None
 
 
-def _block(axes: Any, gallery: Gallery, query: str, top: float, look: Look) -> None:
+def _block(axes: Any, gallery: Gallery, query: str, top: float, palette: Palette) -> None:
     _thumb(axes, _image(gallery, query), 0.12, top + 0.05, _QUERY - 0.1)
     axes.text(0.12, top + _QUERY + 0.1, plain(gallery.classes.get(query) or query, 20), va="center", fontsize=9, fontweight="bold")
     for line, encoder in enumerate(gallery.encoders):
         y = top + line * _PITCH
-        found = gallery.neighbours.get((encoder, query), ())
-        colour = mix(look.styles[encoder].colour, INK, 0.35)
+        nearest = gallery.neighbours.get((encoder, query), ())
+        colour = mix(palette.styles[encoder].colour, INK, 0.35)
         axes.text(_QUERY + _NAME - 0.18, y + 0.34, plain(encoder, 26), ha="right", va="center", fontsize=8, color=colour)
-        counted = [one for one in found if one.key != query]
-        right = sum(one.relevant for one in counted)
+        counted = [neighbour for neighbour in nearest if neighbour.key != query]
+        right = sum(neighbour.relevant for neighbour in counted)
         words = f"{right} of {len(counted)} right" if counted else "nothing was kept"
         if gallery.kind == "shared" and counted:
-            near = sum(gallery.shares(query, one.key) == "image" for one in counted)
+            near = sum(gallery.shares(query, neighbour.key) == "image" for neighbour in counted)
             words = f"{right} same {gallery.asks}, {near} same image, of {len(counted)}"
         axes.text(_QUERY + _NAME - 0.18, y + 0.58, words, ha="right", va="center", fontsize=7, color=MUTED)
-        for rank, one in enumerate(found):
-            _neighbour(axes, gallery, query, one, _QUERY + _NAME + rank * _PITCH, y)
+        for rank, neighbour in enumerate(nearest):
+            _neighbour(axes, gallery, query, neighbour, _QUERY + _NAME + rank * _PITCH, y)
 
 
-def _neighbour(axes: Any, gallery: Gallery, query: str, one: Neighbour, x: float, y: float) -> None:
+def _neighbour(axes: Any, gallery: Gallery, query: str, neighbour: Neighbour, x: float, y: float) -> None:
     from matplotlib.patches import Rectangle
 
-    colour, symbol = (NEITHER, "=") if one.key == query else (RIGHT, "✓") if one.relevant else (WRONG, "✗")
-    _thumb(axes, _image(gallery, one.key), x, y, _THUMB)
+    colour, symbol = (NEITHER, "=") if neighbour.key == query else (RIGHT, "✓") if neighbour.relevant else (WRONG, "✗")
+    _thumb(axes, _image(gallery, neighbour.key), x, y, _THUMB)
     style = "-" if symbol == "✓" else (0, (2.2, 1.2))
     axes.add_patch(Rectangle((x, y), _THUMB, _THUMB, fill=False, edgecolor=colour, linewidth=2.0, linestyle=style, zorder=3))
     axes.add_patch(Rectangle((x + _THUMB - 0.25, y), 0.25, 0.25, facecolor=colour, edgecolor="none", zorder=4))
     axes.text(x + _THUMB - 0.125, y + 0.13, symbol, color="white", ha="center", va="center", fontsize=7.5, fontweight="bold", zorder=5)
-    shared = gallery.shares(query, one.key) if gallery.kind == "shared" and one.key != query else ""
+    shared = gallery.shares(query, neighbour.key) if gallery.kind == "shared" and neighbour.key != query else ""
     if shared == "image" or (shared and gallery.asks == "part"):
         badge = {"facecolor": INK, "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
         axes.text(x + 0.03, y + 0.1, shared, color="white", ha="left", va="center", fontsize=6.5, zorder=5, bbox=badge)
-    if symbol == "✗" and gallery.classes.get(one.key):
+    if symbol == "✗" and gallery.classes.get(neighbour.key):
         axes.text(
             x + _THUMB / 2,
             y + _THUMB - 0.02,
-            plain(gallery.classes[one.key], 12),
+            plain(gallery.classes[neighbour.key], 12),
             color="white",
             ha="center",
             va="bottom",

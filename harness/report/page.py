@@ -19,7 +19,7 @@ from harness.report.gallery import Gallery, galleries
 from harness.report.learning_rates import learning_rates, studies
 from harness.report.mosaic import mosaic
 from harness.report.paired import compare
-from harness.report.palette import RIGHT, WRONG, Look, look
+from harness.report.palette import RIGHT, WRONG, Palette, make_palette
 from harness.report.portrait import Portrait, portraits
 from harness.report.portrait_figure import portrait_figure
 from harness.report.published import compare_published, read_encoders
@@ -30,7 +30,7 @@ from harness.report.sections import headline, ledger_sum, paired_table, provenan
 GALLERY = "gallery"
 PORTRAIT = "portrait_"
 _SERIES = (f"{GALLERY}-*.png", "curve_*.png", f"{PORTRAIT}*.png", f"{PORTRAIT}*.pdf")
-"""Figures of which a run has as many as it has galleries, curves and encoders."""
+"""Figures whose number depends on the run's galleries, curves and encoders."""
 
 
 def write_report(out: Path, *, shards: str | None) -> Path:
@@ -41,44 +41,46 @@ def write_report(out: Path, *, shards: str | None) -> Path:
     """
     run = read_run(out)
     board = make_board(run.results)
-    looks = look(board.encoders, random_twins(run.sweep))
-    found = curves(run.results)
-    drawings = _drawings(run, board, looks, shards, found)
+    palette = make_palette(board.encoders, random_twins(run.sweep))
+    run_curves = curves(run.results)
+    drawings = _drawings(run, board, palette, shards, run_curves)
     _write_figures(out / "figures", drawings)
     page = out / "report.html"
-    _publish(page, _html(run, board, looks, found, drawings).encode())
+    _publish(page, _html(run, board, palette, run_curves, drawings).encode())
     return page
 
 
-def _drawings(run: Run, board: Board, looks: Look, shards: str | None, along: Sequence[Curve]) -> list[Drawing]:
-    drawings = [object_part(board, looks), learning_rates(studies(run.results, run.trials), board.encoders, looks)]
-    drawings += [curve_figure(curve, looks, name) for curve, name in zip(along, figure_names(along), strict=True)]
-    drawings += _portraits(portraits(run.results, looks.twins, shards), looks)
-    return [*drawings, *_mosaics(galleries(run, board, shards), looks)]
+def _drawings(run: Run, board: Board, palette: Palette, shards: str | None, run_curves: Sequence[Curve]) -> list[Drawing]:
+    drawings = [object_part(board, palette), learning_rates(studies(run.results, run.trials), board.encoders, palette)]
+    drawings += [curve_figure(curve, palette, name) for curve, name in zip(run_curves, figure_names(run_curves), strict=True)]
+    drawings += _portraits(portraits(run.results, palette.twins, shards), palette)
+    return [*drawings, *_mosaics(galleries(run, board, shards), palette)]
 
 
-def _portraits(found: Sequence[Portrait], looks: Look) -> list[Drawing]:
-    """A figure for each, named after its encoder, and after its data set where there are several."""
-    several = len({one.dataset for one in found}) > 1
-    names = [file_name(f"{PORTRAIT}{one.encoder}{f'_{one.dataset}' if several else ''}") for one in found]
-    return [portrait_figure(one, looks, name) for one, name in zip(found, names, strict=True)]
+def _portraits(run_portraits: Sequence[Portrait], palette: Palette) -> list[Drawing]:
+    """A figure per portrait, named after its encoder, and after its data set where there are several."""
+    several = len({portrait.dataset for portrait in run_portraits}) > 1
+    names = [file_name(f"{PORTRAIT}{portrait.encoder}{f'_{portrait.dataset}' if several else ''}") for portrait in run_portraits]
+    return [portrait_figure(portrait, palette, name) for portrait, name in zip(run_portraits, names, strict=True)]
 
 
-def _mosaics(found: Sequence[Gallery], looks: Look) -> list[Drawing]:
-    """A picture for each gallery, those of retrieval first."""
-    retrieval = [one for one in found if one.kind == "relevant"]
-    local = [one for one in found if one.kind == "shared"]
-    drawings = [mosaic(one, looks, GALLERY if i == 0 else f"{GALLERY}-{file_name(one.column.dataset)}-{i}") for i, one in enumerate(retrieval)]
-    if not found:
+def _mosaics(run_galleries: Sequence[Gallery], palette: Palette) -> list[Drawing]:
+    """A figure for each gallery, those of retrieval first."""
+    retrieval = [gallery for gallery in run_galleries if gallery.kind == "relevant"]
+    local = [gallery for gallery in run_galleries if gallery.kind == "shared"]
+    drawings = [
+        mosaic(gallery, palette, GALLERY if i == 0 else f"{GALLERY}-{file_name(gallery.column.dataset)}-{i}") for i, gallery in enumerate(retrieval)
+    ]
+    if not run_galleries:
         drawings.append(Drawing(name=GALLERY, absent="no retrieval task of this run kept its nearest neighbours"))
     return drawings + [
-        mosaic(one, looks, f"{GALLERY}-locality-{file_name(f'{one.column.dataset}-{one.column.protocol}')}{f'-{i}' if i else ''}")
-        for i, one in enumerate(local)
+        mosaic(gallery, palette, f"{GALLERY}-locality-{file_name(f'{gallery.column.dataset}-{gallery.column.protocol}')}{f'-{i}' if i else ''}")
+        for i, gallery in enumerate(local)
     ]
 
 
 def _write_figures(folder: Path, drawings: Sequence[Drawing]) -> None:
-    """Write every figure, and leave no figure of an older report."""
+    """Write every figure and remove figures of an older report."""
     drawn = set()
     for drawing in drawings:
         for ending, data in ((".png", drawing.png), (".pdf", drawing.pdf)):
@@ -90,7 +92,7 @@ def _write_figures(folder: Path, drawings: Sequence[Drawing]) -> None:
 
 
 def _publish(path: Path, data: bytes | None) -> None:
-    """Write, or, where there is nothing to write, leave no older file either."""
+    """Write the file, or remove an older one where there is nothing to write."""
     if data is None:
         path.unlink(missing_ok=True)
         return
@@ -98,8 +100,8 @@ def _publish(path: Path, data: bytes | None) -> None:
         temporary.write_bytes(data)
 
 
-def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings: Sequence[Drawing]) -> str:
-    compared = compare(run, board, looks.twins)
+def _html(run: Run, board: Board, palette: Palette, run_curves: Sequence[Curve], drawings: Sequence[Drawing]) -> str:
+    compared = compare(run, board, palette.twins)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -107,31 +109,31 @@ def _html(run: Run, board: Board, looks: Look, along: Sequence[Curve], drawings:
     encoders = read_encoders(run.out)
     return environment.get_template("report.html.j2").render(
         title=str(run.sweep.get("name") or run.out.resolve().name),
-        headline=headline(board, looks, compared, along),
+        headline=headline(board, palette, compared, run_curves),
         scatter=figures["object_part"],
         learning_rates=figures["learning_rates"],
-        curves=_curve_sections(along, looks, figures),
+        curves=_curve_sections(run_curves, palette, figures),
         portraits=[figure for name, figure in figures.items() if name.startswith(PORTRAIT)],
         galleries=[figure for name, figure in figures.items() if name.startswith(GALLERY)],
-        paired=paired_table(board, looks, compared),
-        published=published_table(compare_published(run.results, encoders), looks),
-        studies=study_lines(board, looks, run.trials),
+        paired=paired_table(board, palette, compared),
+        published=published_table(compare_published(run.results, encoders), palette),
+        studies=study_lines(board, palette, run.trials),
         selection=selection(run.results),
         ledger=ledger_sum(run.ledger),
-        provenance=provenance(run.results, looks, encoders),
-        records=records(run.results, looks),
+        provenance=provenance(run.results, palette, encoders),
+        records=records(run.results, palette),
         sweep=_sweep_text(run),
-        has_twins=bool(looks.twins),
+        has_twins=bool(palette.twins),
         right=RIGHT,
         wrong=WRONG,
     )
 
 
-def _curve_sections(along: Sequence[Curve], looks: Look, figures: Mapping[str, Mapping[str, Any]]) -> list[CurveSection]:
-    random = {name for name, style in looks.styles.items() if style.random}
+def _curve_sections(run_curves: Sequence[Curve], palette: Palette, figures: Mapping[str, Mapping[str, Any]]) -> list[CurveSection]:
+    random = {name for name, style in palette.styles.items() if style.random}
     return [
-        curve_section(curve, looks, figures[name], caption(curve, random=bool(random & set(curve.encoders))))
-        for curve, name in zip(along, figure_names(along), strict=True)
+        curve_section(curve, palette, figures[name], caption(curve, random=bool(random & set(curve.encoders))))
+        for curve, name in zip(run_curves, figure_names(run_curves), strict=True)
     ]
 
 

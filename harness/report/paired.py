@@ -1,6 +1,6 @@
-"""Paired differences: how far one encoder is ahead of another on the very same images, for columns whose rows may be ranked together.
+"""Paired differences: how far one encoder is ahead of another on the same images, for columns whose rows may be ranked together.
 
-A difference's interval is the percentile bootstrap of `harness.metrics.bootstrap.paired_interval`: both encoders see the same draws of images. That
+A difference's interval is the percentile bootstrap of `harness.metrics.bootstrap.paired_interval`: both encoders see the same draws of images. It
 is much tighter than two separate intervals where the same images are hard for both.
 """
 
@@ -17,7 +17,7 @@ from harness.report.board import Board, Column
 from harness.report.run import Run
 
 ALL_PAIRS = 5
-"""Up to so many encoders all pairs are compared; of more, each one with the best and with its random twin."""
+"""Up to this many encoders all pairs are compared; above it, each encoder with the best one and with its random twin."""
 _ROUNDING = 1e-9
 
 
@@ -52,17 +52,17 @@ class Comparisons:
     notes: tuple[str, ...] = ()
 
     def of(self, first: str, second: str) -> Difference | None:
-        """The difference first less second, whichever of them is ahead; None where they were not compared."""
-        for one in self.differences:
-            if (one.first, one.second) == (first, second):
-                return one
-            if (one.first, one.second) == (second, first):
-                return one.turned()
+        """The difference first less second, whichever is ahead; None where they were not compared."""
+        for difference in self.differences:
+            if (difference.first, difference.second) == (first, second):
+                return difference
+            if (difference.first, difference.second) == (second, first):
+                return difference.turned()
         return None
 
     def level_with_best(self) -> frozenset[str]:
         """Encoders whose difference to the best one is not clear."""
-        return frozenset(one.second for one in self.differences if one.first == self.encoders[0] and not one.is_clear)
+        return frozenset(difference.second for difference in self.differences if difference.first == self.encoders[0] and not difference.is_clear)
 
 
 def compare(run: Run, board: Board, twins: Mapping[str, str | None]) -> list[Comparisons]:
@@ -101,7 +101,7 @@ def _compare(run: Run, board: Board, column: Column, twins: Mapping[str, str | N
 
 
 def _chosen_pairs(encoders: Sequence[str], twins: Mapping[str, str | None], *, everyone: bool) -> list[tuple[str, str]]:
-    """(better, worse) pairs of `encoders`, which come the best first."""
+    """(better, worse) pairs of `encoders`, which are sorted with the best first."""
     pairs = [(ahead, behind) for i, ahead in enumerate(encoders) for behind in encoders[i + 1 :]]
     if everyone:
         return pairs

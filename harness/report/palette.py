@@ -1,7 +1,7 @@
-"""One look for each encoder, the same in every figure and on the page.
+"""One style for each encoder, the same in every figure and on the page.
 
-Colours by Okabe and Ito (Color Universal Design, 2008) and by Tol (SRON/EPS/TN/09-002, muted scheme), which people with any usual colour vision tell
-apart; markers differ too. An encoder with random weights wears its trained partner's colour, greyed, with open markers, dashed lines and hatching.
+Colours by Okabe and Ito (Color Universal Design, 2008) and by Tol (SRON/EPS/TN/09-002, muted scheme), which people with any usual colour vision can
+tell apart; markers differ too. An encoder with random weights has its trained partner's colour, greyed, with open markers, dashed lines and hatching.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class Style:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """How every encoder of a run is drawn, and which one is whose random twin."""
+class Palette:
+    """The style of every encoder of a run, and which one is whose random twin."""
 
     styles: Mapping[str, Style]
     twins: Mapping[str, str | None]
 
 
-def look(encoders: Sequence[str], twins: Mapping[str, str | None]) -> Look:
+def make_palette(encoders: Sequence[str], twins: Mapping[str, str | None]) -> Palette:
     """`twins` names the encoders with random weights, each with its trained partner, or None where it has none."""
-    return Look(styles=_styles(encoders, twins), twins={name: partner for name, partner in twins.items() if name in encoders})
+    return Palette(styles=_styles(encoders, twins), twins={name: partner for name, partner in twins.items() if name in encoders})
 
 
 def _styles(encoders: Sequence[str], twins: Mapping[str, str | None]) -> dict[str, Style]:
     trained = [encoder for encoder in encoders if encoder not in twins]
     place = {encoder: i for i, encoder in enumerate(trained)}
-    found = {}
+    styles = {}
     for i, encoder in enumerate(encoders):
         partner = twins.get(encoder)
         at = place.get(encoder, place.get(partner, i) if partner else i)
         colour = COLOURS[at % len(COLOURS)]
         if encoder in twins:
             colour = mix(colour, GREY, 0.6) if partner in place else GREY
-        found[encoder] = Style(colour=colour, marker=MARKERS[at % len(MARKERS)], random=encoder in twins)
-    return found
+        styles[encoder] = Style(colour=colour, marker=MARKERS[at % len(MARKERS)], random=encoder in twins)
+    return styles
 
 
 def mix(colour: str, other: str, share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_POINT = re.compile(r"(?P<base>[^\[\]]+)\[(?P<told>[^\[\]]*=[^\[\]]*)\]")
+_POINT = re.compile(r"(?P<base>[^\[\]]+)\[(?P<fields>[^\[\]]*=[^\[\]]*)\]")
 
 
 def is_point(protocol: str | None) -> bool:
@@ -18,8 +18,8 @@ def base_protocol(protocol: str | None) -> str:
     return match["base"] if match else str(protocol)
 
 
-def told_fields(protocol: str | None) -> dict[str, str]:
-    """The point's fields and values as the name tells them; empty where it is no point."""
+def point_fields(protocol: str | None) -> dict[str, str]:
+    """The point's fields and values from the name; empty where it is not a point."""
     match = _POINT.fullmatch(str(protocol))
-    pairs = (part.partition("=") for part in match["told"].split(",")) if match else ()
+    pairs = (part.partition("=") for part in match["fields"].split(",")) if match else ()
     return {name.strip(): value for name, _, value in pairs}

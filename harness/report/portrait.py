@@ -1,7 +1,7 @@
-"""An encoder's portrait: the main numbers of everything that a run asked it about one data set, in groups.
+"""An encoder's portrait: the main numbers of all its tasks of a run on one data set, in groups.
 
-Each task is told under the protocol that comes first in the results, locality under every one, each curve by its ends and what stands apart from it.
-Only what lies on a scale from 0 to 1 is told.
+Each task is shown under the protocol that comes first in the results, locality under every protocol, each curve by its ends and what stands apart.
+Only values on a scale from 0 to 1 are shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.report.units import FRACTION, is_defined, known_chance, unit
 
 GROUPS = ("objects", "parts", "bags", "locality", "misplacement", "sparsity", "shape")
 FEWEST = 3
-"""A portrait takes at least so many of the groups."""
+"""Minimum number of groups with a value that make a portrait."""
 _BOUNDED = (FRACTION, "cosine")
 _ALONG: Mapping[str, tuple[str, str]] = {
     "bag-knn": ("bags", "k-NN"),
@@ -42,7 +42,7 @@ class Mark:
     low: float | None
     high: float | None
     floor: float | None
-    """What knowing nothing gives, or the measured floor; None where it is not known."""
+    """Chance level, or the measured floor; None where it is unknown."""
     incomplete: bool
 
 
@@ -55,11 +55,11 @@ class Entry:
     mark: Mark | None
     """None where it has no value."""
     twin: Mark | None
-    """Of the encoder with random weights."""
+    """The mark of the encoder with random weights."""
     missing: str
     """Why there is no value; empty where there is one."""
     readout: str | None = None
-    """The readout that was chosen, where another task beside it has another one."""
+    """The chosen readout, where bags stand beside the task, which may have another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +84,13 @@ class Portrait:
 
 
 def portraits(results: Sequence[Row], twins: Mapping[str, str | None], shards: str | None) -> list[Portrait]:
-    """A portrait of every encoder and data set that have enough groups, but for random twins, which stand beside their encoders.
+    """A portrait of every encoder and data set with enough groups, except random twins, which are drawn beside their encoders.
 
-    `shards` is where manifests tell how many classes there are, for chance; without it chance is known of fewer numbers.
+    `shards` is where manifests say how many classes there are, for chance; without it chance is known for fewer numbers.
     """
     partners = {trained: random for random, trained in twins.items() if trained is not None}
     along = curves(results)
-    found = []
+    drawn_portraits = []
     for dataset in dict.fromkeys(row["dataset"] for row in results):
         manifest = _manifest(shards, dataset)
         for encoder in dict.fromkeys(row["encoder"] for row in results):
@@ -99,8 +99,8 @@ def portraits(results: Sequence[Row], twins: Mapping[str, str | None], shards: s
             drawn = _Sitting(results, along, encoder, partners.get(encoder), dataset, manifest)
             portrait = Portrait(encoder=encoder, twin=partners.get(encoder), dataset=dataset, entries=tuple(drawn.entries()), bags=drawn.bags())
             if portrait.is_enough:
-                found.append(portrait)
-    return found
+                drawn_portraits.append(portrait)
+    return drawn_portraits
 
 
 def _manifest(shards: str | None, dataset: str) -> Manifest | None:
@@ -125,15 +125,15 @@ class _Sitting:
         self._encoder, self._twin, self._manifest = encoder, twin, manifest
 
     def entries(self) -> list[Entry]:
-        found = [*self._plain(), *self._along()]
-        return sorted(found, key=lambda entry: GROUPS.index(entry.group))
+        lines = [*self._plain(), *self._along()]
+        return sorted(lines, key=lambda entry: GROUPS.index(entry.group))
 
     def bags(self) -> str:
-        """Of the bags' rows that have a value."""
+        """Readouts and draws of the bags' rows that have a value."""
         rows = [row for row in self._bag_rows() if parsed(row["protocol_fields"]).get("bag_size")]
-        draws = {found["draws"] for row in rows if "draws" in (found := parsed(row["protocol_fields"]))}
-        told = [f"{draw} draw{'' if draw == 1 else 's'} an image" for draw in sorted(draws)]
-        return ", ".join([*dict.fromkeys(f"readout {row['readout']}" for row in rows if row["readout"]), *told])
+        draws = {fields["draws"] for row in rows if "draws" in (fields := parsed(row["protocol_fields"]))}
+        words = [f"{draw} draw{'' if draw == 1 else 's'} an image" for draw in sorted(draws)]
+        return ", ".join([*dict.fromkeys(f"readout {row['readout']}" for row in rows if row["readout"]), *words])
 
     def _bag_rows(self) -> list[Row]:
         of_bags = {task for task, (group, _) in _ALONG.items() if group == "bags"}
@@ -144,7 +144,7 @@ class _Sitting:
         ]
 
     def _plain(self) -> Iterator[Entry]:
-        """Of tasks that are no curves: the first metric; of locality and of coarser levels every one."""
+        """Entries of tasks that are not curves: the first metric; for locality and coarser levels every metric."""
         first: dict[str, tuple[str | None, str | None]] = {}
         missing: set[tuple[str, str | None]] = set()
         for (encoder, task, protocol, metric), row in self._rows.items():
@@ -158,7 +158,7 @@ class _Sitting:
             group, label = placed
             if protocol != main[0] and is_defined(row["value"]):
                 label = f"{label}, {protocol}"
-            elif protocol != main[0]:  # one line for all that it has no value of
+            elif protocol != main[0]:  # one line for everything without a value
                 if (task, protocol) in missing:
                     continue
                 missing.add((task, protocol))
@@ -166,18 +166,18 @@ class _Sitting:
             yield self._entry(row, group, label)
 
     def _along(self) -> Iterator[Entry]:
-        """Of curves: their ends, under the first protocol that has a value."""
+        """Entries of curves: their ends, under the first protocol that has a value."""
         by_task: dict[str, list[Curve]] = {}
         for curve in self._curves:
             by_task.setdefault(curve.task, []).append(curve)
-        for task, its in by_task.items():
+        for task, task_curves in by_task.items():
             placed = _ALONG.get(task.rpartition("/")[2])
             if placed is None:
                 continue
             group, name = placed
-            curve = next((one for one in its if ends(one, self._encoder)), its[0])
+            curve = next((candidate for candidate in task_curves if ends(candidate, self._encoder)), task_curves[0])
             shown = [point for point in ends(curve, self._encoder) if not (name == "cosine" and point.place[curve.x] in axis_of(curve.x).apart)]
-            for point in shown:  # the whole image is as near as can be to itself
+            for point in shown:  # the whole image trivially equals itself
                 how = "grey, " if curve.protocol.startswith("grey") else ""
                 yield self._entry(point.row, group, f"{name}, {how}{_at(curve.x, point.place[curve.x])}")
             if not shown:
@@ -196,9 +196,9 @@ class _Sitting:
         )
 
     def _stands_beside(self, row: Row) -> bool:
-        """Whether bags are told by a probe of the same kind."""
+        """Whether the portrait has bags with a probe of the same kind."""
         dataset, _, kind = row["task"].rpartition("/")
-        return kind.startswith("object-") and f"{dataset}/bag-{kind.removeprefix('object-')}" in {one["task"] for one in self._bag_rows()}
+        return kind.startswith("object-") and f"{dataset}/bag-{kind.removeprefix('object-')}" in {bag_row["task"] for bag_row in self._bag_rows()}
 
     def _floor(self, row: Row) -> float | None:
         metric = str(row["metric"])
@@ -212,7 +212,7 @@ class _Sitting:
         return 1 / classes if classes else None
 
     def _classes(self, row: Row) -> int | None:
-        """Among how many classes a guess is made, each being as likely; None where that is not known."""
+        """The number of equally likely classes of a guess; None where it is unknown."""
         parts = parsed(row["protocol_fields"]).get("parts")
         if isinstance(parts, Iterable) and not isinstance(parts, str):
             return len(list(parts))
@@ -222,7 +222,7 @@ class _Sitting:
 
 
 def _place(kind: str, metric: str | None, *, is_main: bool) -> tuple[str, str] | None:
-    """Group and label of a number that is no point of a curve; None where it is not told."""
+    """Group and label of a number that is not a point of a curve; None where it is not shown."""
     if unit(metric) not in (*_BOUNDED, None):
         return None
     if kind == _LOCALITY:
@@ -249,7 +249,7 @@ def _at(field: str, value: Value) -> str:
         if field == "grid":
             return f"{value:g}×{value:g} cells" if value != 1 else "intact"
         return f"{field.replace('_', ' ')} {value:g}".replace("-", "−")
-    return axis_of(field).told(value)
+    return axis_of(field).text(value)
 
 
 def _mark(row: Row, floor: float | None) -> Mark | None:

@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from harness.report.drawing import INK, MUTED, RULE, Drawing, canvas, pdf, png
-from harness.report.palette import Look, mix
+from harness.report.palette import Palette, mix
 from harness.report.portrait import Entry, Mark, Portrait
 from harness.report.units import plain
 
@@ -17,7 +17,7 @@ _LABELS, _VALUES = 1.2, 0.42
 _LINE, _GAP, _HEAD = 0.145, 0.09, 0.16
 _TOP, _BOTTOM = 0.4, 0.46
 _SIZE = 6.2
-"""Points of the small type."""
+"""Size of the small type in points."""
 _REASON = 50
 """Letters in a line of a reason."""
 _REASON_LINE = 0.085
@@ -25,8 +25,8 @@ _TWIN = "#8A8F98"
 """What a random twin's colour is mixed with."""
 
 
-def portrait_figure(portrait: Portrait, look: Look, name: str) -> Drawing:
-    """Dots with 95 % intervals, group by group; hollow dots are the random twin's, ticks what chance gives or the floor of each."""
+def portrait_figure(portrait: Portrait, palette: Palette, name: str) -> Drawing:
+    """Dots with 95 % intervals, group by group; hollow dots are the random twin's, ticks mark chance or the floor of each."""
     places, height = _places(portrait)
     with canvas(WIDTH, height, _DPI) as figure:
         axes = figure.add_axes((_LABELS / WIDTH, _BOTTOM / height, (WIDTH - _LABELS - _VALUES) / WIDTH, (height - _TOP - _BOTTOM) / height))
@@ -38,12 +38,12 @@ def portrait_figure(portrait: Portrait, look: Look, name: str) -> Drawing:
                 axes.text(_left(axes, WIDTH - 0.05), top, plain(portrait.bags, 40), fontsize=_SIZE, color=MUTED, va="center", ha="right")
             axes.plot([_left(axes, 0.06), _left(axes, WIDTH - 0.06)], [top - 0.085] * 2, color=RULE, linewidth=0.6, clip_on=False, zorder=0)
         for entry, y in places[1]:
-            _line(axes, entry, y, look, portrait)
-        _legend(figure, portrait, look, height)
+            _line(axes, entry, y, palette, portrait)
+        _legend(figure, portrait, palette, height)
         data, vector = png(figure), pdf(figure)
-    told = "; ".join(f"{entry.group}, {entry.label}: {100 * entry.mark.value:.1f}" for entry in portrait.entries if entry.mark is not None)
+    values = "; ".join(f"{entry.group}, {entry.label}: {100 * entry.mark.value:.1f}" for entry in portrait.entries if entry.mark is not None)
     notes = tuple(f"{entry.group}, {entry.label}: {entry.missing}" for entry in portrait.entries if entry.missing)
-    alt = plain(f"{portrait.encoder} on {portrait.dataset}. {told}")
+    alt = plain(f"{portrait.encoder} on {portrait.dataset}. {values}")
     return Drawing(name=name, png=data, pdf=vector, alt=alt, notes=notes, caption=_caption(portrait))
 
 
@@ -59,7 +59,7 @@ def _caption(portrait: Portrait) -> str:
 
 
 def _twins_floor(entry: Entry) -> float | None:
-    """The twin's, where it is not that of the encoder."""
+    """The twin's floor, where it differs from the encoder's."""
     return entry.twin.floor if entry.mark is not None and entry.twin is not None and entry.twin.floor != entry.mark.floor else None
 
 
@@ -100,14 +100,14 @@ def _frame(axes: Any, figure: Any, portrait: Portrait, height: float) -> None:
     figure.text(0.06 / WIDTH, 1 - 0.22 / height, plain(f"on {portrait.dataset}, with 95 % intervals", 60), fontsize=_SIZE, color=MUTED, va="top")
 
 
-def _line(axes: Any, entry: Entry, y: float, look: Look, portrait: Portrait) -> None:
+def _line(axes: Any, entry: Entry, y: float, palette: Palette, portrait: Portrait) -> None:
     label = f"{entry.label}, {entry.readout}" if entry.readout else entry.label
     axes.text(_left(axes, 0.12), y, plain(label, 27), fontsize=_SIZE, va="center", ha="left")
     if entry.mark is None:
         for i, words in enumerate(reason_lines(entry)):
             axes.text(0.01, y + _REASON_LINE * i, words, fontsize=5, style="italic", color=MUTED, va="center", ha="left")
         return
-    style = look.styles[portrait.encoder]
+    style = palette.styles[portrait.encoder]
     for floor, colour in ((entry.mark.floor, INK), (_twins_floor(entry), mix(style.colour, _TWIN, 0.6))):
         if floor is not None:
             axes.plot([min(1, max(0, floor))] * 2, [y - 0.052, y + 0.052], color=colour, linewidth=0.8, zorder=2, clip_on=False)
@@ -127,10 +127,10 @@ def _dot(axes: Any, mark: Mark, y: float, *, colour: str, face: str, size: float
     axes.plot(place, y, marker=marker, markersize=size, color=colour, markerfacecolor=face, markeredgewidth=0.8, zorder=order + 0.5, clip_on=False)
 
 
-def _legend(figure: Any, portrait: Portrait, look: Look, height: float) -> None:
+def _legend(figure: Any, portrait: Portrait, palette: Palette, height: float) -> None:
     from matplotlib.lines import Line2D
 
-    style = look.styles[portrait.encoder]
+    style = palette.styles[portrait.encoder]
     handles = [Line2D([], [], linestyle="", marker="o", markersize=3.4, color=style.colour, markerfacecolor=style.face, markeredgewidth=0.8)]
     words = ["the encoder"]
     if any(entry.twin is not None for entry in portrait.entries):

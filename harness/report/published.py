@@ -1,10 +1,10 @@
-"""Measured values beside published ones: `published.csv` holds what papers say, and this decides which record may stand beside which figure.
+"""Measured values beside published ones: `published.csv` holds the papers' figures, and this decides which record may stand beside which figure.
 
-A figure is never taken for a record's by guess. The sweep must call the encoder as the table does, and its family, architecture and checkpoint's file
+No record is matched to a figure by guess. The sweep must call the encoder as the table does, and its family, architecture and checkpoint's file
 name must be the table's; task, data set's version, readout, protocol and every protocol field that the table names must be equal. Where one differs,
-the two are kept apart and the reason is told.
+the two are kept apart and the reason is given.
 
-A figure without protocols is one that no protocol here is known to repeat: it is there to be read, and is set beside nothing.
+A figure without protocols is one that no protocol here is known to repeat: it is listed for reading and set beside nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.report.board import Row, parsed, reason, status
 from harness.report.units import is_defined
 
 Status = Literal["published", "gain only", "not published", "not recovered"]
-"""A value; a difference between two values; a gap in the paper's own table; a value that the paper has and that could not be read."""
+"""A value; a difference between two values; a gap in the paper's table; a value in the paper that could not be read."""
 TABLE = "published.csv"
 _WORDS = ("paper", "arxiv", "place", "encoder", "family", "architecture", "dataset_version", "metric", "source", "note")
 _LISTS = ("checkpoints", "protocols", "readouts")
@@ -51,20 +51,20 @@ class Published:
     """As the paper calls it, and as a sweep must call it to be set beside the figure."""
     family: str
     architecture: str
-    """As harness.encoders tells them; empty where not known."""
+    """As harness.encoders names them; empty where unknown."""
     checkpoints: tuple[str, ...]
     """Names of the files that the authors published, any of which holds these weights."""
     tasks: tuple[str, ...]
     """`<data set>/<task>` for figures that a task here repeats, words otherwise."""
     dataset_version: str
     protocols: tuple[str, ...]
-    """Protocols here that repeat it, as far as it is told; none is known where this is empty."""
+    """Protocols here that repeat it, as far as the paper describes it; empty where none is known."""
     readouts: tuple[str, ...]
     fields: Mapping[str, Any]
     """Protocol fields that a record must have, with their values."""
     lr: float | None
     preprocessing: Mapping[str, Any]
-    """What the encoder's preprocessing must be, as encoders.json tells it; in what is not named here, the encoder's own."""
+    """What the encoder's preprocessing must be, as encoders.json has it; fields not named here are the encoder's own."""
     metric: str
     value: float | None
     """A fraction; None unless the status is `published` or `gain only`."""
@@ -80,7 +80,7 @@ class Beside:
     record: Row
     figure: Published
     remarks: tuple[str, ...]
-    """What is known to differ, or not known to be the same."""
+    """Known differences, and things not known to be equal."""
 
     @property
     def difference(self) -> float:
@@ -89,7 +89,7 @@ class Beside:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The record's interval, shifted by the published value, which is taken as it stands; None where the record has none."""
+        """The record's interval, shifted by the published value, which is taken as exact; None where the record has none."""
         low, high = self.record["ci_low"], self.record["ci_high"]
         return (low - self._published, high - self._published) if is_defined(low) and is_defined(high) else None
 
@@ -109,17 +109,17 @@ class Apart:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All that the table has to say of a run."""
+    """Everything that the table says about a run."""
 
     beside: tuple[Beside, ...] = ()
     apart: tuple[Apart, ...] = ()
     unknown: tuple[Published, ...] = ()
-    """Figures of the run's tasks and encoders that a paper does not have, or has and could not be read."""
+    """Figures of the run's tasks and encoders that a paper lacks, or that could not be read from it."""
 
 
 @functools.cache
 def table() -> tuple[Published, ...]:
-    """Every published figure, in the file's order. Raises ValueError where the file is not what this module reads: a bug."""
+    """Every published figure, in the file's order. Raises ValueError where the file does not have the form that this module reads: a bug."""
     with (files(__package__) / TABLE).open(encoding="utf-8") as stream:
         return tuple(_read(row) for row in csv.DictReader(stream))
 
@@ -137,39 +137,39 @@ def compare_published(results: Sequence[Row], encoders: Mapping[str, Mapping[str
 
 
 def read_encoders(out: Path) -> dict[str, dict[str, Any]]:
-    """What a run's encoders.json says of each; empty where there is none. Raises RequestError where it is not the file that a sweep writes."""
+    """The content of a run's encoders.json by encoder; empty where there is none. Raises RequestError where no sweep wrote it."""
     path = out / "encoders.json"
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RequestError(f"{path}: expected JSON, got an error: {error}; run the sweep again") from None
-    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise RequestError(f"{path}: expected an object of encoders, got something else; run the sweep again")
-    return found
+    return content
 
 
 def _read(row: Mapping[str, str]) -> Published:
-    told = row["status"]
-    if told not in get_args(Status):
-        raise ValueError(f"{TABLE}: expected a status of {', '.join(get_args(Status))}, got {told!r}")
-    has_value = told in ("published", "gain only")
+    state = row["status"]
+    if state not in get_args(Status):
+        raise ValueError(f"{TABLE}: expected a status of {', '.join(get_args(Status))}, got {state!r}")
+    has_value = state in ("published", "gain only")
     if bool(row["value"]) != has_value:
         raise ValueError(
-            f"{TABLE}: {row['paper']}, {row['encoder']}, {row['task']}: status {told!r} and value {row['value']!r} contradict each other"
+            f"{TABLE}: {row['paper']}, {row['encoder']}, {row['task']}: status {state!r} and value {row['value']!r} contradict each other"
         )
     words: dict[str, Any] = {name: row[name] for name in _WORDS}
     listed: dict[str, Any] = {name: tuple(row[name].split()) for name in _LISTS}
     return Published(
         **words,
         **listed,
-        tasks=tuple(row["task"].split()) if "/" in row["task"] else (row["task"],),  # a task's name, and no words about one
+        tasks=tuple(row["task"].split()) if "/" in row["task"] else (row["task"],),  # a task's name, not a description
         fields=json.loads(row["fields"]) if row["fields"] else {},
         preprocessing=json.loads(row["preprocessing"]) if row["preprocessing"] else {},
         lr=float(row["lr"]) if row["lr"] else None,
         value=float(row["value"]) if has_value else None,
-        status=cast(Status, told),
+        status=cast(Status, state),
     )
 
 
@@ -188,18 +188,18 @@ def _candidates(results: Sequence[Row]) -> Iterator[tuple[Row, Published]]:
 
 
 def _unknown(results: Sequence[Row]) -> Iterator[Published]:
-    asked = {(record["task"], record["metric"]): None for record in results}
+    scored = {(record["task"], record["metric"]): None for record in results}
     encoders = {record["encoder"] for record in results}
     named = {figure.encoder for figure in table() if figure.protocols}
     for figure in table():
-        # a figure that is told of no single encoder is told of all of its paper's
+        # a figure without an encoder is about all of its paper's
         is_of_run = figure.encoder in encoders or (not figure.encoder and bool(encoders & named))
-        if is_of_run and figure.status in ("not recovered", "not published") and any((task, figure.metric) in asked for task in figure.tasks):
+        if is_of_run and figure.status in ("not recovered", "not published") and any((task, figure.metric) in scored for task in figure.tasks):
             yield figure
 
 
 def _differences(record: Row, figure: Published, encoder: Mapping[str, Any] | None) -> Iterator[str]:
-    """Why the two are not of the same thing."""
+    """Reasons why record and figure do not describe the same thing."""
     if status(record) != "ok":
         yield f"the record is {status(record)}: {reason(record)}"
     yield from _encoder_differences(figure, encoder)
@@ -207,12 +207,12 @@ def _differences(record: Row, figure: Published, encoder: Mapping[str, Any] | No
         yield f"the data set is {record['dataset_version']!r}, the paper's {figure.dataset_version!r}"
     if record["readout"] is not None and record["readout"] not in figure.readouts:
         yield f"the readout is {record['readout']}, the paper's {' or '.join(figure.readouts)}"
-    own = parsed(record["protocol_fields"])
+    protocol_fields = parsed(record["protocol_fields"])
     for name, value in figure.fields.items():
-        if name not in own:
+        if name not in protocol_fields:
             yield f"{name} is {json.dumps(value)} in the paper, and no choice of this protocol"
-        elif own[name] != value:
-            yield f"{name} is {json.dumps(own[name])}, the paper's {json.dumps(value)}"
+        elif protocol_fields[name] != value:
+            yield f"{name} is {json.dumps(protocol_fields[name])}, the paper's {json.dumps(value)}"
 
 
 def _encoder_differences(figure: Published, encoder: Mapping[str, Any] | None) -> Iterator[str]:
@@ -232,10 +232,10 @@ def _encoder_differences(figure: Published, encoder: Mapping[str, Any] | None) -
 
 
 def _preprocessing_differences(figure: Published, encoder: Mapping[str, Any]) -> Iterator[str]:
-    own = encoder.get("preprocessing") or {}
+    preprocessing = encoder.get("preprocessing") or {}
     for name, value in figure.preprocessing.items():
-        if own.get(name) != value:
-            yield f"the encoder's images have {name} {json.dumps(own.get(name))}, the paper's {json.dumps(value)}"
+        if preprocessing.get(name) != value:
+            yield f"the encoder's images have {name} {json.dumps(preprocessing.get(name))}, the paper's {json.dumps(value)}"
     for note in map(str, encoder.get("notes") or ()):
         if note.startswith(_OVERRIDDEN) and not set(note.removeprefix(_OVERRIDDEN).split(", ")) <= set(figure.preprocessing):
             yield note

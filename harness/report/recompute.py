@@ -1,4 +1,4 @@
-"""A record's value and interval, worked out again from the predictions that the run kept, by the metric's own code."""
+"""A record's value and interval, recomputed from the predictions that the run kept, by the metric's own code."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.report.board import Row
 
 COLUMNS = ("value", "ci_low", "ci_high")
 _ROUNDING = 1e-12
-"""Relative and absolute: what sums of floats may differ by between processors."""
+"""Relative and absolute tolerance: sums of floats may differ this much between processors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recomputed:
-    """What came of it, in words."""
+    """The result, in words."""
 
     text: str
     differs: bool = False
@@ -27,7 +27,7 @@ class Recomputed:
 
 
 def recompute(row: Row, predictions: Predictions | None) -> Recomputed:
-    """Of one record; `predictions` are those of its encoder, task and protocol, None where the run has none."""
+    """Recompute one record; `predictions` are those of its encoder, task and protocol, None where the run has none."""
     if predictions is None or not len(predictions):
         if row["value"] is None:
             return Recomputed(text="nothing to recompute: no value is recorded, and no predictions were kept")

@@ -1,4 +1,4 @@
-"""What a run left behind: its tables and its sweep file, read from its folder alone."""
+"""A finished run: its tables and its sweep file, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Run:
     @property
     def shards(self) -> str | None:
         """Path or URL of the folder that holds the data sets, as sweep.yaml says."""
-        found = self.sweep.get("shards")
-        return resolve_path(found, self.out) if isinstance(found, str) else None
+        location = self.sweep.get("shards")
+        return resolve_path(location, self.out) if isinstance(location, str) else None
 
     def predictions(self, encoder: str, task: str, protocol: str | None) -> Predictions | None:
-        """What the chosen head said of every test item; None where nothing was kept, or not enough for a metric to be worked out."""
+        """The chosen head's predictions of every test item; None where none were kept, or not enough to compute a metric."""
         path = self._table("predictions", encoder, task)
         if not path.exists():
             return None
@@ -65,7 +65,7 @@ class Run:
 
 
 def read_run(out: Path) -> Run:
-    """Raises RequestError where `out` holds no results, a table of another schema, or a sweep.yaml that is not plain YAML."""
+    """Read the run in `out`. Raises RequestError where it holds no results, a table of another schema, or a sweep.yaml that is not plain YAML."""
     results = out / "results.parquet"
     if not results.exists():
         raise RequestError(f"{results}: no such file; expected the folder of a run, which python -m harness.sweep writes")
@@ -121,5 +121,5 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
 def _sweep(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
-    found = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    return found if isinstance(found, dict) else {}
+    content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return content if isinstance(content, dict) else {}

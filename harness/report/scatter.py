@@ -1,4 +1,4 @@
-"""Object against part scores: a panel for every object task and part task that ask the same, with both intervals."""
+"""Object against part scores: a panel for every object task and its corresponding part task, with both intervals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.report.board import Board, Column, Row, status, titles
 from harness.report.drawing import INK, MUTED, Drawing, canvas, png
-from harness.report.palette import Look, Style, mix
+from harness.report.palette import Palette, Style, mix
 from harness.report.units import FRACTION, axis_label, is_defined, plain, scale, unit
 
 NAME = "object_part"
@@ -26,25 +26,25 @@ def pairs(board: Board) -> list[tuple[Column, Column]]:
     """
     objects = [column for column in board.columns if column.level == "object"]
     parts = [column for column in board.columns if column.level == "part"]
-    found: dict[tuple[str, str], tuple[Column, Column]] = {}
+    paired: dict[tuple[str, str], tuple[Column, Column]] = {}
     for part in parts:
         akin = [column for column in objects if column.family == part.family]
         if akin:
             best = max(akin, key=lambda column: (column.dataset == part.dataset, column.protocol == part.protocol, -objects.index(column)))
-            found.setdefault((best.task, part.task), (best, part))
-    if not found and objects and parts:
+            paired.setdefault((best.task, part.task), (best, part))
+    if not paired and objects and parts:
         return [(objects[0], parts[0])]
-    return list(found.values())
+    return list(paired.values())
 
 
-def object_part(board: Board, look: Look) -> Drawing:
-    """One panel a pair; an encoder is a point with both 95 % intervals, a dotted line leads to it from its random twin."""
-    found = pairs(board)
-    if not found:
+def object_part(board: Board, palette: Palette) -> Drawing:
+    """One panel per pair; an encoder is a point with both 95 % intervals, and a dotted line leads to it from its random twin."""
+    column_pairs = pairs(board)
+    if not column_pairs:
         missing = " and ".join(level for level in ("object", "part") if all(column.level != level for column in board.columns))
         return Drawing(name=NAME, absent=f"it takes an object task and a part task, and this run has no {missing} task")
-    across = min(_ACROSS, len(found))
-    down = -(-len(found) // across)
+    across = min(_ACROSS, len(column_pairs))
+    down = -(-len(column_pairs) // across)
     width = {1: 5.6, 2: 9.4}.get(across, 12.6)
     in_a_row = min(len(board.encoders), 2 if across == 1 else 4)
     legend_height = 0.12 + 0.2 * -(-len(board.encoders) // in_a_row)
@@ -63,23 +63,23 @@ def object_part(board: Board, look: Look) -> Drawing:
             wspace=0.28,
             hspace=0.36,
         )
-        for i, pair in enumerate(found):
+        for i, pair in enumerate(column_pairs):
             axes = figure.add_subplot(grid[i // across, i % across])
             points = _points(board, pair, named, notes)
             drawn += len(points)
-            _panel(axes, pair, points, look, named)
+            _panel(axes, pair, points, palette, named)
             if len(board.encoders) <= _LABELLED:
-                _label(figure, axes, points, look)
+                _label(figure, axes, points, palette)
         if not drawn:
             return Drawing(name=NAME, absent="no encoder has a value for both an object task and its part task", notes=tuple(notes))
-        _legend(figure, board.encoders, look.styles, in_a_row)
+        _legend(figure, board.encoders, palette.styles, in_a_row)
         data = png(figure)
-    panels = "; ".join(f"{named[o][0]} against {named[p][0]}" for o, p in found)
+    panels = "; ".join(f"{named[o][0]} against {named[p][0]}" for o, p in column_pairs)
     return Drawing(name=NAME, png=data, alt=f"Scatter of object against part scores with 95 % intervals: {plain(panels)}", notes=tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ScatterPoint:
     """An encoder's two values and their intervals, (value, low, high), as drawn."""
 
     encoder: str
@@ -88,14 +88,14 @@ class Point:
     incomplete: bool
 
 
-def _points(board: Board, pair: tuple[Column, Column], named: Named, notes: list[str]) -> list[Point]:
+def _points(board: Board, pair: tuple[Column, Column], named: Named, notes: list[str]) -> list[ScatterPoint]:
     points = []
     for encoder in board.encoders:
         cells = [board.cells.get((encoder, column)) for column in pair]
         rows = [row for row in cells if row is not None and is_defined(row["value"])]
         if len(rows) == len(pair):
             x, y = (_scaled(row, column) for row, column in zip(rows, pair, strict=True))
-            points.append(Point(encoder=encoder, x=x, y=y, incomplete=any(status(row) == "incomplete" for row in rows)))
+            points.append(ScatterPoint(encoder=encoder, x=x, y=y, incomplete=any(status(row) == "incomplete" for row in rows)))
         for column, row in zip(pair, cells, strict=True):
             if row is None or not is_defined(row["value"]):
                 notes.append(f"{encoder} is absent: {named[column][0]} {status(row) if row else 'was not run'}")
@@ -109,15 +109,15 @@ def _scaled(row: Row, column: Column) -> tuple[float, float, float]:
     return value * factor, low * factor, high * factor
 
 
-def _panel(axes: Any, pair: tuple[Column, Column], points: Sequence[Point], look: Look, named: Named) -> None:
+def _panel(axes: Any, pair: tuple[Column, Column], points: Sequence[ScatterPoint], palette: Palette, named: Named) -> None:
     places = {point.encoder: point for point in points}
-    for random, trained in look.twins.items():
+    for random, trained in palette.twins.items():
         if random in places and trained in places:
             ends = [places[random], places[trained]]
-            colour = look.styles[trained].colour
+            colour = palette.styles[trained].colour
             axes.plot([end.x[0] for end in ends], [end.y[0] for end in ends], linestyle=":", linewidth=1.2, color=colour, alpha=0.55, zorder=1)
     for point in points:
-        style = look.styles[point.encoder]
+        style = palette.styles[point.encoder]
         bars = {"color": style.colour, "linewidth": 1.3, "alpha": 0.8, "linestyle": style.line, "zorder": 2}
         axes.plot(point.x[1:], [point.y[0]] * 2, **bars)
         axes.plot([point.x[0]] * 2, point.y[1:], **bars)
@@ -142,19 +142,19 @@ _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 _REACHES = (9.0, 16.0, 26.0)  # points of type
 
 
-def _label(figure: Any, axes: Any, points: Sequence[Point], look: Look) -> None:
-    """Names beside the points, each where it covers least of the other names, points and bars; the dotted lines tell whose a random twin is."""
+def _label(figure: Any, axes: Any, points: Sequence[ScatterPoint], palette: Palette) -> None:
+    """Names beside the points, each where it covers least of the other names, points and bars; the dotted lines identify random twins."""
     from matplotlib.patheffects import withStroke
 
     renderer, pixels = figure.canvas.get_renderer(), figure.dpi / 72
     frame = _box(axes.get_window_extent(renderer))
     taken = [box for point in points for box in _ink(axes, point, pixels)]
     for point in points:
-        if look.twins.get(point.encoder) or len(point.encoder) > _LONGEST:
+        if palette.twins.get(point.encoder) or len(point.encoder) > _LONGEST:
             continue
         anchor = axes.transData.transform((point.x[0], point.y[0]))
         halo = [withStroke(linewidth=2.5, foreground="white", alpha=0.85)]
-        style = {"color": mix(look.styles[point.encoder].colour, INK, 0.35), "fontsize": 8, "zorder": 6, "path_effects": halo}
+        style = {"color": mix(palette.styles[point.encoder].colour, INK, 0.35), "fontsize": 8, "zorder": 6, "path_effects": halo}
         text = axes.annotate(plain(point.encoder), (point.x[0], point.y[0]), xytext=(0, 0), textcoords="offset points", **style)
         size = text.get_window_extent(renderer)
         spots = [(reach, side, _beside(anchor, side, reach * pixels, size.width, size.height)) for reach in _REACHES for side in _SIDES]
@@ -168,7 +168,7 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
 
 
-def _ink(axes: Any, point: Point, pixels: float) -> list[Box]:
+def _ink(axes: Any, point: ScatterPoint, pixels: float) -> list[Box]:
     """What a point and its bars cover."""
     (x, y), (x0, y0), (x1, y1) = axes.transData.transform([(point.x[i], point.y[i]) for i in range(3)])
     thin, wide = 1.5 * pixels, 7 * pixels
@@ -203,4 +203,4 @@ def _legend(figure: Any, encoders: Sequence[str], styles: Mapping[str, Style], i
         handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.line, markerfacecolor=style.face, markeredgewidth=1.5))
     legend = figure.legend(handles, [str(i) for i in range(len(handles))], loc="lower center", ncols=in_a_row, frameon=False, fontsize=8)
     for text, encoder in zip(legend.get_texts(), encoders, strict=True):
-        text.set_text(plain(encoder, 40))  # not as a label, of which matplotlib leaves out those that begin with an underscore
+        text.set_text(plain(encoder, 40))  # not as a label: matplotlib leaves out labels that begin with an underscore

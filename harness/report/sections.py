@@ -1,4 +1,4 @@
-"""The page's sections as plain text in rows and cells, everything formatted but nothing escaped: that is the template's."""
+"""The page's sections as plain text in rows and cells, everything formatted but nothing escaped: the template does that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.report.board import LEVELS, Board, Column, Row, note, parsed, reaso
 from harness.report.curves import Curve, not_ok
 from harness.report.learning_rates import edge_of
 from harness.report.paired import Comparisons, shows_all_pairs
-from harness.report.palette import Look, Style
+from harness.report.palette import Palette, Style
 from harness.report.points import is_point
 from harness.report.published import Comparison, Published
 from harness.report.units import FRACTION, interval, is_defined, number, unit
@@ -29,7 +29,7 @@ class Name:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class ScoreCell:
     """One score."""
 
     text: str = ""
@@ -44,7 +44,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class ColumnHead:
     """The top of one of the headline's columns."""
 
     title: str
@@ -59,44 +59,44 @@ class Headline:
 
     levels: Sequence[tuple[str, int]]
     """Level and how many columns it has."""
-    heads: Sequence[Head]
-    rows: Sequence[tuple[Name, Sequence[Cell]]]
+    heads: Sequence[ColumnHead]
+    rows: Sequence[tuple[Name, Sequence[ScoreCell]]]
     not_ok: Sequence[tuple[str, str, str, str]]
     """Encoder, task, status, reason."""
     notes: Sequence[tuple[str, str, str]]
-    """Encoders, task, what has to be known beside their values, which are ok."""
+    """Encoders, task, note on their values, which are ok."""
     not_ok_count: int
-    """Records that these lines speak of: a line may speak of many points of one curve."""
+    """Number of records that these lines cover: a line may cover many points of one curve."""
     counts: Sequence[tuple[str, int]]
-    """Status to number of records, one for each point of a curve."""
+    """Status → number of records, one for each point of a curve."""
     curves: int
 
 
-def headline(board: Board, look: Look, compared: Sequence[Comparisons], found: Sequence[Curve] = ()) -> Headline:
-    """The board as a table; of curves only what is not ok, and how many there are."""
+def headline(board: Board, palette: Palette, compared: Sequence[Comparisons], run_curves: Sequence[Curve] = ()) -> Headline:
+    """The board as a table; for curves only the points that are not ok, and the number of curves."""
     named = titles(board.columns)
-    by_column = {one.column: one for one in compared}
-    points = [point.row for curve in found for point in curve.main_points() if is_point(point.row["protocol"])]
-    odd, odd_points = board.not_ok(), not_ok(found)
+    by_column = {comparisons.column: comparisons for comparisons in compared}
+    points = [point.row for curve in run_curves for point in curve.main_points() if is_point(point.row["protocol"])]
+    odd, odd_points = board.not_ok(), not_ok(run_curves)
     return Headline(
         levels=[(level, count) for level in _levels(board) if (count := sum(column.level == level for column in board.columns))],
         heads=[_head(board, column, named) for column in board.columns],
         rows=[
-            (name(encoder, look), [_cell(board, encoder, column, by_column.get(column)) for column in board.columns]) for encoder in board.encoders
+            (name(encoder, palette), [_cell(board, encoder, column, by_column.get(column)) for column in board.columns]) for encoder in board.encoders
         ],
         not_ok=[
             *((row["encoder"], " · ".join(word for word in named[column] if word), status(row), reason(row)) for column, row in odd),
-            *((one.encoder, one.where, one.status, one.reason) for one in odd_points),
+            *((line.encoder, line.where, line.status, line.reason) for line in odd_points),
         ],
         notes=[(encoders, " · ".join(word for word in named[column] if word), text) for column, encoders, text in board.notes()],
-        not_ok_count=len(odd) + sum(one.points for one in odd_points),
+        not_ok_count=len(odd) + sum(line.points for line in odd_points),
         counts=Counter(status(row) for row in (*board.cells.values(), *points)).most_common(),
-        curves=len(found),
+        curves=len(run_curves),
     )
 
 
-def name(encoder: str, look: Look) -> Name:
-    return Name(text=encoder, style=look.styles[encoder])
+def name(encoder: str, palette: Palette) -> Name:
+    return Name(text=encoder, style=palette.styles[encoder])
 
 
 def _levels(board: Board) -> list[str]:
@@ -107,8 +107,8 @@ def _metric(metric: str | None) -> str:
     return f"{metric} (%)" if unit(metric) == FRACTION else metric or ""
 
 
-def _head(board: Board, column: Column, named: Mapping[Column, tuple[str, str]]) -> Head:
-    return Head(title=named[column][0], qualifier=named[column][1], metric=_metric(column.metric), items=_items(board, column))
+def _head(board: Board, column: Column, named: Mapping[Column, tuple[str, str]]) -> ColumnHead:
+    return ColumnHead(title=named[column][0], qualifier=named[column][1], metric=_metric(column.metric), items=_items(board, column))
 
 
 def _items(board: Board, column: Column) -> str:
@@ -116,18 +116,21 @@ def _items(board: Board, column: Column) -> str:
     return f"{min(counts):,} items" if len(counts) == 1 else f"{min(counts):,}–{max(counts):,} items" if counts else ""
 
 
-def _cell(board: Board, encoder: str, column: Column, compared: Comparisons | None) -> Cell:
+def _cell(board: Board, encoder: str, column: Column, compared: Comparisons | None) -> ScoreCell:
     row = board.cells.get((encoder, column))
     if row is None:
-        return Cell()
+        return ScoreCell()
     state, value = status(row), row["value"]
     best = board.best(column)
     if not is_defined(value):
-        return Cell(text=state, status=state, reason=reason(row))
+        return ScoreCell(text=state, status=state, reason=reason(row))
     level = (
-        compared is not None and encoder not in best and any(one in best for one in compared.encoders[:1]) and encoder in compared.level_with_best()
+        compared is not None
+        and encoder not in best
+        and any(leader in best for leader in compared.encoders[:1])
+        and encoder in compared.level_with_best()
     )
-    return Cell(
+    return ScoreCell(
         text=number(value, column.metric),
         between=interval(row["ci_low"], row["ci_high"], column.metric) or "no interval",
         status=state,
@@ -146,57 +149,57 @@ def _bar(row: Row) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTable:
-    """Paired differences, a line for each pair of encoders and a column for each task."""
+    """Paired differences: a line per pair of encoders and a column per task."""
 
-    heads: Sequence[Head]
-    rows: Sequence[tuple[Name, Name | None, Sequence[Cell]]]
+    heads: Sequence[ColumnHead]
+    rows: Sequence[tuple[Name, Name | None, Sequence[ScoreCell]]]
     """First encoder, second encoder (None: the best of each column), first less second by column; `best` marks an interval that leaves zero out."""
     notes: Sequence[str]
 
 
-def paired_table(board: Board, look: Look, compared: Sequence[Comparisons]) -> PairedTable:
-    """All pairs of few encoders; of many, each against the best of each column, then trained encoders against their random twins.
+def paired_table(board: Board, palette: Palette, compared: Sequence[Comparisons]) -> PairedTable:
+    """All pairs of few encoders; with many, each against the best of each column, then trained encoders against their random twins.
 
     A pair that was not compared in a column has an empty cell there.
     """
     named = titles(board.columns)
-    rows: list[tuple[Name, Name | None, Sequence[Cell]]] = []
+    rows: list[tuple[Name, Name | None, Sequence[ScoreCell]]] = []
     if shows_all_pairs(board):
         pairs = [(first, second) for i, first in enumerate(board.encoders) for second in board.encoders[i + 1 :]]
     else:
-        pairs = [(trained, random) for random, trained in look.twins.items() if trained in board.encoders]
-        rows = [(name(encoder, look), None, [_against_best(one, encoder) for one in compared]) for encoder in board.encoders]
+        pairs = [(trained, random) for random, trained in palette.twins.items() if trained in board.encoders]
+        rows = [(name(encoder, palette), None, [_against_best(comparisons, encoder) for comparisons in compared]) for encoder in board.encoders]
     for first, second in pairs:
-        rows.append((name(first, look), name(second, look), [_difference(one, first, second) for one in compared]))
+        rows.append((name(first, palette), name(second, palette), [_difference(comparisons, first, second) for comparisons in compared]))
     return PairedTable(
-        heads=[_head(board, one.column, named) for one in compared],
+        heads=[_head(board, comparisons.column, named) for comparisons in compared],
         rows=[row for row in rows if any(cell.text for cell in row[2])],
-        notes=[f"{' · '.join(word for word in named[one.column] if word)}: {note}" for one in compared for note in one.notes],
+        notes=[f"{' · '.join(word for word in named[comparisons.column] if word)}: {note}" for comparisons in compared for note in comparisons.notes],
     )
 
 
-def _against_best(compared: Comparisons, encoder: str) -> Cell:
+def _against_best(compared: Comparisons, encoder: str) -> ScoreCell:
     if compared.encoders[:1] == (encoder,):
-        return Cell(text="best", status="ok")
-    return _difference(compared, encoder, compared.encoders[0]) if compared.encoders else Cell()
+        return ScoreCell(text="best", status="ok")
+    return _difference(compared, encoder, compared.encoders[0]) if compared.encoders else ScoreCell()
 
 
-def _difference(compared: Comparisons, first: str, second: str) -> Cell:
-    found = compared.of(first, second)
-    if found is None:
-        return Cell()
-    metric, estimate = compared.column.metric, found.estimate
-    return Cell(
+def _difference(compared: Comparisons, first: str, second: str) -> ScoreCell:
+    difference = compared.of(first, second)
+    if difference is None:
+        return ScoreCell()
+    metric, estimate = compared.column.metric, difference.estimate
+    return ScoreCell(
         text=number(estimate.value, metric, signed=True),
         between=interval(estimate.low, estimate.high, metric, signed=True) or estimate.reason or "no interval",
         status="ok",
-        best=found.is_clear,
+        best=difference.is_clear,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerSum:
-    """What became of the samples of every data set and split."""
+    """The accounts of the samples of every data set and split."""
 
     rows: Sequence[Sequence[str]]
     """Data set, split, shards, samples, banks, expected, seen, failed, duplicates."""
@@ -204,7 +207,7 @@ class LedgerSum:
     adds_up: bool
     """Whether seen + failed = expected, over everything."""
     odd: Sequence[Sequence[str]]
-    """Data set, split, shard, status, banks, reason, what it befell."""
+    """Data set, split, shard, status, banks, reason, affected samples."""
 
 
 COUNTS = ("expected", "seen", "failed")
@@ -231,25 +234,25 @@ def _counts(rows: Sequence[Row]) -> list[str]:
 
 
 def _sum(rows: Sequence[Row], column: str) -> int:
-    """Of a column of counts; what a table of another version does not say counts as 0."""
+    """Sum of a column of counts; a value that a table of another version lacks counts as 0."""
     return sum(row[column] or 0 for row in rows)
 
 
 def _odd(ledger: Iterable[Row]) -> list[list[str]]:
-    """Shards that are not ok, each reason of each once, with the number of banks that met it."""
+    """Shards that are not ok: each of their reasons once, with the number of banks that met it."""
     met: Counter[tuple[str, ...]] = Counter()
     for row in ledger:
         if row["status"] == "ok":
             continue
-        for why, befell in (parsed(row["reasons"]) or {"no reason was recorded": []}).items():
-            what = ", ".join(map(str, befell)) if isinstance(befell, list) else str(befell)
-            met[row["dataset"], row["split"], row["shard"], row["status"], why, what] += 1
+        for why, affected in (parsed(row["reasons"]) or {"no reason was recorded": []}).items():
+            detail = ", ".join(map(str, affected)) if isinstance(affected, list) else str(affected)
+            met[row["dataset"], row["split"], row["shard"], row["status"], why, detail] += 1
     return [[*key[:4], str(banks), *key[4:]] for key, banks in met.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyLine:
-    """What the search of one study chose."""
+    """The choice of one study's search."""
 
     name: Name
     task: str
@@ -265,7 +268,7 @@ class StudyLine:
     images_per_second: str
 
 
-def study_lines(board: Board, look: Look, trials: Sequence[Row]) -> list[StudyLine]:
+def study_lines(board: Board, palette: Palette, trials: Sequence[Row]) -> list[StudyLine]:
     named = titles(board.columns)
     heads: dict[tuple[str, str, str | None], list[Row]] = {}
     for trial in trials:
@@ -276,7 +279,7 @@ def study_lines(board: Board, look: Look, trials: Sequence[Row]) -> list[StudyLi
             row = board.cells.get((encoder, column))
             if row is not None:
                 task = " · ".join(word for word in named[column] if word)
-                lines.append(_study_line(row, heads.get((encoder, column.task, column.protocol), []), name(encoder, look), task))
+                lines.append(_study_line(row, heads.get((encoder, column.task, column.protocol), []), name(encoder, palette), task))
     return lines
 
 
@@ -301,7 +304,7 @@ def _study_line(row: Row, heads: Sequence[Row], encoder: Name, task: str) -> Stu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class SelectionSummary:
     """What heads were chosen on."""
 
     splits: Sequence[str]
@@ -309,14 +312,14 @@ class Selection:
     """Tasks where there was nothing to choose."""
 
 
-def selection(results: Sequence[Row]) -> Selection:
+def selection(results: Sequence[Row]) -> SelectionSummary:
     splits: dict[str, set[str]] = {}
     for row in results:
         if row["selected_on"]:
             splits.setdefault(row["task"], set()).add(row["selected_on"])
-    return Selection(
+    return SelectionSummary(
         splits=sorted(set().union(*splits.values()) - {"nothing"}),
-        decided=[task.rpartition("/")[2] for task, found in splits.items() if found == {"nothing"}],
+        decided=[task.rpartition("/")[2] for task, selected_on in splits.items() if selected_on == {"nothing"}],
     )
 
 
@@ -334,8 +337,8 @@ class Provenance:
     versions: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def provenance(results: Sequence[Row], look: Look, described: Mapping[str, Mapping[str, Any]]) -> Provenance:
-    """`described` is what is known of the run's encoders, as in encoders.json."""
+def provenance(results: Sequence[Row], palette: Palette, described: Mapping[str, Mapping[str, Any]]) -> Provenance:
+    """`described` holds the facts about the run's encoders, as in encoders.json."""
     encoders = {row["encoder"]: row for row in results}
     protocols = {(row["task"], row["protocol"], row["protocol_fields"], row["view"], row["probe"]): None for row in results}
     banks = {(row["encoder"], row["task"], ", ".join(row["bank_keys"] or ())): None for row in results}
@@ -347,13 +350,16 @@ def provenance(results: Sequence[Row], look: Look, described: Mapping[str, Mappi
             ("scored", f"{dates[0]} to {dates[-1]}" if len(dates) > 1 else ", ".join(dates)),
             ("device", ", ".join(_distinct(results, "device"))),
             ("precision", _precisions(results)),
-            ("data sets", ", ".join(f"{one[0]} {one[1]}" for one in sorted({(row["dataset"], str(row["dataset_version"])) for row in results}))),
+            (
+                "data sets",
+                ", ".join(f"{dataset[0]} {dataset[1]}" for dataset in sorted({(row["dataset"], str(row["dataset_version"])) for row in results})),
+            ),
             ("search seed", ", ".join(_distinct(results, "seed"))),
             ("git commit", ", ".join(_distinct(results, "git_commit")) or "not run from a checkout"),
         ],
         encoders=[
             (
-                name(encoder, look),
+                name(encoder, palette),
                 f"{row['params_m']:.1f}" if is_defined(row["params_m"]) else "–",
                 row["weights_sha256"] or "–",
                 _preprocessing(described.get(encoder) or {}),
@@ -367,7 +373,7 @@ def provenance(results: Sequence[Row], look: Look, described: Mapping[str, Mappi
 
 
 def _preprocessing(encoder: Mapping[str, Any]) -> str:
-    """How an encoder's images are prepared and where that comes from, in words; a dash where the run does not tell."""
+    """How an encoder's images are prepared and where that comes from, in words; a dash where the run does not say."""
     values = encoder.get("preprocessing")
     if not values:
         return "–"
@@ -378,13 +384,13 @@ def _preprocessing(encoder: Mapping[str, Any]) -> str:
 
 
 def _precisions(results: Sequence[Row]) -> str:
-    """The precision of most encoders, and which have another one."""
-    found: dict[str, dict[str, None]] = {}
+    """The precision of most encoders, and the encoders with another one."""
+    by_precision: dict[str, dict[str, None]] = {}
     for row in results:
         if row["precision"]:
-            found.setdefault(row["precision"], {})[row["encoder"]] = None
-    first, *others = sorted(found, key=lambda precision: -len(found[precision])) or [""]
-    return first + "".join(f", {other} for {', '.join(found[other])}" for other in others)
+            by_precision.setdefault(row["precision"], {})[row["encoder"]] = None
+    first, *others = sorted(by_precision, key=lambda precision: -len(by_precision[precision])) or [""]
+    return first + "".join(f", {other} for {', '.join(by_precision[other])}" for other in others)
 
 
 def _fields(document: str | None) -> list[tuple[str, str]]:
@@ -406,10 +412,10 @@ class Record:
     reason: str
 
 
-def records(results: Sequence[Row], look: Look) -> list[Record]:
+def records(results: Sequence[Row], palette: Palette) -> list[Record]:
     return [
         Record(
-            name=name(row["encoder"], look),
+            name=name(row["encoder"], palette),
             words=[
                 row["task"],
                 row["protocol"] or "–",
@@ -452,34 +458,38 @@ class PublishedTable:
     unknown: Sequence[str]
 
 
-def published_table(found: Comparison, look: Look) -> PublishedTable:
+def published_table(comparison: Comparison, palette: Palette) -> PublishedTable:
     remarks: dict[str, int] = {}
     lines = []
-    for one in found.beside:
-        record, metric, shifted = one.record, one.figure.metric, one.interval
+    for match in comparison.beside:
+        record, metric, shifted = match.record, match.figure.metric, match.interval
         lines.append(
             PublishedLine(
-                name=name(record["encoder"], look),
+                name=name(record["encoder"], palette),
                 words=[
                     record["task"],
                     record["protocol"],
                     _metric(metric),
-                    number(one.figure.value, metric),
+                    number(match.figure.value, metric),
                     number(record["value"], metric),
                     interval(record["ci_low"], record["ci_high"], metric) or "no interval",
-                    number(one.difference, metric, signed=True),
+                    number(match.difference, metric, signed=True),
                     interval(*shifted, metric, signed=True) if shifted else "no interval",
                 ],
-                source=_source(one.figure),
-                remarks=[remarks.setdefault(remark, len(remarks) + 1) for remark in one.remarks],
+                source=_source(match.figure),
+                remarks=[remarks.setdefault(remark, len(remarks) + 1) for remark in match.remarks],
                 is_clear=shifted is not None and not shifted[0] <= 0 <= shifted[1],
             )
         )
     apart = [
-        (name(one.record["encoder"], look), f"{one.record['task']} @ {one.record['protocol']}, {one.figure.metric}", "; ".join(one.reasons))
-        for one in found.apart
+        (
+            name(mismatch.record["encoder"], palette),
+            f"{mismatch.record['task']} @ {mismatch.record['protocol']}, {mismatch.figure.metric}",
+            "; ".join(mismatch.reasons),
+        )
+        for mismatch in comparison.apart
     ]
-    return PublishedTable(lines=lines, remarks=list(remarks), apart=apart, unknown=[_unknown(figure) for figure in found.unknown])
+    return PublishedTable(lines=lines, remarks=list(remarks), apart=apart, unknown=[_unknown(figure) for figure in comparison.unknown])
 
 
 def _source(figure: Published) -> str:

@@ -1,6 +1,6 @@
-"""The board on a terminal: encoders down, tasks across, as many tables as the width asks for; one encoder alone is a list of tasks.
+"""The board on a terminal: encoders down, tasks across, as many tables as the width needs; a single encoder is a list of tasks.
 
-Of a curve only the ends are told, a line for each encoder.
+Of a curve only the ends are shown, one line per encoder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STYLES = {"incomplete": "yellow", "failed": "red", "undefined": "dim"}
 def terminal(results: Sequence[Row], console: Console) -> None:
     """Print the main metric of every encoder and task with its 95 % interval, the best of each task in bold, and why rows are not ok.
 
-    Curves are told by their ends.
+    Curves are shown by their ends.
     """
     board, along = make_board(results), curves(results)
     if not board.columns and not along:
@@ -45,16 +45,16 @@ def terminal(results: Sequence[Row], console: Console) -> None:
 
 
 def _that_fit(columns: Sequence[Column], width: int) -> Iterator[Sequence[Column]]:
-    """All columns where they fit the width, else those of each level in runs that do, evened out."""
+    """All columns where they fit the width, else those of each level in even runs that do."""
     at_once = max(1, (width - _NAME_WIDTH - _GAP) // (_CELL_WIDTH + _GAP))
     if len(columns) <= at_once:
         yield columns
         return
     for level in dict.fromkeys(column.level for column in columns):
-        its = [column for column in columns if column.level == level]
-        size = -(-len(its) // -(-len(its) // at_once))
-        for start in range(0, len(its), size):
-            yield its[start : start + size]
+        of_level = [column for column in columns if column.level == level]
+        size = -(-len(of_level) // -(-len(of_level) // at_once))
+        for start in range(0, len(of_level), size):
+            yield of_level[start : start + size]
 
 
 def _several_encoders(board: Board, columns: Sequence[Column]) -> Table:
@@ -121,7 +121,7 @@ def _notes(board: Board, odd_points: Sequence[NotOk], width: int) -> Iterator[Te
     odd = board.not_ok()
     named = titles(board.columns)
     reasons = [(status(row), " · ".join(plain(word) for word in (row["encoder"], *named[column]) if word), reason(row)) for column, row in odd]
-    reasons += [(one.status, plain(f"{one.encoder} · {one.where}"), one.reason) for one in odd_points]
+    reasons += [(line.status, plain(f"{line.encoder} · {line.where}"), line.reason) for line in odd_points]
     if any(state == "incomplete" for state, _, _ in reasons):
         yield Text("* incomplete: over what was seen, never ranked.", style=_STYLES["incomplete"])
     for state, where, why in reasons[:_REASONS]:

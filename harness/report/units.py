@@ -1,4 +1,4 @@
-"""How a metric's value is written. Values are fractions everywhere else; here alone they become percent.
+"""How a metric's value is written. Values are fractions everywhere else; only here they become percent.
 
 A metric is a fraction unless its `unit` says otherwise ("nats", say); values of other units are written as they are.
 """
@@ -17,13 +17,13 @@ NONE = "–"
 
 
 def unit(metric: str | None) -> str | None:
-    """The unit of the metric of that name, at whatever level of the classes; None where it is not one that this version knows."""
+    """The unit of the metric of that name, at any level of the classes; None where this version does not know the metric."""
     name = str(metric).partition("@")[0]
     return all_metrics()[name].unit if name in all_metrics() else None
 
 
 def sense_of(metric: str | None) -> int:
-    """1 where higher is better by the metric of that name, -1 where lower is."""
+    """1 where higher is better for the metric of that name, -1 where lower is."""
     name = str(metric).partition("@")[0]
     return sense(all_metrics()[name]) if name in all_metrics() else 1
 
@@ -34,18 +34,18 @@ def is_defined(value: Any) -> TypeGuard[float]:
 
 
 def known_chance(metric: str | None) -> float | None:
-    """What a metric is for whoever knows nothing, where its definition alone says so; None otherwise."""
+    """The metric's value at chance, where its definition alone gives it; None otherwise."""
     return 0.5 if metric in ("AUROC", "balanced_accuracy") else None
 
 
 def label(metric: str | None) -> str:
     """A metric with its unit, where its name does not say it."""
-    own = unit(metric)
-    return f"{metric} (%)" if own == FRACTION else str(metric) if own is None or own == metric else f"{metric} ({own})"
+    measure = unit(metric)
+    return f"{metric} (%)" if measure == FRACTION else str(metric) if measure is None or measure == metric else f"{metric} ({measure})"
 
 
 def scale(metric: str | None) -> float:
-    """What a value is multiplied by before it is shown."""
+    """The factor of a value before it is shown."""
     return 100.0 if unit(metric) == FRACTION else 1.0
 
 
@@ -58,7 +58,7 @@ def number(value: float | None, metric: str | None, *, signed: bool = False) -> 
         return f"{value:{sign}.3g}".replace("-", "−")
     percent = round(100 * value, 1) + 0.0
     if signed and not percent and value:
-        return f"{100 * value:+.1g}".replace("-", "−")  # on which side of zero it lies is what a difference is read for
+        return f"{100 * value:+.1g}".replace("-", "−")  # a difference is read for its sign
     return f"{percent:{sign}.1f}".replace("-", "−")
 
 

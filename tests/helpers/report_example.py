@@ -48,7 +48,7 @@ def name_of(entry: str | Mapping[str, Any]) -> str:
 def bag_rows(rows: Sequence[Row], task: str, protocol: str, sizes: Sequence[int] = (0, 1, 4, 16)) -> list[Row]:
     """A curve in bag size for each encoder of `rows`, made of its first row: values grow with the bag, those of the whole image are its own."""
     first = {row["encoder"]: row for row in reversed(rows)}
-    found = []
+    points = []
     for encoder in dict.fromkeys(row["encoder"] for row in rows):
         row = first[encoder]
         for place, size in enumerate(sizes):
@@ -56,8 +56,8 @@ def bag_rows(rows: Sequence[Row], task: str, protocol: str, sizes: Sequence[int]
             values = {name: share * row[name] for name in ("value", "ci_low", "ci_high")}
             fields = {**json.loads(row["protocol_fields"]), "bag_size": size}
             point = {"protocol": f"{protocol}[bag_size={size}]", "protocol_fields": json.dumps(fields, sort_keys=True)}
-            found.append({**row, **values, **point, "task": task})
-    return found
+            points.append({**row, **values, **point, "task": task})
+    return points
 
 
 @dataclass(kw_only=True, eq=False)
@@ -85,9 +85,9 @@ class Example:
         for place, entry in enumerate(self.encoders):
             encoder = name_of(entry)
             skill = (0.25 if "random" in encoder else 0.8) - 0.03 * place
-            for asked in self.tasks:
-                (task,), _ = select([f"{self.dataset}/{asked}"], str(self.shards), {})
-                rng = np.random.default_rng([self.seed, place, self.tasks.index(asked)])
+            for name in self.tasks:
+                (task,), _ = select([f"{self.dataset}/{name}"], str(self.shards), {})
+                rng = np.random.default_rng([self.seed, place, self.tasks.index(name)])
                 predictions = self._predictions(task, rng, skill)
                 heads = self._trials(rng, encoder, task, skill)
                 trials += heads
@@ -108,12 +108,12 @@ class Example:
         """The items of the test split, as the task's view makes them."""
         if task.view.identity not in self._items:
             manifest = load_manifest(str(self.shards), self.dataset)
-            found = self._items.setdefault(task.view.identity, [])
+            items = self._items.setdefault(task.view.identity, [])
             for shard in manifest.split("test").shards:
                 audit = ShardAudit(shard=shard.file, expected=shard.samples)
                 url = shard_url(str(self.shards), self.dataset, shard)
                 for _, decode in read_samples(url, shard, manifest.rules, audit):
-                    found += task.view(decode())
+                    items += task.view(decode())
         return self._items[task.view.identity]
 
     def _predictions(self, task: Task, rng: np.random.Generator, skill: float) -> Predictions:
@@ -168,7 +168,7 @@ class Example:
         return rows
 
     def _result(self, encoder: str, task: Task, metric: Any, predictions: Predictions, chosen: Row, tried: int, manifest: Manifest) -> Row:
-        found = interval(metric, predictions, len(task.classes))
+        estimate = interval(metric, predictions, len(task.classes))
         return {
             "run_id": "example-0",
             "encoder": encoder,
@@ -185,9 +185,9 @@ class Example:
             "protocol": task.protocol.name,
             "protocol_fields": json.dumps(task.protocol.fields, sort_keys=True),
             "metric": metric.name,
-            "value": found.value,
-            "ci_low": found.low,
-            "ci_high": found.high,
+            "value": estimate.value,
+            "ci_low": estimate.low,
+            "ci_high": estimate.high,
             "n": len(set(predictions.keys)),
             "n_failed": 0,
             "hyperparameters": json.dumps({name: chosen[name] for name in ("lr", "readout", "round", "head")}),
@@ -220,7 +220,7 @@ class Example:
         self._add(out / "predictions" / folder / f"{task.name}.parquet", rows, PREDICTIONS)
         if task.probe.name not in ("retrieval", "locality"):
             return
-        items, found = self.items(task), []
+        items, neighbours = self.items(task), []
         for query in (items[place] for place in np.unique(np.linspace(0, len(items) - 1, QUERIES).astype(int))):
             same = [item for item in items if item.target == query.target and item.group != query.group]
             other = [item for item in items if item.target != query.target and item.group != query.group]
@@ -229,8 +229,8 @@ class Example:
                 item = pool[rng.integers(len(pool))]
                 relevant = item.target == query.target
                 row = {**names, "query": query.key, "rank": rank + 1, "neighbour": item.key}
-                found.append({**row, "similarity": 0.9 - 0.02 * rank, "relevant": relevant})
-        self._add(out / "neighbours" / folder / f"{task.name}.parquet", found, NEIGHBOURS)
+                neighbours.append({**row, "similarity": 0.9 - 0.02 * rank, "relevant": relevant})
+        self._add(out / "neighbours" / folder / f"{task.name}.parquet", neighbours, NEIGHBOURS)
 
     def _add(self, path: Path, rows: list[Row], schema: Any) -> None:
         """A table holds the rows of all protocols of its task."""

@@ -15,9 +15,9 @@ from harness.report.units import interval, number, plain
 Row = dict[str, Any]
 
 
-def row(encoder: str, value: float | None, **more: Any) -> Row:
+def row(encoder: str, value: float | None, **overrides: Any) -> Row:
     """A row of the results, as far as the board reads it."""
-    task = more.get("task", "birds/object-linear")
+    task = overrides.get("task", "birds/object-linear")
     plain_row: Row = {
         "encoder": encoder,
         "task": task,
@@ -37,7 +37,7 @@ def row(encoder: str, value: float | None, **more: Any) -> Row:
         "device": "cpu",
         "precision": "bf16",
     }
-    return plain_row | more
+    return plain_row | overrides
 
 
 def best(rows: list[Row]) -> list[set[str]]:
@@ -58,7 +58,7 @@ def test_a_row_that_is_not_ok_is_never_ranked_however_high(state: str) -> None:
     rows = [row("a", 0.5), row("b", 0.6), row("c", 0.99, status=state, error="a.tar: truncated")]
     board = make_board(rows)
     assert best(rows) == [{"b"}]
-    assert [(one["encoder"], reason(one)) for _, one in board.not_ok()] == [("c", "a.tar: truncated")]
+    assert [(row["encoder"], reason(row)) for _, row in board.not_ok()] == [("c", "a.tar: truncated")]
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
@@ -116,14 +116,14 @@ def test_object_tasks_come_before_part_tasks_each_in_the_order_of_the_results() 
 
 
 def test_the_data_set_is_named_only_where_there_are_several() -> None:
-    one = make_board([row("a", 0.5)])
+    single = make_board([row("a", 0.5)])
     two = make_board([row("a", 0.5), row("a", 0.5, task="fish/object-linear")])
-    assert [title for title, _ in titles(one.columns).values()] == ["object-linear"]
+    assert [title for title, _ in titles(single.columns).values()] == ["object-linear"]
     assert [title for title, _ in titles(two.columns).values()] == ["birds/object-linear", "fish/object-linear"]
 
 
 def test_what_differs_in_a_protocol_is_what_its_column_says() -> None:
-    rows = [row("a", 0.5, protocol_fields=json.dumps({"epochs": 90, "kept": kept})) for kept in (0.25, 0.5)]
+    rows = [row("a", 0.5, protocol_fields=json.dumps({"epochs": 90, "kept": share})) for share in (0.25, 0.5)]
     assert [qualifier for _, qualifier in titles(make_board(rows).columns).values()] == ["kept=0.25", "kept=0.5"]
 
 
@@ -143,7 +143,7 @@ def test_where_lower_is_better_the_lowest_is_best_and_comes_first(monkeypatch: p
     monkeypatch.setitem(METRICS, "error_rate", ErrorRate())
     rows = [row(name, value, metric="error_rate") for name, value in (("a", 0.5), ("b", 0.2), ("c", 0.7), ("d", 0.2))]
     board = make_board(rows)
-    assert [one["encoder"] for one in board.ranked(board.columns[0])] == ["b", "d", "a", "c"]
+    assert [row["encoder"] for row in board.ranked(board.columns[0])] == ["b", "d", "a", "c"]
     assert best(rows) == [{"b", "d"}]
     assert best([row(name, value) for name, value in (("a", 0.5), ("b", 0.2))]) == [{"a"}]
 

@@ -1,4 +1,4 @@
-"""Points of a curve: told from other rows, ranked nowhere, drawn and tabled as curves, and their gaps told with reasons."""
+"""Points of a curve: distinguished from other rows, ranked nowhere, drawn and listed as curves, and their gaps shown with reasons."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from PIL import Image
 from rich.console import Console
 
 from harness.report import terminal
-from harness.report.axes import positions, told
+from harness.report.axes import field_text, positions
 from harness.report.board import make_board
 from harness.report.curve_figure import caption, curve_figure
 from harness.report.curve_table import figure_names, in_words
 from harness.report.curves import Panel, curves, ends, not_ok, speeds
 from harness.report.learning_rates import studies
-from harness.report.palette import look
-from harness.report.points import base_protocol, is_point, told_fields
+from harness.report.palette import make_palette
+from harness.report.points import base_protocol, is_point, point_fields
 from tests.helpers.report_example import Example, Row, bag_rows
 from tests.report.test_board import row
 from tests.report.test_page import Page, report
 
 
-def point(encoder: str, value: float | None, told: str, metric: str = "accuracy", task: str = "birds/bag-knn", **more: Any) -> Row:
-    """A row at a point such as `embedding[bag_size=4]`, whose fields are what its name tells."""
-    fields = {name: json.loads(text) for name, text in told_fields(told).items()}
-    known = {"n": 24, "readout": "cls", "hyperparameters": "{}", "images_per_second": 100.0, "level": "object"}
-    return row(encoder, value, task=task, metric=metric, protocol=told, protocol_fields=json.dumps(fields)) | known | more
+def point(encoder: str, value: float | None, protocol: str, metric: str = "accuracy", task: str = "birds/bag-knn", **overrides: Any) -> Row:
+    """A row at a point such as `embedding[bag_size=4]`, whose fields are those in its name."""
+    fields = {name: json.loads(text) for name, text in point_fields(protocol).items()}
+    defaults = {"n": 24, "readout": "cls", "hyperparameters": "{}", "images_per_second": 100.0, "level": "object"}
+    return row(encoder, value, task=task, metric=metric, protocol=protocol, protocol_fields=json.dumps(fields)) | defaults | overrides
 
 
-def bags(encoder: str = "a", values: Sequence[float | None] = (0.7, 0.4, 0.5, 0.6), **more: Any) -> list[Row]:
-    return [point(encoder, value, f"embedding[bag_size={size}]", **more) for size, value in zip((0, 1, 4, 16), values, strict=True)]
+def bags(encoder: str = "a", values: Sequence[float | None] = (0.7, 0.4, 0.5, 0.6), **overrides: Any) -> list[Row]:
+    return [point(encoder, value, f"embedding[bag_size={size}]", **overrides) for size, value in zip((0, 1, 4, 16), values, strict=True)]
 
 
 def gone(why: str, status: str = "undefined") -> dict[str, Any]:
@@ -56,14 +56,14 @@ def gone(why: str, status: str = "undefined") -> dict[str, Any]:
 def test_a_protocol_that_names_a_point(protocol: str, base: str, fields: dict[str, str]) -> None:
     assert is_point(protocol)
     assert base_protocol(protocol) == base
-    assert told_fields(protocol) == fields
+    assert point_fields(protocol) == fields
 
 
 @pytest.mark.parametrize("protocol", ["paper", "zhu2023", "a[b]", "[a=1]", "", None])
 def test_a_protocol_that_names_none(protocol: str | None) -> None:
     assert not is_point(protocol)
     assert base_protocol(protocol) == str(protocol)
-    assert told_fields(protocol) == {}
+    assert point_fields(protocol) == {}
 
 
 def test_points_are_no_columns_and_are_never_ranked() -> None:
@@ -84,18 +84,18 @@ def test_studies_of_points_are_not_among_the_learning_rates() -> None:
 
 
 def test_points_of_one_task_and_protocol_are_one_curve_by_ascending_x() -> None:
-    rows = [*reversed(bags("a")), *bags("b"), *(one | {"protocol": one["protocol"].replace("embedding", "projection")} for one in bags("a"))]
+    rows = [*reversed(bags("a")), *bags("b"), *(record | {"protocol": record["protocol"].replace("embedding", "projection")} for record in bags("a"))]
     embedding, projection = curves(rows)
     assert (embedding.task, embedding.protocol, projection.protocol) == ("birds/bag-knn", "embedding", "projection")
     assert embedding.encoders == ("a", "b")
-    assert [one.place["bag_size"] for one in embedding.along("a", "accuracy")] == [1, 4, 16, 0]  # the whole image stands apart
-    assert [one.row["value"] for one in embedding.along("a", "accuracy")] == [0.4, 0.5, 0.6, 0.7]
+    assert [curve_point.place["bag_size"] for curve_point in embedding.along("a", "accuracy")] == [1, 4, 16, 0]  # the whole image stands apart
+    assert [curve_point.row["value"] for curve_point in embedding.along("a", "accuracy")] == [0.4, 0.5, 0.6, 0.7]
     assert len(embedding.along("b", "accuracy")) == 4
 
 
 def test_floors_chance_and_spread_belong_to_their_metric() -> None:
     metrics = ("cosine", "cosine_floor", "accuracy", "accuracy_sd", "bce", "bce_chance", "mean_class_accuracy", "lonely_floor")
-    (curve,) = curves([one for metric in metrics for one in bags(metric=metric)])
+    (curve,) = curves([record for metric in metrics for record in bags(metric=metric)])
     assert curve.panels == (
         Panel(metric="cosine", floor="cosine_floor"),
         Panel(metric="accuracy", spread="accuracy_sd"),
@@ -115,12 +115,13 @@ def test_the_field_with_most_values_is_the_axis_and_others_that_vary_are_small_m
     (curve,) = curves(rows)
     assert (curve.x, curve.others, curve.fixed) == ("block", ("theta",), {"kept_share": 0.25})
     assert curve.places == ((0.1,), (0.2,))
-    assert [one.place["block"] for one in curve.along("a", "accuracy", (0.2,))] == [-7, -4, None]
+    assert [curve_point.place["block"] for curve_point in curve.along("a", "accuracy", (0.2,))] == [-7, -4, None]
 
 
 def test_fields_that_follow_from_the_point_do_not_part_a_curve() -> None:
     rows = [
-        one | {"protocol_fields": json.dumps({"bag_size": size, "readouts": [f"r{size}"]})} for size, one in zip((0, 1, 4, 16), bags(), strict=True)
+        record | {"protocol_fields": json.dumps({"bag_size": size, "readouts": [f"r{size}"]})}
+        for size, record in zip((0, 1, 4, 16), bags(), strict=True)
     ]
     assert len(curves(rows)) == 1
 
@@ -128,7 +129,7 @@ def test_fields_that_follow_from_the_point_do_not_part_a_curve() -> None:
 def test_the_bare_protocol_of_a_curve_is_its_point_where_nothing_is_set() -> None:
     rows = [point("a", 0.3, "plain", protocol_fields=json.dumps({"block": None})), point("a", 0.2, "plain[block=-4]"), row("a", 0.9)]
     (curve,) = curves(rows)
-    assert [(one.place["block"], one.row["value"]) for one in curve.along("a", "accuracy")] == [(-4, 0.2), (None, 0.3)]
+    assert [(curve_point.place["block"], curve_point.row["value"]) for curve_point in curve.along("a", "accuracy")] == [(-4, 0.2), (None, 0.3)]
     assert len(make_board(rows).columns) == 2
 
 
@@ -142,24 +143,24 @@ def test_a_row_without_fields_takes_them_from_its_name() -> None:
 
 
 def test_bags_double_in_equal_steps_and_the_whole_image_stands_apart() -> None:
-    found = positions("bag_size", [1, 2, 4, 16, 0])
-    assert [found.at[size] for size in (1, 2, 4, 16)] == [0, 1, 2, 4]
-    assert found.at[0] > 4
-    assert found.apart == {0}
-    assert not found.is_on_line(0)
-    assert told("bag_size", 0) == "whole image"
+    axis = positions("bag_size", [1, 2, 4, 16, 0])
+    assert [axis.at[size] for size in (1, 2, 4, 16)] == [0, 1, 2, 4]
+    assert axis.at[0] > 4
+    assert axis.apart == {0}
+    assert not axis.is_on_line(0)
+    assert field_text("bag_size", 0) == "whole image"
 
 
 def test_shares_are_linear_and_words_follow_one_another() -> None:
     assert positions("kept_share", [0.25, 0.5, 1.0]).at == {0.25: 0.25, 0.5: 0.5, 1.0: 1.0}
     assert positions("mode", ["a", "b"]).at == {"a": 0, "b": 1}
-    assert told("kept_share", 0.25) == "tokens kept 25 %"
+    assert field_text("kept_share", 0.25) == "tokens kept 25 %"
 
 
 def test_the_final_norm_comes_after_the_blocks_on_the_same_line() -> None:
-    found = positions("block", [-7, -4, None])
-    assert found.at[None] > found.at[-4]
-    assert found.is_on_line(None)
+    axis = positions("block", [-7, -4, None])
+    assert axis.at[None] > axis.at[-4]
+    assert axis.is_on_line(None)
 
 
 def test_an_axis_of_what_stands_apart_alone() -> None:
@@ -172,19 +173,19 @@ def test_an_axis_of_what_stands_apart_alone() -> None:
 def test_points_that_are_not_ok_are_one_line_a_reason() -> None:
     rows = [
         *bags("a", (0.7, 0.4, 0.5, 0.6)),
-        *(one | gone("no projection") for one in bags("b", (None,) * 4)),
+        *(record | gone("no projection") for record in bags("b", (None,) * 4)),
         *bags("c"),
     ]
     rows[3] |= {"status": "incomplete", "error": "test-000.tar: broken image"}
-    found = not_ok(curves(rows))
-    assert [(one.encoder, one.status, one.reason, one.share) for one in found] == [
+    lines = not_ok(curves(rows))
+    assert [(line.encoder, line.status, line.reason, line.share) for line in lines] == [
         ("a", "incomplete", "test-000.tar: broken image", "1 of 4 points"),
         ("b", "undefined", "no projection", "every point"),
     ]
 
 
 def test_a_spread_that_is_undefined_is_no_gap_of_the_curve() -> None:
-    rows = [*bags("a"), *(one | gone("needs two draws") for one in bags("a", (None,) * 4, metric="accuracy_sd"))]
+    rows = [*bags("a"), *(record | gone("needs two draws") for record in bags("a", (None,) * 4, metric="accuracy_sd"))]
     assert not_ok(curves(rows)) == []
 
 
@@ -192,7 +193,7 @@ def test_the_ends_of_a_curve_leave_out_what_has_no_value() -> None:
     rows = bags("a", (0.7, None, 0.5, 0.6))
     rows[1] |= gone("why")
     (curve,) = curves(rows)
-    assert [one.place["bag_size"] for one in ends(curve, "a")] == [4, 16, 0]
+    assert [curve_point.place["bag_size"] for curve_point in ends(curve, "a")] == [4, 16, 0]
     assert ends(curve, "nobody") == []
     assert in_words([curve])[0].text == "accuracy, patches in a bag: 4 → 50.0 [45.0, 55.0]; 16 → 60.0 [55.0, 65.0]; whole image → 70.0 [65.0, 75.0]"
 
@@ -232,30 +233,30 @@ def inked(seen: np.ndarray, colour: str) -> int:
 
 
 def test_every_encoder_with_a_value_has_a_line_and_others_are_named() -> None:
-    rows = [*bags("a"), *bags("b", (0.3, 0.1, 0.2, 0.25)), *(one | gone("no patches") for one in bags("c", (None,) * 4))]
+    rows = [*bags("a"), *bags("b", (0.3, 0.1, 0.2, 0.25)), *(record | gone("no patches") for record in bags("c", (None,) * 4))]
     (curve,) = curves(rows)
-    looks = look(("a", "b", "c"), {})
-    drawing = curve_figure(curve, looks, "x")
+    palette = make_palette(("a", "b", "c"), {})
+    drawing = curve_figure(curve, palette, "x")
     seen = pixels(drawing.png)
-    assert inked(seen, looks.styles["a"].colour) > 200
-    assert inked(seen, looks.styles["b"].colour) > 200
-    assert inked(seen, looks.styles["c"].colour) == 0
+    assert inked(seen, palette.styles["a"].colour) > 200
+    assert inked(seen, palette.styles["b"].colour) > 200
+    assert inked(seen, palette.styles["c"].colour) == 0
     assert drawing.notes == ("c, every point: undefined, no patches",)
 
 
 def test_floor_spread_intervals_and_the_whole_image_are_drawn_and_told() -> None:
-    looks = look(("a",), {})
-    bare = [one | {"ci_low": None, "ci_high": None} for one in bags()]
-    plain = inked(pixels(curve_figure(curves(bare)[0], looks, "x").png), looks.styles["a"].colour)
+    palette = make_palette(("a",), {})
+    bare = [record | {"ci_low": None, "ci_high": None} for record in bags()]
+    plain = inked(pixels(curve_figure(curves(bare)[0], palette, "x").png), palette.styles["a"].colour)
     for metric in ("accuracy_floor", "accuracy_sd"):
         (curve,) = curves([*bare, *bags("a", (0.1, 0.05, 0.06, 0.07), metric=metric)])
-        assert inked(pixels(curve_figure(curve, looks, "x").png), looks.styles["a"].colour) > plain + 20, metric
+        assert inked(pixels(curve_figure(curve, palette, "x").png), palette.styles["a"].colour) > plain + 20, metric
     for rows in (bare[:1], bare[1:2], bare[2:]):  # apart from the line, alone on it, and a line
         bare_ink, ink = (
-            inked(pixels(curve_figure(curves([*rows, *more])[0], looks, "x").png), looks.styles["a"].colour)
-            for more in ((), [one | {"metric": "accuracy_floor", "value": one["value"] / 2} for one in rows])
+            inked(pixels(curve_figure(curves([*rows, *extra])[0], palette, "x").png), palette.styles["a"].colour)
+            for extra in ((), [record | {"metric": "accuracy_floor", "value": record["value"] / 2} for record in rows])
         )
-        assert ink > bare_ink + 10, [one["protocol"] for one in rows]
+        assert ink > bare_ink + 10, [record["protocol"] for record in rows]
     assert "standard deviation" in caption(curve, random=False)
     assert "whole" not in caption(curve, random=False)
     assert "stands apart" in caption(curve, random=False)
@@ -263,8 +264,8 @@ def test_floor_spread_intervals_and_the_whole_image_are_drawn_and_told() -> None
 
 
 def test_a_curve_without_any_value_says_so() -> None:
-    (curve,) = curves([one | gone("no positions") for one in bags("a", (None,) * 4)])
-    drawing = curve_figure(curve, look(("a",), {}), "x")
+    (curve,) = curves([record | gone("no positions") for record in bags("a", (None,) * 4)])
+    drawing = curve_figure(curve, make_palette(("a",), {}), "x")
     assert drawing.png is None
     assert drawing.absent == "no point of it has a value"
 
@@ -280,9 +281,9 @@ def test_small_multiples_and_many_encoders_are_drawn() -> None:
     ]
     (curve,) = curves(rows)
     assert (curve.x, curve.others) == ("theta", ("kept_share",))
-    seen = pixels(curve_figure(curve, look(encoders, {}), "x").png)
+    seen = pixels(curve_figure(curve, make_palette(encoders, {}), "x").png)
     assert seen.shape[1] > 1500
-    assert all(inked(seen, style.colour) > 100 for style in look(encoders, {}).styles.values())
+    assert all(inked(seen, style.colour) > 100 for style in make_palette(encoders, {}).styles.values())
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -295,14 +296,14 @@ def printed(rows: Sequence[Row]) -> str:
 
 
 def test_the_terminal_tells_the_ends_of_each_curve() -> None:
-    text = printed([{"n": 24, **one} for one in (row("a", 0.5), row("b", 0.6), *bags("a"), *bags("b"))])
+    text = printed([{"n": 24, **record} for record in (row("a", 0.5), row("b", 0.6), *bags("a"), *bags("b"))])
     assert text.count("birds/bag-knn · embedding") == 1
     assert text.count("16 → 60.0 [55.0, 65.0]") == 2
     assert "4 → 50.0" not in text
 
 
 def test_a_terminal_of_curves_alone() -> None:
-    text = printed([*bags("a"), *(one | gone("no patches") for one in bags("b", (None,) * 4))])
+    text = printed([*bags("a"), *(record | gone("no patches") for record in bags("b", (None,) * 4))])
     assert "1 → 40.0" in text
     assert "undefined: b · birds/bag-knn · embedding (every point): no patches" in text
     assert "No records" not in text
@@ -311,9 +312,9 @@ def test_a_terminal_of_curves_alone() -> None:
 def test_the_page_shows_curves_apart_from_the_scores(tmp_path: Path) -> None:
     def edit(rows: list[Row]) -> None:
         rows += bag_rows(rows, "tiny/bag-knn", "embedding")
-        for one in rows:
-            if one["encoder"] == "beta" and is_point(one["protocol"]):
-                one |= {"value": None, **gone("<b>no</b> patches")}
+        for record in rows:
+            if record["encoder"] == "beta" and is_point(record["protocol"]):
+                record |= {"value": None, **gone("<b>no</b> patches")}
 
     example = Example(shards=tmp_path / "shards", encoders=("alpha", "beta"), tasks=("object-knn",), edit=edit)
     page = report(example, tmp_path / "out")

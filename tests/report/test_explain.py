@@ -1,4 +1,4 @@
-"""Where a record comes from, told from the run's folder, and its value worked out again from its predictions."""
+"""Where a record comes from, explained from the run's folder, and its value recomputed from its predictions."""
 
 from __future__ import annotations
 
@@ -222,11 +222,11 @@ def test_an_undefined_record_has_no_study(tmp_path: Path, explained: Explain) ->
     text = tiny.sweep_text(tmp_path / "shards", encoders=encoders, tasks=["tiny/misplaced-tokens"])
     rows = here.run(tmp_path, text)
     assert {(row["status"], row["study_id"]) for row in rows} == {("undefined", None)}
-    status, told = explained(tmp_path / "out", "without", rows[0]["task"], cache=tmp_path / "cache")
+    status, explanation = explained(tmp_path / "out", "without", rows[0]["task"], cache=tmp_path / "cache")
     assert status == OK
-    assert "study   none: the encoder can have no value here" in told
-    assert rows[0]["error"] in told
-    assert "nothing to recompute: no value is recorded, and no predictions were kept" in told
+    assert "study   none: the encoder can have no value here" in explanation
+    assert rows[0]["error"] in explanation
+    assert "nothing to recompute: no value is recorded, and no predictions were kept" in explanation
 
 
 def test_a_failed_record_says_why_its_heads_failed(tmp_path: Path, explained: Explain) -> None:
@@ -235,12 +235,12 @@ def test_a_failed_record_says_why_its_heads_failed(tmp_path: Path, explained: Ex
         path.unlink()
     rows = here.run(tmp_path, tiny.sweep_text(tmp_path / "shards", tasks=["tiny/object-knn"]))
     assert {row["status"] for row in rows} == {"failed"}
-    status, told = explained(tmp_path / "out", task="tiny/object-knn", cache=tmp_path / "cache")
+    status, text = explained(tmp_path / "out", task="tiny/object-knn", cache=tmp_path / "cache")
     assert status == OK
-    assert f"study   {rows[0]['study_id']}" in told
-    assert rows[0]["error"] in told
-    assert "nothing to recompute" in told
-    assert "0 seen, 6 failed" in told
+    assert f"study   {rows[0]['study_id']}" in text
+    assert rows[0]["error"] in text
+    assert "nothing to recompute" in text
+    assert "0 seen, 6 failed" in text
 
 
 # --- the request ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from harness.report.board import make_board
 from harness.report.drawing import INK, Drawing
 from harness.report.gallery import Gallery, galleries, spread, thumbnails
 from harness.report.mosaic import mosaic
-from harness.report.palette import RIGHT, WRONG, look
+from harness.report.palette import RIGHT, WRONG, make_palette
 from harness.report.run import Run, read_run
 from harness.tasks import select
 from tests.helpers import tiny
@@ -37,7 +37,7 @@ def run(example: Example) -> Run:
 
 
 def drawn(gallery: Gallery) -> Drawing:
-    return mosaic(gallery, look(gallery.encoders, {}), "gallery")
+    return mosaic(gallery, make_palette(gallery.encoders, {}), "gallery")
 
 
 def pixels(png: bytes | None) -> np.ndarray:
@@ -53,11 +53,11 @@ def count(png: bytes | None, colour: str) -> int:
 def test_thumbnails_are_what_the_view_makes(example: Example) -> None:
     (task,), _ = select(["tiny/part-retrieval"], str(example.shards), {})
     items = {item.key: item for item in example.items(task)}
-    wanted = set(list(items)[::7])
-    found = thumbnails(str(example.shards), "tiny", "test", task.view, wanted)
-    assert found.keys() == wanted
-    for key in wanted:
-        assert np.array_equal(found[key].image, items[key].image)
+    keys = set(list(items)[::7])
+    cuts = thumbnails(str(example.shards), "tiny", "test", task.view, keys)
+    assert cuts.keys() == keys
+    for key in keys:
+        assert np.array_equal(cuts[key].image, items[key].image)
 
 
 def test_thumbnails_that_are_not_there_are_left_out(example: Example) -> None:
@@ -105,9 +105,9 @@ def test_part_retrieval_is_shown_and_right_ones_are_of_the_querys_class(run: Run
     assert gallery.column.task == "tiny/part-retrieval"
     assert gallery.encoders == ("alpha", "beta")
     assert {gallery.classes[query] for query in gallery.queries} == set(tiny.PARTS)
-    for (encoder, query), found in gallery.neighbours.items():
-        assert len(found) == 10, encoder
-        assert all(one.relevant == (gallery.classes[one.key] == gallery.classes[query]) for one in found)
+    for (encoder, query), nearest in gallery.neighbours.items():
+        assert len(nearest) == 10, encoder
+        assert all(neighbour.relevant == (gallery.classes[neighbour.key] == gallery.classes[query]) for neighbour in nearest)
 
 
 def test_the_picture_marks_right_and_wrong(run: Run, example: Example) -> None:
@@ -161,8 +161,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Example]:
 
 def test_localitys_neighbours_have_a_gallery_of_their_own_in_every_space(local: tuple[Run, Example]) -> None:
     run, example = local
-    found = galleries(run, make_board(run.results), str(example.shards))
-    assert [(one.kind, one.column.task, one.column.protocol) for one in found] == [
+    drawn = galleries(run, make_board(run.results), str(example.shards))
+    assert [(gallery.kind, gallery.column.task, gallery.column.protocol) for gallery in drawn] == [
         ("relevant", "tiny/part-retrieval", "strict"),
         ("shared", "tiny/patch-locality", "embedding"),
         ("shared", "tiny/patch-locality", "projection"),
@@ -175,7 +175,9 @@ def test_a_locality_gallery_tells_part_image_and_class_from_the_shards(local: tu
     assert gallery.asks == "part"
     assert {gallery.classes[query] for query in gallery.queries} == set(tiny.PARTS)  # the predictions of locality hold no parts
     assert all(
-        one.relevant == (gallery.classes[one.key] == gallery.classes[query]) for (_, query), found in gallery.neighbours.items() for one in found
+        neighbour.relevant == (gallery.classes[neighbour.key] == gallery.classes[query])
+        for (_, query), nearest in gallery.neighbours.items()
+        for neighbour in nearest
     )
     first, second = sorted(gallery.cuts)[:2]
     cut = gallery.cuts[first]

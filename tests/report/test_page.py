@@ -16,9 +16,9 @@ from PIL import Image
 
 from harness.report import write_report
 from harness.report.board import Column, make_board
-from harness.report.learning_rates import Study, edge_of, learning_rates, studies
+from harness.report.learning_rates import SearchedStudy, edge_of, learning_rates, studies
 from harness.report.paired import compare
-from harness.report.palette import look
+from harness.report.palette import make_palette
 from harness.report.run import read_run
 from harness.report.scatter import object_part, pairs
 from harness.report.sections import provenance, selection
@@ -116,8 +116,8 @@ def test_every_record_is_on_the_page_in_percent_with_its_interval(whole: tuple[P
 def test_provenance_is_on_the_page(whole: tuple[Path, Page]) -> None:
     out, page = whole
     row = read_run(out).results[0]
-    for what in ("run_id", "weights_sha256", "device", "precision", "git_commit", "created_at", "view"):
-        assert row[what] in page.text
+    for column in ("run_id", "weights_sha256", "device", "precision", "git_commit", "created_at", "view"):
+        assert row[column] in page.text
     assert row["bank_keys"][2] in page.text
     assert "torch 2.15.0" in page.text
     assert "part-retrieval @ strict" in page.text
@@ -130,9 +130,10 @@ def test_the_table_of_encoders_names_their_preprocessing_and_where_it_comes_from
     results = read_run(out).results
     encoder = results[0]["encoder"]
     values = {"size": [224, 224], "resize": 256, "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    told = {encoder: {"preprocessing": values, "preprocessing_source": "mean, std: config.json beside the file"}}
+    described = {encoder: {"preprocessing": values, "preprocessing_source": "mean, std: config.json beside the file"}}
     words = {
-        name.text: preprocessing for name, _, _, preprocessing in provenance(results, look([row["encoder"] for row in results], {}), told).encoders
+        name.text: preprocessing
+        for name, _, _, preprocessing in provenance(results, make_palette([row["encoder"] for row in results], {}), described).encoders
     }
     assert words.pop(encoder) == (
         "shorter side 256 (bicubic), crop 224×224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225; mean, std: config.json beside the file"
@@ -243,14 +244,14 @@ def test_a_run_without_records(tmp_path: Path) -> None:
 
 
 def test_tasks_are_paired_by_what_they_ask(whole: tuple[Path, Page]) -> None:
-    found = pairs(make_board(read_run(whole[0]).results))
-    assert [(o.task, p.task) for o, p in found] == [(f"tiny/object-{kind}", f"tiny/part-{kind}") for kind in ("retrieval", "linear", "knn")]
+    column_pairs = pairs(make_board(read_run(whole[0]).results))
+    assert [(o.task, p.task) for o, p in column_pairs] == [(f"tiny/object-{kind}", f"tiny/part-{kind}") for kind in ("retrieval", "linear", "knn")]
 
 
 def test_where_no_two_tasks_ask_the_same_the_first_of_each_level_are_paired(tmp_path: Path) -> None:
     out = Example(shards=tmp_path / "shards", encoders=("alpha",), tasks=("object-knn", "part-retrieval")).write(tmp_path / "out")
-    found = pairs(make_board(read_run(out).results))
-    assert [(o.task, p.task) for o, p in found] == [("tiny/object-knn", "tiny/part-retrieval")]
+    column_pairs = pairs(make_board(read_run(out).results))
+    assert [(o.task, p.task) for o, p in column_pairs] == [("tiny/object-knn", "tiny/part-retrieval")]
 
 
 def test_an_encoder_without_a_value_is_not_in_the_scatter(tmp_path: Path) -> None:
@@ -261,12 +262,12 @@ def test_an_encoder_without_a_value_is_not_in_the_scatter(tmp_path: Path) -> Non
     encoders = ("alpha", "beta")
     out = Example(shards=tmp_path / "shards", encoders=encoders, tasks=("object-knn", "part-knn"), edit=edit).write(tmp_path / "out")
     board = make_board(read_run(out).results)
-    drawing = object_part(board, look(encoders, {}))
+    drawing = object_part(board, make_palette(encoders, {}))
     assert drawing.png is not None
     assert drawing.notes == ("alpha is absent: object-knn undefined", "alpha is absent: part-knn undefined")
     with Image.open(io.BytesIO(drawing.png)) as image:
         panel = np.asarray(image.convert("RGB"))[: int(image.height * 0.86)]  # without the legend
-    colours = [look(encoders, {}).styles[name].colour for name in encoders]
+    colours = [make_palette(encoders, {}).styles[name].colour for name in encoders]
     inked = [int((panel == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).sum()) for colour in colours]
     assert inked[0] == 0
     assert inked[1] > 100
@@ -274,15 +275,17 @@ def test_an_encoder_without_a_value_is_not_in_the_scatter(tmp_path: Path) -> Non
 
 def test_studies_mark_the_chosen_head_and_those_without_a_score(whole: tuple[Path, Page]) -> None:
     run = read_run(whole[0])
-    found = studies(run.results, run.trials)
-    assert len(found) == 4 * 3  # encoders × tasks with learning rates
-    for study in found:
+    searched = studies(run.results, run.trials)
+    assert len(searched) == 4 * 3  # encoders × tasks with learning rates
+    for study in searched:
         chosen = [head for head in study.heads if study.is_chosen(head)]
         assert len(chosen) == 1
         assert chosen[0]["val_value"] == max(head["val_value"] for head in study.heads if head["val_value"] is not None)
         assert len(study.failed) == 1
-    drawing = learning_rates(found, [name_of(entry) for entry in Example(shards=Path()).encoders], look([study.encoder for study in found], {}))
-    assert f"12 of {sum(len(study.heads) for study in found)} heads, in 12 of 12 studies, have no score" in drawing.notes[-1]
+    drawing = learning_rates(
+        searched, [name_of(entry) for entry in Example(shards=Path()).encoders], make_palette([study.encoder for study in searched], {})
+    )
+    assert f"12 of {sum(len(study.heads) for study in searched)} heads, in 12 of 12 studies, have no score" in drawing.notes[-1]
 
 
 @pytest.mark.parametrize(("rate", "edge"), [(1e-3, "lower"), (2.4e-3, "lower"), (3e-3, ""), (1.0, ""), (4.2, "upper"), (10.0, "upper"), (None, "")])
@@ -297,8 +300,10 @@ def test_one_rate_has_no_edge() -> None:
 def test_rates_at_an_edge_are_listed_below_their_figure() -> None:
     rates = {"alpha": 0.001, "beta": 0.1}
     heads = [{"lr": lr, "readout": "cls", "metric": "accuracy", "val_value": 0.5, "error": None} for lr in (0.001, 0.1, 10.0)]
-    found = [Study(encoder=name, task=("tiny/object-linear", "p"), heads=heads, chosen={"lr": lr, "readout": "cls"}) for name, lr in rates.items()]
-    (note,) = learning_rates(found, list(rates), look(list(rates), {})).notes
+    searched = [
+        SearchedStudy(encoder=name, task=("tiny/object-linear", "p"), heads=heads, chosen={"lr": lr, "readout": "cls"}) for name, lr in rates.items()
+    ]
+    (note,) = learning_rates(searched, list(rates), make_palette(list(rates), {})).notes
     assert "alpha on object-linear (lower)" in note
     assert "beta" not in note
     assert "widen it" in note
@@ -306,8 +311,8 @@ def test_rates_at_an_edge_are_listed_below_their_figure() -> None:
 
 def test_tasks_without_a_choice_are_named() -> None:
     rows = [{"task": f"tiny/{task}", "selected_on": split} for task, split in (("a", "val"), ("b", "nothing"), ("c", "nothing"), ("c", "val"))]
-    told = selection(rows)
-    assert (told.splits, told.decided) == (["val"], ["b"])
+    summary = selection(rows)
+    assert (summary.splits, summary.decided) == (["val"], ["b"])
 
 
 def test_few_encoders_are_compared_in_pairs_and_many_with_the_best(tmp_path: Path) -> None:
@@ -332,9 +337,9 @@ def test_values_that_may_equal_the_best_are_marked(tmp_path: Path) -> None:
     page = report(example, tmp_path / "out")
     run = read_run(tmp_path / "out")
     board = make_board(run.results)
-    (one,) = compare(run, board, {})
+    (comparisons,) = compare(run, board, {})
     values = {row["encoder"]: row["value"] for row in board.ranked(_only_column(tmp_path / "out"))}
-    second = one.encoders[1]
-    assert one.level_with_best() == {second}
+    second = comparisons.encoders[1]
+    assert comparisons.level_with_best() == {second}
     assert f"≈ {100 * values[second]:.1f}" in page.text
     assert f"≈ {100 * values['net random']:.1f}" not in page.text

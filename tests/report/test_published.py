@@ -33,60 +33,65 @@ SEVEN: dict[str, tuple[float | None, ...]] = {
 
 
 def figures(task: str, readout: str, metric: str, encoder: str) -> list[Published]:
-    return [one for one in table() if (one.encoder, one.metric) == (encoder, metric) and task in one.tasks and readout in one.readouts]
+    return [
+        figure for figure in table() if (figure.encoder, figure.metric) == (encoder, metric) and task in figure.tasks and readout in figure.readouts
+    ]
 
 
 @pytest.mark.parametrize("column", SEVEN)
 def test_the_table_has_the_papers_columns_as_fractions(column: str) -> None:
     task, readout, metric = column.split()
-    found = [figures(task, readout, metric, encoder) for encoder in ENCODERS]
-    assert [len(one) for one in found] == [1] * len(ENCODERS)
-    assert tuple(one[0].value for one in found) == SEVEN[column]
+    columns = [figures(task, readout, metric, encoder) for encoder in ENCODERS]
+    assert [len(matches) for matches in columns] == [1] * len(ENCODERS)
+    assert tuple(matches[0].value for matches in columns) == SEVEN[column]
 
 
 def test_every_row_is_a_fraction_of_a_known_metric_or_says_why_it_is_empty() -> None:
-    for one in table():
-        assert one.metric in METRICS
-        assert one.paper
-        assert one.arxiv
-        assert one.place
-        assert one.source
-        assert (one.value is not None) == (one.status in ("published", "gain only"))
-        assert one.value is None or 0 < one.value < 1
-        assert not one.family or one.family in known_names()
+    for figure in table():
+        assert figure.metric in METRICS
+        assert figure.paper
+        assert figure.arxiv
+        assert figure.place
+        assert figure.source
+        assert (figure.value is not None) == (figure.status in ("published", "gain only"))
+        assert figure.value is None or 0 < figure.value < 1
+        assert not figure.family or figure.family in known_names()
 
 
 def test_no_figure_is_there_twice() -> None:
-    keys = [(one.paper, one.encoder, one.tasks, one.readouts, one.metric, one.note if one.value is None else "") for one in table()]
+    keys = [
+        (figure.paper, figure.encoder, figure.tasks, figure.readouts, figure.metric, figure.note if figure.value is None else "")
+        for figure in table()
+    ]
     assert len(set(keys)) == len(keys)
 
 
 def test_figures_that_can_be_set_beside_a_record_say_what_that_needs() -> None:
-    repeated = [one for one in table() if one.protocols]
-    assert {one.encoder for one in repeated} == set(ENCODERS)
-    for one in repeated:
-        assert one.paper == ZHU
-        assert one.checkpoints
-        assert one.architecture
-        assert one.readouts
-        assert one.fields
-        assert one.dataset_version
-        assert all("/" in task for task in one.tasks)
+    repeated = [figure for figure in table() if figure.protocols]
+    assert {figure.encoder for figure in repeated} == set(ENCODERS)
+    for figure in repeated:
+        assert figure.paper == ZHU
+        assert figure.checkpoints
+        assert figure.architecture
+        assert figure.readouts
+        assert figure.fields
+        assert figure.dataset_version
+        assert all("/" in task for task in figure.tasks)
 
 
 def test_gains_and_figures_of_unknown_protocol_are_told_but_never_set_beside_a_record() -> None:
-    others = [one for one in table() if one.paper != ZHU]
-    assert {one.value for one in others} >= {0.62, 0.2051, 0.732, 0.767, 0.0441, 0.0397, 0.005}
-    assert not any(one.protocols for one in others)
+    others = [figure for figure in table() if figure.paper != ZHU]
+    assert {figure.value for figure in others} >= {0.62, 0.2051, 0.732, 0.767, 0.0441, 0.0397, 0.005}
+    assert not any(figure.protocols for figure in others)
 
 
 # --- what stands beside what ------------------------------------------------------------------------------------------
 
 
-def dino(**more: Any) -> dict[str, Any]:
+def dino(**overrides: Any) -> dict[str, Any]:
     """What encoders.json says of the paper's DINO."""
     figure = figures("cub/part-linear", "cls", "accuracy", "DINO")[0]
-    told = {
+    described = {
         "preprocessing": dict(figure.preprocessing),
         "family": figure.family,
         "architecture": figure.architecture,
@@ -94,11 +99,11 @@ def dino(**more: Any) -> dict[str, Any]:
         "notes": [],
         "load_report": {"file": figure.checkpoints[0]},
     }
-    return told | more
+    return described | overrides
 
 
-def record(**more: Any) -> Row:
-    """A row of the results that repeats the paper's linear probe of CUB's parts, exactly but for the value."""
+def record(**overrides: Any) -> Row:
+    """A row of the results that repeats the paper's linear probe of CUB's parts, exactly except for the value."""
     figure = figures("cub/part-linear", "cls", "accuracy", "DINO")[0]
     row: Row = {
         "encoder": "DINO",
@@ -116,27 +121,27 @@ def record(**more: Any) -> Row:
         "status": "ok",
         "error": None,
     }
-    return row | more
+    return row | overrides
 
 
 def test_the_difference_has_the_measured_interval_shifted() -> None:
-    found = compare_published([record()], {"DINO": dino()})
-    (one,) = found.beside
-    assert found.apart == ()
-    assert one.figure.value == 0.932
-    assert one.difference == pytest.approx(0.008)
-    assert one.interval == pytest.approx((0.004, 0.013))
+    comparison = compare_published([record()], {"DINO": dino()})
+    (match,) = comparison.beside
+    assert comparison.apart == ()
+    assert match.figure.value == 0.932
+    assert match.difference == pytest.approx(0.008)
+    assert match.interval == pytest.approx((0.004, 0.013))
 
 
 def test_a_record_without_an_interval_has_a_difference_without_one() -> None:
-    (one,) = compare_published([record(ci_low=None, ci_high=None)], {"DINO": dino()}).beside
-    assert one.interval is None
+    (match,) = compare_published([record(ci_low=None, ci_high=None)], {"DINO": dino()}).beside
+    assert match.interval is None
 
 
 def test_what_is_known_to_differ_is_told_beside_the_difference() -> None:
     held_out = record(selected_on="train/10", hyperparameters=json.dumps({"lr": 0.7, "readout": "cls"}))
-    told, plain = (compare_published([row], {"DINO": dino()}).beside[0].remarks for row in (held_out, record()))
-    assert [remark for remark in told if remark not in plain] == [
+    remarked, plain = (compare_published([row], {"DINO": dino()}).beside[0].remarks for row in (held_out, record()))
+    assert [remark for remark in remarked if remark not in plain] == [
         "trained without the tenth of train that heads are chosen on, where the paper trains on all of it",
         "the learning rate was chosen; the paper's is 0.4",
     ]
@@ -164,9 +169,9 @@ def changed(name: str, value: Any) -> str:
     ],
 )
 def test_where_one_thing_differs_the_record_stands_apart_and_the_reason_is_told(row: Row, encoder: dict[str, Any], reason: str) -> None:
-    found = compare_published([record(**row)], {"DINO": dino(**encoder)})
-    assert found.beside == ()
-    assert reason in "; ".join(found.apart[0].reasons)
+    comparison = compare_published([record(**row)], {"DINO": dino(**encoder)})
+    assert comparison.beside == ()
+    assert reason in "; ".join(comparison.apart[0].reasons)
 
 
 @pytest.mark.parametrize("overridden", ["size", "mean, std, size"])
@@ -182,8 +187,8 @@ def test_where_the_paper_tells_no_transform_the_encoders_own_is_taken_and_anothe
     )
     assert len(compare_published([row], {"DINO": dino()}).beside) == 1
     assert len(compare_published([row], {"DINO": dino(notes=["preprocessing overridden: mean, std"])}).beside) == 1
-    (one,) = compare_published([row], {"DINO": dino(notes=[f"preprocessing overridden: {overridden}"])}).apart
-    assert one.reasons == (f"preprocessing overridden: {overridden}",)
+    (mismatch,) = compare_published([row], {"DINO": dino(notes=[f"preprocessing overridden: {overridden}"])}).apart
+    assert mismatch.reasons == (f"preprocessing overridden: {overridden}",)
 
 
 def test_replaced_preprocessing_stands_apart_but_where_the_figure_names_it() -> None:
@@ -193,8 +198,8 @@ def test_replaced_preprocessing_stands_apart_but_where_the_figure_names_it() -> 
     named = dino(preprocessing_replaced=["mean", "std"], preprocessing_source="mean, std: the sweep")
     assert len(compare_published([row], {"DINO": named}).beside) == 1
     other = dino(preprocessing_replaced=["size", "mean"], preprocessing_source="size: config.json beside the file")
-    (one,) = compare_published([row], {"DINO": other}).apart
-    assert one.reasons == ("the encoder's own size of images replaced (size: config.json beside the file)",)
+    (mismatch,) = compare_published([row], {"DINO": other}).apart
+    assert mismatch.reasons == ("the encoder's own size of images replaced (size: config.json beside the file)",)
 
 
 def test_every_figure_of_mae_in_zhu_et_al_is_remarked_on() -> None:
@@ -202,8 +207,8 @@ def test_every_figure_of_mae_in_zhu_et_al_is_remarked_on() -> None:
 
     def remarks(encoder: str) -> tuple[str, ...]:
         figure = figures("cub/part-linear", "cls", "accuracy", encoder)[0]
-        told = dino(family=figure.family, architecture=figure.architecture, load_report={"file": figure.checkpoints[0]})
-        return compare_published([record(encoder=encoder)], {encoder: told}).beside[0].remarks
+        described = dino(family=figure.family, architecture=figure.architecture, load_report={"file": figure.checkpoints[0]})
+        return compare_published([record(encoder=encoder)], {encoder: described}).beside[0].remarks
 
     assert any("random position, anew in every pass" in remark and "4 %" in remark and "parts" in remark for remark in remarks("MAE"))
     assert not any("random position" in remark for remark in remarks("DINO"))
@@ -213,16 +218,16 @@ def test_a_run_that_does_not_tell_what_its_encoders_are_stands_apart() -> None:
     assert compare_published([record()], {}).apart[0].reasons == ("encoders.json does not tell what the encoder is",)
 
 
-@pytest.mark.parametrize("more", [{"encoder": "dino"}, {"task": "cub/part-knn"}, {"protocol": "mine"}, {"metric": "mean_class_accuracy"}])
-def test_other_names_are_never_taken_for_the_papers(more: Row) -> None:
-    found = compare_published([record(**more)], {"DINO": dino(), "dino": dino()})
-    assert (found.beside, found.apart) == ((), ())
+@pytest.mark.parametrize("overrides", [{"encoder": "dino"}, {"task": "cub/part-knn"}, {"protocol": "mine"}, {"metric": "mean_class_accuracy"}])
+def test_other_names_are_never_taken_for_the_papers(overrides: Row) -> None:
+    comparison = compare_published([record(**overrides)], {"DINO": dino(), "dino": dino()})
+    assert (comparison.beside, comparison.apart) == ((), ())
 
 
 def test_figures_that_could_not_be_read_are_told_where_the_run_has_their_task() -> None:
     rows = [record(task="cifar10/object-retrieval", metric="AP"), record(encoder="MAE", task="cub/part-retrieval", metric="AP")]
-    found = compare_published(rows, {})
-    assert {(one.tasks[0], one.encoder, one.status) for one in found.unknown} == {
+    comparison = compare_published(rows, {})
+    assert {(figure.tasks[0], figure.encoder, figure.status) for figure in comparison.unknown} == {
         ("cifar10/object-retrieval", "", "not recovered"),
         ("cub/part-retrieval", "MAE", "not published"),
     }
@@ -245,8 +250,8 @@ def test_the_page_sets_measured_beside_published_and_names_what_stands_apart(tmp
     out = tmp_path / "out"
     out.mkdir()
     Example(shards=tmp_path / "shards", encoders=("DINO", "iBOT"), tasks=("part-linear",), edit=rename).write(out)
-    told = {"DINO": dino(), "iBOT": dino(family="ibot", load_report={"file": "<b>mine</b>.pth"})}
-    (out / "encoders.json").write_text(json.dumps(told))
+    described = {"DINO": dino(), "iBOT": dino(family="ibot", load_report={"file": "<b>mine</b>.pth"})}
+    (out / "encoders.json").write_text(json.dumps(described))
     page = write_report(out, shards=None).read_text()
     section = page[page.index('<section id="published">') : page.index('<section id="search">')]
     for words in ("93.2", "94.0", "[93.6, 94.5]", "+0.8", "[+0.4, +1.3]"):

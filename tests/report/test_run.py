@@ -11,7 +11,7 @@ from harness.errors import RequestError
 from harness.files import file_name
 from harness.report.__main__ import main
 from harness.report.page import write_report
-from harness.report.palette import look
+from harness.report.palette import make_palette
 from harness.report.run import random_twins, read_run
 from tests.helpers.report_example import Example
 
@@ -30,9 +30,9 @@ def test_every_encoder_has_a_folder_of_its_own_that_is_no_path() -> None:
 
 
 def test_predictions_of_an_encoder_whose_name_is_no_file_name_are_found(run: Path) -> None:
-    found = read_run(run).predictions("hub:some/net", "tiny/object-knn", "dino")
-    assert found is not None
-    assert len(found) == 24
+    predictions = read_run(run).predictions("hub:some/net", "tiny/object-knn", "dino")
+    assert predictions is not None
+    assert len(predictions) == 24
     assert read_run(run).predictions("hub:some/net", "tiny/object-knn", "another") is not None
     assert len(read_run(run).predictions("hub:some/net", "tiny/object-knn", "another") or ()) == 0
     assert read_run(run).predictions("nobody", "tiny/object-knn", "dino") is None
@@ -52,9 +52,9 @@ def test_a_random_twin_is_known_by_what_both_are_made_of() -> None:
 
 def test_every_encoder_has_a_look_of_its_own_and_twins_resemble_each_other() -> None:
     names = [f"net{i}" for i in range(12)]
-    found = look([*names, "net3 random"], {"net3 random": "net3"})
-    assert len({style.colour for style in found.styles.values()}) == 13
-    twin, trained = found.styles["net3 random"], found.styles["net3"]
+    palette = make_palette([*names, "net3 random"], {"net3 random": "net3"})
+    assert len({style.colour for style in palette.styles.values()}) == 13
+    twin, trained = palette.styles["net3 random"], palette.styles["net3"]
     assert (twin.marker, twin.random, twin.line, twin.face) == (trained.marker, True, "--", "#ffffff")
 
 
@@ -70,8 +70,8 @@ def test_a_folder_without_results_is_refused_in_one_line(tmp_path: Path, capsys:
 def test_a_table_of_another_schema_is_refused(run: Path, tmp_path: Path, table: str) -> None:
     for name in ("results", "trials", "ledger"):
         (tmp_path / f"{name}.parquet").write_bytes((run / f"{name}.parquet").read_bytes())
-    found = pq.read_table(tmp_path / f"{table}.parquet")
-    pq.write_table(found.replace_schema_metadata({"schema_version": "999"}), tmp_path / f"{table}.parquet")
+    rewritten = pq.read_table(tmp_path / f"{table}.parquet")
+    pq.write_table(rewritten.replace_schema_metadata({"schema_version": "999"}), tmp_path / f"{table}.parquet")
     with pytest.raises(RequestError, match=f"{table}.parquet: expected a table of schema 1, got 999"):
         read_run(tmp_path)
 
@@ -87,9 +87,9 @@ def test_a_run_of_an_earlier_version_is_read(run: Path, tmp_path: Path) -> None:
         place = tmp_path / path.relative_to(run)
         place.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, place)
-    earlier, found = read_run(tmp_path), read_run(run)
-    assert (earlier.results, earlier.trials, earlier.ledger) == (found.results, found.trials, found.ledger)
-    mine, theirs = (one.predictions("alpha", "tiny/object-knn", "dino") for one in (earlier, found))
+    earlier, today = read_run(tmp_path), read_run(run)
+    assert (earlier.results, earlier.trials, earlier.ledger) == (today.results, today.trials, today.ledger)
+    mine, theirs = (either.predictions("alpha", "tiny/object-knn", "dino") for either in (earlier, today))
     assert mine is not None
     assert theirs is not None
     assert (list(mine.keys), mine.scores.tolist()) == (list(theirs.keys), theirs.scores.tolist())
@@ -125,7 +125,7 @@ def test_results_that_do_not_say_what_they_are_of_are_refused(run: Path, tmp_pat
     ],
 )
 def test_a_report_is_drawn_of_tables_that_lack_columns(tmp_path: Path, table: str, columns: str) -> None:
-    """A column that is not there reads as null, whatever of the report reads it."""
+    """A missing column reads as null in every part of the report."""
     run = Example(shards=tmp_path / "shards", encoders=("alpha", "beta"), tasks=("object-retrieval",)).write(tmp_path / "out")
     path = run / f"{table}.parquet" if table in ("results", "trials", "ledger") else run / table / "alpha" / "tiny" / "object-retrieval.parquet"
     pq.write_table(pq.read_table(path).drop_columns(columns.split()), path)

@@ -17,7 +17,8 @@ METRICS = ("accuracy", "accuracy", "AP", "mIoU", "AP", "accuracy", "accuracy")
 def printed(rows: list[Row], width: int = 100, *, styled: bool = False) -> str:
     stream = io.StringIO()
     terminal(
-        [{"n": 24, **one} for one in rows], Console(file=stream, width=width, force_terminal=styled, color_system="standard" if styled else None)
+        [{"n": 24, **record} for record in rows],
+        Console(file=stream, width=width, force_terminal=styled, color_system="standard" if styled else None),
     )
     return stream.getvalue()
 

@@ -33,8 +33,8 @@ def _rows(plan: Plan) -> Iterator[Row]:
     """What a run of the plan would leave, if every value were one half."""
     for study in plan.studies:
         for metric in study.task.metrics:
-            known = {"level": study.task.level, "dataset": study.task.dataset, "protocol": study.task.protocol.name, "metric": metric.name}
-            yield row(study.encoder.name, 0.5, task=study.task.name, protocol_fields="{}", **known)
+            columns = {"level": study.task.level, "dataset": study.task.dataset, "protocol": study.task.protocol.name, "metric": metric.name}
+            yield row(study.encoder.name, 0.5, task=study.task.name, protocol_fields="{}", **columns)
 
 
 def test_it_asks_for_every_group_of_the_portrait(plan: Plan) -> None:
@@ -46,7 +46,7 @@ def test_it_asks_for_every_group_of_the_portrait(plan: Plan) -> None:
 def test_locality_is_told_in_embedding_and_in_projection_space(plan: Plan) -> None:
     (portrait,) = portraits(list(_rows(plan)), {}, None)
     labels = [entry.label for entry in portrait.entries if entry.group == "locality"]
-    assert labels == [f"same {what}{space}" for space in ("", ", projection") for what in ("part", "image", "class")]
+    assert labels == [f"same {relation}{space}" for space in ("", ", projection") for relation in ("part", "image", "class")]
 
 
 def test_an_encoder_with_positions_can_do_all_of_it_but_blocks_and_heads_that_it_lacks(plan: Plan) -> None:
