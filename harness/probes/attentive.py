@@ -23,8 +23,9 @@ from torch import nn
 
 from harness.core import Rows, State, StreamSetting
 from harness.errors import ProbeError
+from harness.probes.classifier import ClassifierProbe
 from harness.probes.fields import Count, Positive
-from harness.probes.heads import AnnealedFields, ClassifierProbe, NetworkHead
+from harness.probes.heads import AnnealedFields, NetworkHead
 from harness.probes.lib.features import Features, Normaliser, checked_features
 
 NAME = "attentive"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from harness.core import State
-from harness.probes.heads import ClassifierFields, ClassifierProbe, Head
+from harness.probes.classifier import ClassifierFields, ClassifierProbe
+from harness.probes.heads import Head
 
 
 class LinearFields(ClassifierFields):

@@ -5,8 +5,9 @@ from typing import Literal
 from torch import Generator, nn
 
 from harness.core import State
+from harness.probes.classifier import ClassifierFields, ClassifierProbe
 from harness.probes.fields import BelowOne, Count
-from harness.probes.heads import ClassifierFields, ClassifierProbe, NetworkHead
+from harness.probes.heads import NetworkHead
 
 
 class MLPFields(ClassifierFields):

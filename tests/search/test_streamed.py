@@ -27,7 +27,7 @@ from harness.features.bank import BankStore
 from harness.features.device import Compute, device_type
 from harness.plan.plan import Plan, make_plan
 from harness.probes import attentive, heads, linear
-from harness.probes.heads import StreamedHeads
+from harness.probes.classifier import StreamedHeads
 from harness.probes.lib.segmentation_stream import SegmentationScorer, SegmentationTrainer
 from harness.probes.lib.streaming import PaddedEncoder
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
