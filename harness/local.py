@@ -24,7 +24,7 @@ from harness.plan.usable import lost_splits
 from harness.results.collect import records
 from harness.search.accounts import Accounts, Lost
 from harness.search.build import outcome_of
-from harness.search.runners import Runners
+from harness.search.runner import Runners
 from harness.search.state import StudyState
 
 Loader = Callable[[EncoderSpec], Encoder]

@@ -50,7 +50,7 @@ from harness.search.accounts import Accounts, Lost, Outcome
 from harness.search.build import outcome_of
 from harness.search.journal import Journal
 from harness.search.state import StudyState
-from harness.search.streamed import outdated
+from harness.search.stream_feed import outdated
 from harness.search.study import StudyRunner
 
 

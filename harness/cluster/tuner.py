@@ -27,7 +27,7 @@ from harness.features.device import check_device
 from harness.results.provenance import provenance
 from harness.search import steps
 from harness.search.journal import Journal
-from harness.search.runners import Runners
+from harness.search.runner import Runners
 from harness.search.state import StudyState
 from harness.search.steps import Step
 from harness.search.study import BankRef, Study

@@ -18,7 +18,7 @@ from harness.features.extract import Extractor
 from harness.plan.plan import Plan, make_plan
 from harness.search.accounts import Accounts
 from harness.search.build import state_of, study_of
-from harness.search.runners import Runners
+from harness.search.runner import Runners
 from harness.search.state import StudyState
 from harness.search.study import Round
 from tests.helpers import tiny

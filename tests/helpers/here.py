@@ -14,7 +14,7 @@ from harness.results.collect import collect
 from harness.search.accounts import Accounts
 from harness.search.build import outcome_of
 from harness.search.journal import Journal
-from harness.search.runners import Runners
+from harness.search.runner import Runners
 
 
 def planned(folder: Path, text: str) -> Plan:

@@ -30,7 +30,7 @@ from harness.features.readouts import parse_readout, unavailable
 from harness.plan.plan import POOLS
 from harness.probes import grid
 from harness.search.propose import choose, first_rates
-from harness.search.streamed import StreamedRunner
+from harness.search.stream_feed import StreamedRunner
 from harness.search.study import BankRef, Score, Stream, Study, StudyRunner
 from harness.tasks import select
 from tests.helpers import tiny

@@ -34,7 +34,7 @@ from harness.search.halving import Halving, RungJob, RungResult
 from harness.search.propose import HeadScore, choose, propose, survivors
 from harness.search.state import StudyState
 from harness.search.steps import Step
-from harness.search.streamed import StreamedRunner
+from harness.search.stream_feed import StreamedRunner
 from harness.search.study import BankRef, Round, Score, Study, StudyRunner
 from harness.tasks import select
 from tests.helpers import tiny

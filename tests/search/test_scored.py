@@ -24,7 +24,7 @@ from harness.results.tables import read_table
 from harness.search.accounts import Accounts
 from harness.search.build import outcome_of, state_of
 from harness.search.propose import HeadScore
-from harness.search.streamed import StreamedRunner
+from harness.search.stream_feed import StreamedRunner
 from harness.search.study import Score, Study, estimate, scored, trained_labels, untrained_labels
 from harness.sweep import main
 from tests.helpers import tiny

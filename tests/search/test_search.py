@@ -24,7 +24,7 @@ from harness.search import steps
 from harness.search.halving import RungJob
 from harness.search.journal import Journal
 from harness.search.propose import HeadScore, choose, first_rates, propose
-from harness.search.runners import Runners
+from harness.search.runner import Runners
 from harness.search.state import StudyState
 from harness.search.study import BankRef, Round, Score, Study, StudyRunner
 

@@ -33,7 +33,7 @@ from harness.probes.lib.streaming import PaddedEncoder
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
 from harness.search import build
 from harness.search.accounts import Accounts
-from harness.search.streamed import StreamedRunner, labels_of
+from harness.search.stream_feed import StreamedRunner, labels_of
 from harness.search.study import BankRef, Study, StudyRunner
 from harness.tasks import select, templates
 from tests.helpers import tiny

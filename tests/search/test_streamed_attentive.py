@@ -22,7 +22,7 @@ from harness.probes import attentive, defaults, heads
 from harness.probes.lib.streaming import PaddedEncoder
 from harness.search.accounts import Accounts
 from harness.search.build import state_of
-from harness.search.streamed import StreamedRunner, predictions_of
+from harness.search.stream_feed import StreamedRunner, predictions_of
 from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
 from tests.helpers import tiny

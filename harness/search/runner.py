@@ -10,7 +10,7 @@ from harness.features.device import Compute
 from harness.search import steps
 from harness.search.halving import RungResult
 from harness.search.steps import Step
-from harness.search.streamed import StreamedRunner
+from harness.search.stream_feed import StreamedRunner
 from harness.search.study import BankRef, Round, Score, Study, StudyRunner
 
 
