@@ -1,4 +1,4 @@
-"""Metrics by name. The folder is the registry: each module here may give a tuple METRICS, and a new metric is one new file."""
+"""Metrics by name. The folder is the registry: each module here may define a tuple METRICS, and a new metric is one new file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from harness.metrics.levels import AtLevel
 
 
 def _discover() -> dict[str, Metric]:
-    found: dict[str, Metric] = {}
+    registry: dict[str, Metric] = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        for each in getattr(importlib.import_module(f"{__name__}.{module}"), "METRICS", ()):
-            if each.name in found:
-                raise RequestError(f"metrics: expected one metric named {each.name!r}, found another in {module}.py; rename one of them")
-            found[each.name] = each
-    return found
+        for candidate in getattr(importlib.import_module(f"{__name__}.{module}"), "METRICS", ()):
+            if candidate.name in registry:
+                raise RequestError(f"metrics: expected one metric named {candidate.name!r}, found another in {module}.py; rename one of them")
+            registry[candidate.name] = candidate
+    return registry
 
 
 METRICS: dict[str, Metric] = _discover()
 
 
-def sense(one: Metric) -> int:
+def sense(metric: Metric) -> int:
     """1 where higher is better, -1 where lower is."""
-    return -1 if one.lower_is_better else 1
+    return -1 if metric.lower_is_better else 1
 
 
 def metric(name: str, levels: Mapping[str, Sequence[int]] | None = None) -> Metric:

@@ -16,7 +16,7 @@ from harness.metrics.table import by_group, check_classes, group_index, grouped_
 
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """Share of items whose predicted class is their own, a fraction (top-1). Items without a target (-1) are left out."""
+    """Share of items whose predicted class is their true class, a fraction (top-1). Items without a target (-1) are left out."""
 
     name: str = "accuracy"
     is_mean_of_outcomes: ClassVar[bool] = True
@@ -24,9 +24,9 @@ class Accuracy(Metric):
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, 2]: correct, counted. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
-        known = predictions.targets >= 0
-        correct = known & (predictions.targets == predictions.predictions)
-        return by_group(predictions.groups, correct, known)
+        labelled = predictions.targets >= 0
+        correct = labelled & (predictions.targets == predictions.predictions)
+        return by_group(predictions.groups, correct, labelled)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...] accuracy; NaN where nothing was counted."""
@@ -35,7 +35,7 @@ class Accuracy(Metric):
 
 @dataclass(frozen=True)
 class MeanClassAccuracy(Metric):
-    """Mean over the classes that occur among the targets of the accuracy within each, a fraction."""
+    """Accuracy within each class that occurs among the targets, averaged over these classes, a fraction."""
 
     name: str = "mean_class_accuracy"
 
@@ -43,10 +43,10 @@ class MeanClassAccuracy(Metric):
         """float64 [G, 2C]: correct by class, then counted by class. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
-        known = predictions.targets >= 0
-        targets = np.where(known, predictions.targets, 0)
-        correct = known & (predictions.targets == predictions.predictions)
-        return np.concatenate([grouped_sum(index, len(groups), targets, classes, what) for what in (correct, known)], axis=1)
+        labelled = predictions.targets >= 0
+        targets = np.where(labelled, predictions.targets, 0)
+        correct = labelled & (predictions.targets == predictions.predictions)
+        return np.concatenate([grouped_sum(index, len(groups), targets, classes, column) for column in (correct, labelled)], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2C] counts to [...]; NaN where no class occurs."""

@@ -18,7 +18,7 @@ from harness.errors import ProbeError
 from harness.metrics.table import group_index
 
 CELLS = 2**22
-"""Most group weights held at once (32 MiB): 2,000 resamples of 50,000 images would be 800 MB."""
+"""Maximum number of group weights in memory (32 MiB): 2,000 resamples of 50,000 images would be 800 MB."""
 
 
 _NO_WIDTH = 1e-12
@@ -28,7 +28,7 @@ _ALIKE = "every resample has the same value"
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its interval. None is undefined, and `reason` says why: of the value, or, where that is defined, of the interval."""
+    """A value with its interval. None is undefined, and `reason` says why: for the value, or, where that is defined, for the interval."""
 
     value: float | None
     low: float | None
@@ -43,23 +43,23 @@ def interval(metric: Metric, predictions: Predictions, classes: int, *, resample
     """The metric's value over all rows, and its percentile interval over groups.
 
     `level` in (0, 1). Where the bootstrap has no width, as at 0 and 1 and with a single group, a mean of outcomes that is 0 or 1 has Wilson's
-    interval by the groups that were counted, and any other value has none, with the reason. Raises ProbeError on a level, or a number of resamples,
-    that cannot be.
+    interval by the groups that were counted, and any other value has none, with the reason. Raises ProbeError for a level or a number of
+    resamples out of range.
     """
     counts = metric.counts(predictions, classes)
-    found = _estimate(metric.value, counts, resamples, seed, level)
-    if found.value is None:
-        return replace(found, reason=metric.undefined or found.reason) if found.n_groups else found
-    if found.low is None and metric.is_mean_of_outcomes and found.value in (0.0, 1.0):
-        low, high = wilson(found.value, int(counts.any(axis=1).sum()), level)
-        return replace(found, low=low, high=high, reason=None)
-    return found
+    estimate = _estimate(metric.value, counts, resamples, seed, level)
+    if estimate.value is None:
+        return replace(estimate, reason=metric.undefined or estimate.reason) if estimate.n_groups else estimate
+    if estimate.low is None and metric.is_mean_of_outcomes and estimate.value in (0.0, 1.0):
+        low, high = wilson(estimate.value, int(counts.any(axis=1).sum()), level)
+        return replace(estimate, low=low, high=high, reason=None)
+    return estimate
 
 
 def wilson(share: float, groups: int, level: float) -> tuple[float, float]:
-    """Wilson's interval (JASA 22, 1927, without continuity correction) of a `share` that is 0 or 1 in all of so many groups.
+    """Wilson's interval (JASA 22, 1927, without continuity correction) of a `share` that is 0 or 1 in each of `groups` groups.
 
-    That the items of a group agree is not known, so a group counts once, however many items it has.
+    The items of a group may depend on each other, so a group counts once, however many items it has.
     """
     from scipy.stats import binomtest  # takes most of a second to import, and few values need it
 
@@ -70,9 +70,9 @@ def wilson(share: float, groups: int, level: float) -> tuple[float, float]:
 def paired_interval(
     metric: Metric, first: Predictions, second: Predictions, classes: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Estimate:
-    """The difference first - second of two tables over the same keys, and its interval: both see the same draws of groups.
+    """The difference first - second of two tables over the same keys, and its interval: both use the same draws of groups.
 
-    Raises ProbeError where the tables' keys, or the groups of these, differ.
+    Raises ProbeError where the tables' keys or their groups differ.
     """
     order = _paired_order(first, second)
     joint = np.stack([metric.counts(first, classes), metric.counts(second, classes)[order]], axis=1)
@@ -80,7 +80,7 @@ def paired_interval(
 
 
 def _paired_order(first: Predictions, second: Predictions) -> np.ndarray:
-    """int64 [G]: where the first table's groups are among the second's."""
+    """int64 [G]: the position of each of the first table's groups among the second's."""
     pairs_first, pairs_second = ({*zip(table.keys, table.groups, strict=True)} for table in (first, second))
     if pairs_first != pairs_second:
         odd = min(pairs_first ^ pairs_second)[0]
@@ -94,23 +94,23 @@ def _estimate(value: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, res
     if resamples < 1 or not 0 < level < 1:
         raise ProbeError(f"interval: expected at least 1 resample and a level in (0, 1), got {resamples} and {level}; 2000 and 0.95 are usual")
     groups = len(counts)
-    found = float(value(counts.sum(axis=0)))
-    if np.isnan(found):
+    point = float(value(counts.sum(axis=0)))
+    if np.isnan(point):
         return Estimate(value=None, low=None, high=None, n_groups=groups, reason="nothing was counted" if groups else "no predictions")
     if groups < 2:
-        return Estimate(value=found, low=None, high=None, n_groups=groups, reason="an interval needs at least two groups")
+        return Estimate(value=point, low=None, high=None, n_groups=groups, reason="an interval needs at least two groups")
     drawn = resampled(value, counts, resamples, seed)
     defined = drawn[~np.isnan(drawn)]
     if not len(defined):
-        return Estimate(value=found, low=None, high=None, n_groups=groups, reason="undefined in every resample", undefined_resamples=resamples)
+        return Estimate(value=point, low=None, high=None, n_groups=groups, reason="undefined in every resample", undefined_resamples=resamples)
     low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
     if high - low <= _NO_WIDTH:
-        return Estimate(value=found, low=None, high=None, n_groups=groups, reason=_ALIKE, undefined_resamples=resamples - len(defined))
-    return Estimate(value=found, low=float(low), high=float(high), n_groups=groups, undefined_resamples=resamples - len(defined))
+        return Estimate(value=point, low=None, high=None, n_groups=groups, reason=_ALIKE, undefined_resamples=resamples - len(defined))
+    return Estimate(value=point, low=float(low), high=float(high), n_groups=groups, undefined_resamples=resamples - len(defined))
 
 
 def resampled(value: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """float64 [R]: `value` of the counts of as many groups as there are, drawn with replacement. A function of the seed, not of the chunks."""
+    """float64 [R]: `value` of the summed counts of G groups drawn with replacement. Depends on the seed, not on the chunks."""
     groups = len(counts)
     flat = counts.reshape(groups, -1)
     generator = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Metrics of a detector, which tells class 1, what it looks for, from everything else by a score.
+"""Metrics of a detector, which separates class 1, the thing it looks for, from everything else by a score.
 
 A row's score is the detector's log odds of class 1, natural logarithm; AUROC takes any score that is higher where class 1 is likelier. Rows without a
 target (-1) are left out.
@@ -20,33 +20,33 @@ from harness.metrics.table import by_group, check_classes, group_index, grouped_
 
 MOST_BINS, FEWEST_BINS = 4096, 64
 CELLS = 2**24
-"""Counts held at once, where groups are many: 128 MiB. Bins become fewer before there are more."""
+"""Maximum number of counts in memory (128 MiB): with many groups there are fewer bins."""
 _ROWS_AT_ONCE = 64
-"""Resamples whose curves are computed at once: a few MiB each time, for thousands of them."""
+"""Resamples whose curves are computed together: a few MiB instead of those of all resamples."""
 _ONE_CLASS = "items of both classes are needed"
 
 
 def _classes(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """bool [N] twice: rows of class 1, and rows of any other; neither where there is no target."""
+    """bool [N] twice: rows of class 1, and rows of any other class; both false where there is no target."""
     return predictions.targets == 1, (predictions.targets >= 0) & (predictions.targets != 1)
 
 
 def bins_for(rows: int, groups: int) -> int:
-    """How many bins the scores of so many rows and groups are put in; a function of these alone, so that two tables over the same items agree."""
+    """Number of bins for the scores of `rows` rows in `groups` groups; a function of these alone, so that two tables over the same items agree."""
     return max(1, min(rows, MOST_BINS, max(FEWEST_BINS, CELLS // (2 * max(1, groups)))))
 
 
 def score_bins(scores: np.ndarray, bins: int) -> np.ndarray:
     """int64 [N]: the bin of each of `scores` [N], from 0 upward; equal scores share one.
 
-    Where there are no more distinct scores than bins, each has its own. Else a score's bin is told by the number of lower ones, in equal steps.
+    Where there are no more distinct scores than bins, each has its own. Otherwise its bin follows from the number of lower scores, in equal steps.
     """
     distinct, which, count = np.unique(scores, return_inverse=True, return_counts=True)
     if len(distinct) <= bins:
         return which.astype(np.int64)
     lower = np.cumsum(count) - count
-    found: np.ndarray = (lower * bins // len(scores))[which]
-    return found
+    binned: np.ndarray = (lower * bins // len(scores))[which]
+    return binned
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,18 @@ def _areas(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BalancedAccuracy(Metric):
-    """Mean of the shares of class 1 and of the others that are told as such, a fraction; one half for whoever tells everything the same."""
+    """Mean of the shares of class 1 and of the others that are classified as such, a fraction; one half for a constant answer."""
 
     name: str = "balanced_accuracy"
     reads: ClassVar[tuple[ScoreKind, ...]] = ("log odds",)
     undefined: str = _ONE_CLASS
 
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
-        """float64 [G, 4]: class 1 told as it and others told as others, then items of either. Raises ProbeError where a class does not exist."""
+        """float64 [G, 4]: right items of class 1 and of the others, then all items of either. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
         ones, others = _classes(predictions)
-        told = predictions.predictions == 1
-        columns = (ones & told, others & ~told, ones, others)
+        flagged = predictions.predictions == 1
+        columns = (ones & flagged, others & ~flagged, ones, others)
         return by_group(predictions.groups, *columns)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
@@ -123,10 +123,10 @@ class BCE(Metric):
         """float64 [G, 2]: summed cross entropy, items. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, classes)
         ones, others = _classes(predictions)
-        known = ones | others
+        labelled = ones | others
         # log(1 + e^s) - t s, which neither overflows nor rounds to 0 or 1 as a probability would
-        entropy = np.where(known, np.logaddexp(0, predictions.scores) - ones * predictions.scores, 0.0)
-        return by_group(predictions.groups, entropy, known)
+        entropy = np.where(labelled, np.logaddexp(0, predictions.scores) - ones * predictions.scores, 0.0)
+        return by_group(predictions.groups, entropy, labelled)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2] counts to [...]; NaN where nothing was counted."""
@@ -135,7 +135,7 @@ class BCE(Metric):
 
 @dataclass(frozen=True)
 class BCEChance(Metric):
-    """What `bce` is for whoever knows the share of class 1 and nothing else: that share's entropy, in nats (0.500 at 0.2)."""
+    """`bce` of a detector that knows nothing but the share of class 1: that share's entropy, in nats (0.500 at 0.2)."""
 
     name: str = "bce_chance"
     reads: ClassVar[tuple[ScoreKind, ...]] = ("log odds",)

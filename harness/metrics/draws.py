@@ -1,4 +1,4 @@
-"""The spread of accuracy over draws of the same images, such as bags of patches drawn anew.
+"""The spread of accuracy over draws of the same images, such as repeated bags of patches.
 
 Shape legend: N rows, G groups (images), R draws.
 """
@@ -19,7 +19,7 @@ from harness.metrics.table import check_classes, group_index, grouped_sum, ratio
 class AccuracySD(Metric):
     """Standard deviation over draws of the accuracy of each, a fraction: over R draws, with R - 1 in the denominator.
 
-    The draw is that of a row's key, see ItemKey; rows without one are of one draw. Draws without any item that has a target are left out.
+    The draw is that of a row's key, see ItemKey; rows without one share one draw. Draws without any item that has a target are left out.
     """
 
     name: str = "accuracy_sd"
@@ -31,9 +31,9 @@ class AccuracySD(Metric):
         check_classes(self.name, predictions, classes)
         index, groups = group_index(predictions.groups)
         draw, draws = group_index([str(ItemKey.parse(key).draw) for key in predictions.keys])
-        known = predictions.targets >= 0
-        correct = known & (predictions.targets == predictions.predictions)
-        return np.concatenate([grouped_sum(index, len(groups), draw, len(draws), what) for what in (correct, known)], axis=1)
+        labelled = predictions.targets >= 0
+        correct = labelled & (predictions.targets == predictions.predictions)
+        return np.concatenate([grouped_sum(index, len(groups), draw, len(draws), column) for column in (correct, labelled)], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """[..., 2R] counts to [...]; NaN where fewer than two draws were counted."""

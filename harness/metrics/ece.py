@@ -1,4 +1,4 @@
-"""Expected calibration error: how far the probability of the predicted class is from how often that class is right.
+"""Expected calibration error: the gap between the probability of the predicted class and how often that class is right.
 
 Shape legend: N rows, G groups (images), M bins.
 """
@@ -15,12 +15,12 @@ from harness.metrics.table import by_group, check_classes, group_index, grouped_
 
 BINS = 15
 _ROUNDING = 1e-6
-"""By which a probability that was summed in float32 may leave [0, 1]."""
+"""Margin by which a probability that was summed in float32 may leave [0, 1]."""
 
 
 @dataclass(frozen=True)
 class ECE(Metric):
-    """Sum over 15 bins of equal width of |right - probability|, each summed over a bin's items, by all items: a fraction, 0 is best.
+    """Sum over 15 bins of equal width of |right - probability|, each summed over a bin's items, divided by the items: a fraction, 0 is best.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3, with their bins ((m - 1) / 15, m / 15]; 0 lies in the first one.
     Items without a target (-1) are left out.

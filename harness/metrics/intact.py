@@ -1,4 +1,4 @@
-"""How far features stay what they were when their image is altered.
+"""Similarity of an altered image's features to those of the intact image.
 
 Shape legend: N rows, G groups (images).
 """
@@ -18,7 +18,7 @@ from harness.metrics.table import by_group, check_classes, ratio
 class CosineToIntact(Metric):
     """Mean over images of the cosine between the features of the altered image and of the intact one, from -1 to 1.
 
-    It is the rows' score; images for which it is undefined (NaN: features of zeros) are left out.
+    The cosine is the rows' score; images for which it is undefined (NaN: features of zeros) are left out.
     """
 
     name: str = "cosine_to_intact"

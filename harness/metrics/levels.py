@@ -12,7 +12,7 @@ from harness.metrics.table import check_classes
 
 @dataclass(frozen=True)
 class AtLevel(Metric):
-    """`base` of what targets and predictions are at a coarser level: a wrong pose of the right variation is right as a variation."""
+    """`base` after targets and predictions are mapped to a coarser level: a wrong pose of the right variation is right as a variation."""
 
     base: Metric
     level: str
@@ -58,7 +58,7 @@ class AtLevel(Metric):
     def counts(self, predictions: Predictions, classes: int) -> np.ndarray:
         """float64 [G, M] of the base metric. Raises ProbeError where a class does not exist."""
         check_classes(self.name, predictions, len(self.of))
-        table = np.array((*self.of, -1), np.int64)  # -1, which says that there is none, stays -1
+        table = np.array((*self.of, -1), np.int64)  # -1 (no class) stays -1
         coarse = replace(predictions, targets=table[predictions.targets], predictions=table[predictions.predictions])
         return self.base.counts(coarse, max(self.of) + 1)
 

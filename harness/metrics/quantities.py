@@ -1,4 +1,4 @@
-"""Means of quantities that a probe measures of each item, where nothing is predicted.
+"""Means of quantities that a probe measures per item, where nothing is predicted.
 
 Shape legend: N rows, G groups (images).
 """
@@ -22,10 +22,10 @@ class MeanOf(Metric):
     name: str = ""
     reads: ClassVar[tuple[ScoreKind, ...]] = ("quantities",)
     number: int = 0
-    """Among the probe's quantities: the target of its rows."""
+    """Index among the probe's quantities: the target of its rows."""
     unit: str = FRACTION
     undefined: str = ""
-    """Why it is NaN where it is."""
+    """Why the value is NaN, where it is."""
     is_mean_of_outcomes: bool = False
 
     @property

@@ -21,11 +21,11 @@ def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
     interpolation, items of equal similarity entering together: scikit-learn's average_precision_score. Every relevant item adds the precision at
     its own similarity, hence two sorts and no ranking.
     """
-    wanted = np.sort(similarity[relevant])
-    if not len(wanted):
+    relevant_sorted = np.sort(similarity[relevant])
+    if not len(relevant_sorted):
         return float("nan")
-    hits = len(wanted) - np.searchsorted(wanted, wanted, side="left")
-    retrieved = len(similarity) - np.searchsorted(np.sort(similarity), wanted, side="left")
+    hits = len(relevant_sorted) - np.searchsorted(relevant_sorted, relevant_sorted, side="left")
+    retrieved = len(similarity) - np.searchsorted(np.sort(similarity), relevant_sorted, side="left")
     return float(np.mean(hits / retrieved))
 
 
@@ -34,7 +34,7 @@ NO_RELEVANT = "nothing in their gallery is relevant to them"
 
 @dataclass(frozen=True)
 class AP(Metric):
-    """Mean over queries of their average precision, a fraction. Queries whose own is undefined (NaN) are left out."""
+    """Mean over queries of their average precision, a fraction. Queries for which it is undefined (NaN) are left out."""
 
     name: str = "AP"
     reads: ClassVar[tuple[ScoreKind, ...]] = ("average precisions",)
@@ -74,7 +74,7 @@ class MAP(Metric):
         defined = self.counted(predictions)
         scores = np.where(defined, predictions.scores, 0.0)
         targets = np.where(defined, predictions.targets, 0)
-        return np.concatenate([grouped_sum(index, len(groups), targets, classes, what) for what in (scores, defined)], axis=1)
+        return np.concatenate([grouped_sum(index, len(groups), targets, classes, column) for column in (scores, defined)], axis=1)
 
     def counted(self, predictions: Predictions) -> np.ndarray:
         """bool [N]: the queries that have a class and whose average precision is defined."""

@@ -19,7 +19,7 @@ from harness.metrics.table import check_classes, group_index, grouped_sum, mean_
 
 
 def cell_counts(metric: str, predictions: Predictions, classes: int) -> np.ndarray:
-    """float64 [G, 3C]: pixels right, of the class, and predicted as the class, per class. Raises ProbeError where a row is no confusion cell."""
+    """float64 [G, 3C]: pixels right, of the class, and predicted as the class, per class. Raises ProbeError where a row is not a confusion cell."""
     check_classes(metric, predictions, classes)
     targets, predicted, pixels = predictions.targets, predictions.predictions, predictions.scores
     if len(pixels) and (int(targets.min()) < 0 or int(predicted.min()) < 0):

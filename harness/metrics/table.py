@@ -1,4 +1,4 @@
-"""What every metric asks of a table of predictions: groups in order of first appearance, and classes that exist.
+"""What every metric needs from a table of predictions: groups in order of first appearance, and classes that exist.
 
 Shape legend: N rows, G groups (images), C classes, M counts.
 """
@@ -27,15 +27,15 @@ def by_group(groups: Sequence[str], *columns: np.ndarray) -> np.ndarray:
 
 
 def check_classes(metric: str, predictions: Predictions, classes: int) -> None:
-    """Raises ProbeError where a target or a prediction is outside [-1, classes); -1 says that there is none."""
-    for what, values in (("targets", predictions.targets), ("predictions", predictions.predictions)):
+    """Raise ProbeError where a target or a prediction is outside [-1, classes); -1 means none."""
+    for column, values in (("targets", predictions.targets), ("predictions", predictions.predictions)):
         if len(values) and (int(values.min()) < -1 or int(values.max()) >= classes):
             wrong = int(values.min()) if int(values.min()) < -1 else int(values.max())
-            raise ProbeError(f"{metric}: expected {what} from -1 (none) to {classes - 1}, got {wrong}; give the classes of the predictions' task")
+            raise ProbeError(f"{metric}: expected {column} from -1 (none) to {classes - 1}, got {wrong}; give the classes of the predictions' task")
 
 
 def grouped_sum(index: np.ndarray, groups: int, columns: np.ndarray, width: int, weights: np.ndarray) -> np.ndarray:
-    """float64 [groups, width]: `weights` [N] summed by group index [N] and column [N], without an [N, width] table in between."""
+    """float64 [groups, width]: `weights` [N] summed by group index [N] and column [N], without an intermediate [N, width] table."""
     return np.bincount(index * width + columns, weights=weights, minlength=groups * width).reshape(groups, width)
 
 
@@ -47,6 +47,6 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the values that are not NaN; NaN where there is none."""
+    """Mean over the last axis of the values that are not NaN; NaN where all are."""
     defined = ~np.isnan(values)
     return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))

@@ -147,7 +147,7 @@ def test_a_smaller_share_is_part_of_a_larger_one_and_so_are_wrong_tokens() -> No
         assert all(small < large for small, large in itertools.pairwise(shares))
         by_theta = [misplaced(key, kept_share=0.5, theta=theta) for theta in (0.1, 0.3, 0.9)]
         assert all((small[2] <= large[2]).all() for small, large in itertools.pairwise(by_theta))
-        dropped = [set(DroppedTokens(kept_share=share).kept(GRID, key)) for share in (0.1, 0.25, 0.5)]
+        dropped = [set(DroppedTokens(kept_share=share).kept_cells(GRID, key)) for share in (0.1, 0.25, 0.5)]
         assert dropped == shares[:3], "what is kept of an image is the same whether or not some of it is misplaced"
 
 
@@ -172,7 +172,7 @@ def test_nothing_wrong_and_nothing_dropped_is_nothing_named() -> None:
 def test_as_many_cells_stay_as_the_share_says(mode: Mode, grid: tuple[int, int], kept_share: float) -> None:
     cells = grid[0] * grid[1]
     for key in KEYS[:20]:
-        kept = DroppedTokens(kept_share=kept_share, mode=mode).kept(grid, key)
+        kept = DroppedTokens(kept_share=kept_share, mode=mode).kept_cells(grid, key)
         assert len(kept) == max(1, int(kept_share * cells + 1e-9))
         assert (np.diff(kept) > 0).all()
         assert kept.min() >= 0
@@ -180,20 +180,20 @@ def test_as_many_cells_stay_as_the_share_says(mode: Mode, grid: tuple[int, int],
 
 
 def test_the_centre_goes_first() -> None:
-    kept = DroppedTokens(kept_share=0.75, mode="centre").kept((4, 4), "a")
+    kept = DroppedTokens(kept_share=0.75, mode="centre").kept_cells((4, 4), "a")
     assert set(range(16)) - set(kept.tolist()) == {5, 6, 9, 10}
     assert (
-        DroppedTokens(kept_share=0.5, mode="centre").kept((4, 4), "a").tolist()
-        == DroppedTokens(kept_share=0.5, mode="centre").kept((4, 4), "b").tolist()
+        DroppedTokens(kept_share=0.5, mode="centre").kept_cells((4, 4), "a").tolist()
+        == DroppedTokens(kept_share=0.5, mode="centre").kept_cells((4, 4), "b").tolist()
     )
-    gone = [set(range(49)) - set(DroppedTokens(kept_share=share, mode="centre").kept((7, 7), "a").tolist()) for share in (0.9, 0.5, 0.1)]
+    gone = [set(range(49)) - set(DroppedTokens(kept_share=share, mode="centre").kept_cells((7, 7), "a").tolist()) for share in (0.9, 0.5, 0.1)]
     assert gone[0] < gone[1] < gone[2]
 
 
 def test_a_block_is_one_rectangle_whose_last_row_may_be_shorter_and_lies_anywhere() -> None:
     places = set()
     for key in KEYS:
-        gone = np.setdiff1d(np.arange(256), DroppedTokens(kept_share=0.5, mode="block").kept((16, 16), key))
+        gone = np.setdiff1d(np.arange(256), DroppedTokens(kept_share=0.5, mode="block").kept_cells((16, 16), key))
         rows, columns = gone // 16, gone % 16
         widths = [np.ptp(columns[rows == row]) + 1 for row in np.unique(rows)]
         assert widths == [12] * 10 + [8], "128 cells, in rows of 16 times the root of one half"
@@ -209,7 +209,7 @@ def test_grey_has_the_mean_where_cells_go_and_the_image_elsewhere(size: tuple[in
     image = torch.randn(3, *size) + 10
     alteration = DroppedTokens(kept_share=0.5, how="grey")
     altered = alteration(image, GRID, "a")
-    kept = set(alteration.kept(GRID, "a").tolist())
+    kept = set(alteration.kept_cells(GRID, "a").tolist())
     assert altered.keep is None
     for row in range(size[0]):
         for column in range(size[1]):

@@ -56,15 +56,15 @@ def direct_resamples(name: str, table: Predictions, classes: int, resamples: int
 def test_same_draws_give_the_same_interval_as_resampling_whole_images(name: str) -> None:
     table = answers(1)
     low, high = np.percentile(direct_resamples(name, table, 4, 200, seed=7), [2.5, 97.5])
-    found = interval(metric(name), table, 4, resamples=200, seed=7)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+    estimate = interval(metric(name), table, 4, resamples=200, seed=7)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_other_draws_give_a_close_interval() -> None:
     table = answers(1)
-    found = interval(metric("accuracy"), table, 4, resamples=2000, seed=0)
+    estimate = interval(metric("accuracy"), table, 4, resamples=2000, seed=0)
     low, high = np.percentile(direct_resamples("accuracy", table, 4, 2000, seed=12345), [2.5, 97.5])
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.015)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.015)
 
 
 def test_the_interval_is_wider_when_items_of_an_image_agree() -> None:
@@ -72,10 +72,10 @@ def test_the_interval_is_wider_when_items_of_an_image_agree() -> None:
     widths = []
     for groups in ([f"g{i // 25}" for i in range(500)], [f"g{i}" for i in range(500)]):
         table = Predictions(keys=groups, groups=groups, targets=np.zeros(500, np.int64), predictions=right, scores=np.ones(500))
-        found = interval(metric("accuracy"), table, 2)
-        assert found.low is not None
-        assert found.high is not None
-        widths.append(found.high - found.low)
+        estimate = interval(metric("accuracy"), table, 2)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        widths.append(estimate.high - estimate.low)
     # the standard error of 20 images is 5 times that of 500 independent items
     assert widths[0] / widths[1] == pytest.approx(5, rel=0.2)
 
@@ -91,8 +91,8 @@ def test_the_interval_is_a_function_of_the_seed_and_not_of_the_chunks(monkeypatc
 def test_the_difference_of_paired_tables_uses_the_same_draws_for_both() -> None:
     first, second = answers(1, skill=0.7), answers(2, skill=0.5)
     differences = np.array(direct_resamples("accuracy", first, 4, 200, 5)) - np.array(direct_resamples("accuracy", second, 4, 200, 5))
-    found = paired_interval(metric("accuracy"), first, second, 4, resamples=200, seed=5)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-12)
+    estimate = paired_interval(metric("accuracy"), first, second, 4, resamples=200, seed=5)
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-12)
 
 
 def test_pairing_goes_by_group_and_not_by_position() -> None:
@@ -116,10 +116,10 @@ def test_undefined_is_none_with_a_reason() -> None:
     assert (empty.value, empty.low, empty.high, empty.n_groups) == (None, None, None, 0)
     assert empty.reason
     alone = answers(1, groups=1)
-    found = interval(metric("accuracy"), alone, 4)
-    assert found.value == pytest.approx(float((alone.targets == alone.predictions).mean()))
-    assert (found.low, found.high, found.n_groups) == (None, None, 1)
-    assert found.reason
+    estimate = interval(metric("accuracy"), alone, 4)
+    assert estimate.value == pytest.approx(float((alone.targets == alone.predictions).mean()))
+    assert (estimate.low, estimate.high, estimate.n_groups) == (None, None, 1)
+    assert estimate.reason
 
 
 def test_undefined_resamples_are_counted_and_left_out() -> None:
@@ -130,9 +130,9 @@ def test_undefined_resamples_are_counted_and_left_out() -> None:
         predictions=np.array([0, 0]),
         scores=np.array([0.25, np.nan]),
     )
-    found = interval(metric("AP"), table, 1, resamples=400)
-    assert (found.value, found.low, found.high) == (0.25, None, None)  # one image alone is left to draw from
-    assert 60 < found.undefined_resamples < 140
+    estimate = interval(metric("AP"), table, 1, resamples=400)
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, None, None)  # one image alone is left to draw from
+    assert 60 < estimate.undefined_resamples < 140
 
 
 @pytest.mark.parametrize(("resamples", "level"), [(0, 0.95), (10, 0.0), (10, 1.0)])
@@ -144,10 +144,10 @@ def test_impossible_requests_are_refused(resamples: int, level: float) -> None:
 # --- where the bootstrap has no width ---------------------------------------------------------------------------------
 
 
-def all_alike(value: int, groups: int, each: int = 1, unlabelled: int = 0) -> Predictions:
+def all_alike(value: int, groups: int, items: int = 1, unlabelled: int = 0) -> Predictions:
     """Items of two classes in so many images, all wrong (0) or all right (1), and images of one unlabelled item."""
-    names = [*(f"g{i}" for i in range(groups) for _ in range(each)), *(f"u{i}" for i in range(unlabelled))]
-    targets = np.array([*(i % 2 for i in range(groups * each)), *[-1] * unlabelled], np.int64)
+    names = [*(f"g{i}" for i in range(groups) for _ in range(items)), *(f"u{i}" for i in range(unlabelled))]
+    targets = np.array([*(i % 2 for i in range(groups * items)), *[-1] * unlabelled], np.int64)
     return Predictions(
         keys=[f"k{i}" for i in range(len(names))],
         groups=names,
@@ -165,15 +165,15 @@ def wilson_by_hand(share: float, groups: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("value", [0, 1])
-@pytest.mark.parametrize(("groups", "each"), [(1, 1), (1, 4), (2, 1), (7, 3), (54, 1), (5000, 1)])
-def test_an_accuracy_of_0_or_1_has_wilsons_interval_by_groups(value: int, groups: int, each: int) -> None:
-    found = interval(metric("accuracy"), all_alike(value, groups, each), 2)
-    assert found.value == value
-    assert (found.low, found.high) == pytest.approx(wilson_by_hand(value, groups), abs=1e-9)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low <= value <= found.high
-    assert found.reason is None
+@pytest.mark.parametrize(("groups", "items"), [(1, 1), (1, 4), (2, 1), (7, 3), (54, 1), (5000, 1)])
+def test_an_accuracy_of_0_or_1_has_wilsons_interval_by_groups(value: int, groups: int, items: int) -> None:
+    estimate = interval(metric("accuracy"), all_alike(value, groups, items), 2)
+    assert estimate.value == value
+    assert (estimate.low, estimate.high) == pytest.approx(wilson_by_hand(value, groups), abs=1e-9)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low <= value <= estimate.high
+    assert estimate.reason is None
 
 
 def test_groups_of_which_nothing_is_counted_make_no_interval_narrower() -> None:
@@ -181,14 +181,14 @@ def test_groups_of_which_nothing_is_counted_make_no_interval_narrower() -> None:
 
 
 def test_accuracy_at_a_level_is_a_mean_of_outcomes_too() -> None:
-    found = interval(metric("accuracy@coarse", {"coarse": (0, 0)}), all_alike(0, 6), 2)
-    assert (found.value, found.high) == (1, 1)
-    assert found.low == pytest.approx(wilson_by_hand(1, 6)[0], abs=1e-9)
+    estimate = interval(metric("accuracy@coarse", {"coarse": (0, 0)}), all_alike(0, 6), 2)
+    assert (estimate.value, estimate.high) == (1, 1)
+    assert estimate.low == pytest.approx(wilson_by_hand(1, 6)[0], abs=1e-9)
 
 
 def test_pixel_accuracy_is_a_mean_of_outcomes_too() -> None:
-    found = interval(metric("aAcc"), all_alike(1, 6), 2)
-    assert (found.low, found.high) == pytest.approx(wilson_by_hand(1, 6), abs=1e-9)
+    estimate = interval(metric("aAcc"), all_alike(1, 6), 2)
+    assert (estimate.low, estimate.high) == pytest.approx(wilson_by_hand(1, 6), abs=1e-9)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -197,8 +197,8 @@ def test_whether_the_nearest_is_the_same_is_an_outcome_and_its_chance_is_none(nu
     share = means_of(locality.QUANTITIES)[number]
     columns = {"targets": np.full(8, number, np.int64), "predictions": np.full(8, -1, np.int64), "scores": np.full(8, value)}
     keys = [f"k{i}" for i in range(8)]
-    found = interval(share, Predictions(keys=keys, groups=[f"g{i // 2}" for i in range(8)], **columns), 1)
-    assert (found.low, found.high) == ((None, None) if share.name.endswith("_chance") else pytest.approx(wilson_by_hand(value, 4), abs=1e-9))
+    estimate = interval(share, Predictions(keys=keys, groups=[f"g{i // 2}" for i in range(8)], **columns), 1)
+    assert (estimate.low, estimate.high) == ((None, None) if share.name.endswith("_chance") else pytest.approx(wilson_by_hand(value, 4), abs=1e-9))
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -207,9 +207,9 @@ def test_other_metrics_of_0_or_1_have_no_interval_and_say_why(name: str, value: 
     table = all_alike(value, 12)
     if name in ("mIoU", "mAcc"):
         table = Predictions(keys=table.keys, groups=table.groups, targets=table.targets, predictions=table.predictions, scores=np.full(12, 9.0))
-    found = interval(metric(name), table, 2)
-    assert (found.value, found.low, found.high) == (value, None, None)
-    assert found.reason == "every resample has the same value"
+    estimate = interval(metric(name), table, 2)
+    assert (estimate.value, estimate.low, estimate.high) == (value, None, None)
+    assert estimate.reason == "every resample has the same value"
 
 
 def test_what_decides_is_the_metrics_own_word_and_not_its_name() -> None:
@@ -228,24 +228,24 @@ def test_what_decides_is_the_metrics_own_word_and_not_its_name() -> None:
 
 
 def test_images_that_all_have_one_value_between_0_and_1_tell_no_interval() -> None:
-    table = all_alike(1, 10, each=2)
+    table = all_alike(1, 10, items=2)
     half = Predictions(keys=table.keys, groups=table.groups, targets=table.targets, predictions=np.zeros(20, np.int64), scores=table.scores)
-    found = interval(metric("accuracy"), half, 2)
-    assert (found.value, found.low, found.high) == (0.5, None, None)
-    assert found.reason
+    estimate = interval(metric("accuracy"), half, 2)
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, None, None)
+    assert estimate.reason
 
 
 def test_one_image_short_of_1_the_bootstrap_has_its_say() -> None:
     table = all_alike(1, 40)
     wrong = table.predictions.copy()
     wrong[3] = 1 - wrong[3]
-    found = interval(metric("accuracy"), Predictions(**{**vars(table), "predictions": wrong}), 2)
+    estimate = interval(metric("accuracy"), Predictions(**{**vars(table), "predictions": wrong}), 2)
     draws = direct_resamples("accuracy", Predictions(**{**vars(table), "predictions": wrong}), 2, 2000, 0)
-    assert (found.low, found.high) == tuple(np.percentile(draws, [2.5, 97.5]))
+    assert (estimate.low, estimate.high) == tuple(np.percentile(draws, [2.5, 97.5]))
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (0, 0), (1, 0)])
 def test_a_difference_between_extremes_has_no_interval_either(first: int, second: int) -> None:
-    found = paired_interval(metric("accuracy"), all_alike(first, 8), all_alike(second, 8), 2)
-    assert (found.value, found.low, found.high) == (first - second, None, None)
-    assert found.reason
+    estimate = paired_interval(metric("accuracy"), all_alike(first, 8), all_alike(second, 8), 2)
+    assert (estimate.value, estimate.low, estimate.high) == (first - second, None, None)
+    assert estimate.reason

@@ -65,9 +65,9 @@ def test_items_without_a_label_are_left_out_of_ece() -> None:
 
 @pytest.mark.parametrize("score", [float("nan"), -0.5, 1.5, float("inf")])
 def test_ece_of_what_is_no_probability_is_undefined(score: float) -> None:
-    found = interval(ECE, predictions([0, 1, 2], [0, 1, 0], [0.5, score, 0.7]), 3)
-    assert (found.value, found.low, found.high) == (None, None, None)
-    assert found.reason == "scores are no probabilities: expected all of them in [0, 1]"
+    estimate = interval(ECE, predictions([0, 1, 2], [0, 1, 0], [0.5, score, 0.7]), 3)
+    assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+    assert estimate.reason == "scores are no probabilities: expected all of them in [0, 1]"
 
 
 def test_a_probability_that_rounding_brought_above_1_counts_as_1() -> None:
@@ -111,13 +111,13 @@ def test_a_level_is_additive_as_its_base_is() -> None:
 
 
 def sweep_text(shards: Path, *tasks: str, metrics: list[str] | None = None) -> str:
-    asked = {} if metrics is None else {"metrics": metrics}
-    return tiny.sweep_text(shards, tasks=list(tasks), search={"trials": 1, "stack": 2, "lr": [1e-2, 1e-1]}, **asked)
+    further = {} if metrics is None else {"metrics": metrics}
+    return tiny.sweep_text(shards, tasks=list(tasks), search={"trials": 1, "stack": 2, "lr": [1e-2, 1e-1]}, **further)
 
 
 def test_every_probe_gives_what_its_metrics_read() -> None:
     for name, giving in probes().items():
-        assert all(giving.scores in metric(one).reads for one in giving.metrics), name
+        assert all(giving.scores in metric(scored).reads for scored in giving.metrics), name
 
 
 def test_a_further_metric_is_scored_and_moves_nothing_else(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_pattern_leaves_out_tasks_that_cannot_give_it(tmp_path: Path) -> None:
     assert "tiny/object-knn" in scored
     assert {"tiny/object-retrieval", "tiny/object-segmentation", "tiny/misplaced-tokens", "tiny/dropped-tokens"}.isdisjoint(scored)
     for study in plan.studies:
-        names = [one.name for one in study.task.metrics]
+        names = [scored.name for scored in study.task.metrics]
         assert len(set(names)) == len(names)
         assert study.task.searched.name != "ECE"
 
@@ -157,7 +157,7 @@ def test_a_further_metric_may_be_asked_for_at_a_level(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"levels": {"family": [0, 0, 1]}}))
     plan = here.planned(tmp_path, sweep_text(tmp_path / "shards", "tiny/*-knn", metrics=["ECE@family"]))
-    scored = {study.task.name: [one.name for one in study.task.metrics] for study in plan.studies}
+    scored = {study.task.name: [scored_metric.name for scored_metric in study.task.metrics] for study in plan.studies}
     assert scored["tiny/object-knn"] == ["accuracy", "mean_class_accuracy", "accuracy@family", "ECE@family"]
     assert "ECE@family" not in scored["tiny/part-knn"]
 
@@ -165,8 +165,8 @@ def test_a_further_metric_may_be_asked_for_at_a_level(tmp_path: Path) -> None:
 def test_a_quantity_of_another_probe_is_refused(tmp_path: Path) -> None:
     tiny.build(tmp_path / "shards")
     plan = here.planned(tmp_path, sweep_text(tmp_path / "shards", "tiny/bag-convergence"))
-    asked = plan.studies[0].task
-    foreign = next(name for name, mean in quantities().items() if mean not in asked.metrics)
+    task = plan.studies[0].task
+    foreign = next(name for name, mean in quantities().items() if mean not in task.metrics)
     with pytest.raises(RequestError, match=f"metrics: {foreign} is nothing that tiny/bag-convergence measures"):
         here.planned(tmp_path, sweep_text(tmp_path / "shards", "tiny/bag-convergence", metrics=[foreign]))
 

@@ -86,7 +86,7 @@ def test_values_of_many_sums_are_the_values_of_each(chosen: Metric) -> None:
     np.testing.assert_array_equal(together, [chosen.value(counts.sum(axis=0)), chosen.value(counts[:10].sum(axis=0))])
 
 
-OF_CLASSES = {name: one for name, one in all_metrics().items() if not isinstance(one, MeanOf)}
+OF_CLASSES = {name: candidate for name, candidate in all_metrics().items() if not isinstance(candidate, MeanOf)}
 """A quantity has no class; its target is its own number."""
 
 
@@ -234,12 +234,12 @@ def test_segmentation_of_nasty_maps_agrees_with_scikit_learn_and_torchmetrics(ki
     images = nasty_maps(kind, np.random.default_rng(seed))
     predictions = confusion_rows([(target[target != 255], predicted[target != 255]) for target, predicted in images], 6)
     target, predicted = (np.concatenate([image[i].ravel() for image in images]) for i in (0, 1))
-    kept = target != 255
+    counted = target != 255
     assert overall("mIoU", predictions, 6) == pytest.approx(
-        jaccard_score(target[kept], predicted[kept], average="macro", zero_division=0.0), abs=1e-12
+        jaccard_score(target[counted], predicted[counted], average="macro", zero_division=0.0), abs=1e-12
     )
-    assert overall("mAcc", predictions, 6) == pytest.approx(recalls(target[kept], predicted[kept]), abs=1e-12)
-    assert overall("aAcc", predictions, 6) == pytest.approx(accuracy_score(target[kept], predicted[kept]), abs=1e-12)
+    assert overall("mAcc", predictions, 6) == pytest.approx(recalls(target[counted], predicted[counted]), abs=1e-12)
+    assert overall("aAcc", predictions, 6) == pytest.approx(accuracy_score(target[counted], predicted[counted]), abs=1e-12)
     jaccard = torchmetrics.JaccardIndex(task="multiclass", num_classes=6, ignore_index=255)
     assert overall("mIoU", predictions, 6) == pytest.approx(float(jaccard(torch.tensor(predicted), torch.tensor(target))), abs=1e-6)
     accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=6, average="micro", ignore_index=255)
@@ -266,7 +266,7 @@ def test_figure_and_ground_agree_with_pycocotools(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = [(rng.integers(0, 2, (9, 11)), rng.integers(0, 2, (9, 11))) for _ in range(3)]
     target, predicted = (np.asfortranarray(np.concatenate([image[i] for image in images]), dtype=np.uint8) for i in (0, 1))
-    ious = [float(coco_mask.iou([coco_mask.encode(one)], [coco_mask.encode(other)], [0])[0, 0]) for one, other in masks(predicted, target)]
+    ious = [float(coco_mask.iou([coco_mask.encode(mask)], [coco_mask.encode(other)], [0])[0, 0]) for mask, other in masks(predicted, target)]
     assert overall("mIoU", confusion_rows(images, 2), 2) == pytest.approx(np.mean(ious), abs=1e-12)
 
 
@@ -278,17 +278,17 @@ def masks(predicted: np.ndarray, target: np.ndarray) -> list[tuple[np.ndarray, n
 @pytest.mark.parametrize("seed", range(3))
 def test_accuracies_agree_with_torchmetrics(seed: int) -> None:
     predictions = random_table(seed)
-    told, true = torch.from_numpy(predictions.predictions), torch.from_numpy(predictions.targets)
+    predicted, true = torch.from_numpy(predictions.predictions), torch.from_numpy(predictions.targets)
     for name, average in (("accuracy", "micro"), ("mean_class_accuracy", "macro")):
-        expected = torchmetrics.Accuracy(task="multiclass", num_classes=7, average=average)(told, true)
+        expected = torchmetrics.Accuracy(task="multiclass", num_classes=7, average=average)(predicted, true)
         assert overall(name, predictions, 7) == pytest.approx(float(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("targets", [[2], [2, 2, 2], [0, 1]])
 @pytest.mark.parametrize("right", [True, False])
 def test_accuracies_of_very_few_items(targets: list[int], right: bool) -> None:
-    found = table([f"g{i}" for i in range(len(targets))], targets, targets if right else [3] * len(targets))
-    assert overall("accuracy", found, 4) == overall("mean_class_accuracy", found, 4) == float(right)
+    predictions = table([f"g{i}" for i in range(len(targets))], targets, targets if right else [3] * len(targets))
+    assert overall("accuracy", predictions, 4) == overall("mean_class_accuracy", predictions, 4) == float(right)
 
 
 @pytest.mark.parametrize("kind", ["distinct", "many ties", "all tied"])
@@ -327,14 +327,14 @@ def test_retrieval_of_nasty_rows_agrees_with_scikit_learn(exclude: str) -> None:
     groups = np.array(["a", "b", "c", "c", "d", "e", "f", "g", "g", "h"])
     rows = Rows(keys=[f"k{i}" for i in range(10)], groups=groups.tolist(), targets=targets, features=features)
     how: dict[str, Any] = {"classes": 4, "protocol": {"exclude": exclude}, "seed": 0, "device": torch.device("cpu")}
-    found = probe("retrieval").fit(None, [None], **how).predict(rows, 0)
+    predictions = probe("retrieval").fit(None, [None], **how).predict(rows, 0)
     expected = []
     for query, similarity in enumerate(cosine_similarity(features).astype(np.float32)):
         seen = {"none": np.ones(10, bool), "query": np.arange(10) != query, "image": groups != groups[query]}[exclude]
         relevant = (targets == targets[query])[seen]
         value = average_precision_score(relevant, similarity[seen]) if relevant.any() and targets[query] >= 0 else float("nan")
         expected.append(value)
-        assert found.scores[query] == pytest.approx(value, abs=1e-6, nan_ok=True), query
-    assert overall("AP", found, 4) == pytest.approx(np.nanmean(expected), abs=1e-6)
+        assert predictions.scores[query] == pytest.approx(value, abs=1e-6, nan_ok=True), query
+    assert overall("AP", predictions, 4) == pytest.approx(np.nanmean(expected), abs=1e-6)
     by_class = [np.nanmean(scores) for c in range(4) if not np.isnan(scores := np.array(expected)[targets == c]).all()]
-    assert overall("mAP", found, 4) == pytest.approx(np.mean(by_class), abs=1e-6)
+    assert overall("mAP", predictions, 4) == pytest.approx(np.mean(by_class), abs=1e-6)

@@ -57,33 +57,33 @@ def shuffled(rows: Rows, seed: int = 0) -> Rows:
 @pytest.mark.parametrize("normalize", ["none", "each", "after"])
 def test_means_of_the_first_patches_equal_those_computed_apart(size: int, normalize: Any) -> None:
     rows = patches()
-    for draw, found in bags("any", rows, size, normalize).items():
-        for image, key in enumerate(found.keys):
-            wanted = [rows.features[rows.keys.index(f"i{image}#{draw}.{index}")].astype(np.float64) for index in range(size)]
+    for draw, means in bags("any", rows, size, normalize).items():
+        for image, key in enumerate(means.keys):
+            members = [rows.features[rows.keys.index(f"i{image}#{draw}.{index}")].astype(np.float64) for index in range(size)]
             if normalize == "each":
-                wanted = [one / np.linalg.norm(one) for one in wanted]
-            mean = sum(wanted) / size
+                members = [member / np.linalg.norm(member) for member in members]
+            mean = sum(members) / size
             mean = mean / np.linalg.norm(mean) if normalize == "after" else mean
             assert key == f"i{image}#{draw}"
-            np.testing.assert_allclose(found.features[image], mean, rtol=0, atol=1e-6)
-        assert found.groups == [f"i{image}" for image in range(30)]
-        np.testing.assert_array_equal(found.targets, np.arange(30) % CLASSES)
+            np.testing.assert_allclose(means.features[image], mean, rtol=0, atol=1e-6)
+        assert means.groups == [f"i{image}" for image in range(30)]
+        np.testing.assert_array_equal(means.targets, np.arange(30) % CLASSES)
 
 
 def test_means_do_not_depend_on_the_order_of_the_rows() -> None:
     rows = patches()
-    for draw, found in bags("any", shuffled(rows), 3, "none").items():
+    for draw, means in bags("any", shuffled(rows), 3, "none").items():
         expected = bags("any", rows, 3, "none")[draw]
-        places = [found.keys.index(key) for key in expected.keys]
-        np.testing.assert_array_equal(found.features[places], expected.features)
+        places = [means.keys.index(key) for key in expected.keys]
+        np.testing.assert_array_equal(means.features[places], expected.features)
 
 
 def test_rows_of_whole_images_stay_as_they_are() -> None:
     rows = images_of()
-    ((draw, found),) = bags("any", rows, 7, "none").items()
+    ((draw, means),) = bags("any", rows, 7, "none").items()
     assert draw is None
-    assert list(found.keys) == list(rows.keys)
-    np.testing.assert_array_equal(found.features, rows.features)
+    assert list(means.keys) == list(rows.keys)
+    np.testing.assert_array_equal(means.features, rows.features)
 
 
 def test_zero_features_stay_zero_at_unit_length() -> None:
@@ -101,16 +101,18 @@ def test_rows_that_are_no_bags_are_refused() -> None:
     with pytest.raises(ProbeError, match="bag size 0"):
         bags("any", rows, 0, "none")
     lost = [index for index, key in enumerate(rows.keys) if key != "i3#1.1"]
-    kept = Rows(keys=[rows.keys[i] for i in lost], groups=[rows.groups[i] for i in lost], targets=rows.targets[lost], features=rows.features[lost])
+    incomplete = Rows(
+        keys=[rows.keys[i] for i in lost], groups=[rows.groups[i] for i in lost], targets=rows.targets[lost], features=rows.features[lost]
+    )
     with pytest.raises(ProbeError, match="got fewer in draw 1"):
-        bags("any", kept, 2, "none")
+        bags("any", incomplete, 2, "none")
 
 
 # --- probes on means --------------------------------------------------------------------------------------------------
 
 
-def fields(name: str, **more: Any) -> dict[str, Any]:
-    return {**defaults(name), "patches": 4, "draws": 2, "bag_size": 3, **more}
+def fields(name: str, **overrides: Any) -> dict[str, Any]:
+    return {**defaults(name), "patches": 4, "draws": 2, "bag_size": 3, **overrides}
 
 
 @pytest.mark.parametrize(("name", "inner", "lrs"), [("bag_knn", "knn", [None]), ("bag_linear", "linear", [0.1, 1.0])])
@@ -118,15 +120,15 @@ def test_each_draw_is_learnt_and_predicted_as_by_the_probe_alone(name: str, inne
     train, test, protocol = patches(), patches(24, seed=1, prefix="t"), fields(name, k=5, epochs=3)
     stack = probe(name).fit(train, lrs, protocol=protocol, **HOW)
     for head in range(len(lrs)):
-        found = stack.predict(test, head)
-        assert list(found.keys) == [f"t{image}#{draw}" for draw in range(2) for image in range(24)]
+        predictions = stack.predict(test, head)
+        assert list(predictions.keys) == [f"t{image}#{draw}" for draw in range(2) for image in range(24)]
         for draw in range(2):
             alone = probe(inner).fit(bags("any", train, 3, "none")[draw], lrs, protocol=protocol, **HOW)
             expected = alone.predict(bags("any", test, 3, "none")[draw], head)
-            np.testing.assert_array_equal(found.predictions[24 * draw : 24 * (draw + 1)], expected.predictions)
-            np.testing.assert_array_equal(found.scores[24 * draw : 24 * (draw + 1)], expected.scores)
+            np.testing.assert_array_equal(predictions.predictions[24 * draw : 24 * (draw + 1)], expected.predictions)
+            np.testing.assert_array_equal(predictions.scores[24 * draw : 24 * (draw + 1)], expected.scores)
         again = probe(name).restore(stack.state(head), train, protocol=protocol, **HOW)
-        np.testing.assert_array_equal(again.predict(test, 0).scores, found.scores)
+        np.testing.assert_array_equal(again.predict(test, 0).scores, predictions.scores)
 
 
 @pytest.mark.parametrize(("name", "inner", "lrs"), [("bag_knn", "knn", [None]), ("bag_linear", "linear", [0.1, 1.0])])
@@ -137,18 +139,18 @@ def test_what_whole_images_taught_predicts_bags_and_whole_images(name: str, inne
     whole = images_of(24, seed=2, prefix="t")
     head = len(lrs) - 1
     for rows, expected in ((test, list(bags("any", test, 3, "none").values())), (whole, [whole])):
-        found = stack.predict(rows, head)
-        np.testing.assert_array_equal(found.scores, np.concatenate([alone.predict(one, head).scores for one in expected]))
+        predictions = stack.predict(rows, head)
+        np.testing.assert_array_equal(predictions.scores, np.concatenate([alone.predict(table, head).scores for table in expected]))
         again = probe(name).restore(stack.state(head), train, protocol=protocol, **HOW)
-        np.testing.assert_array_equal(again.predict(rows, 0).predictions, found.predictions)
+        np.testing.assert_array_equal(again.predict(rows, 0).predictions, predictions.predictions)
 
 
 def test_the_linear_probe_trains_by_its_own_numbers_where_a_protocol_is_silent() -> None:
     train, test = patches(), patches(24, seed=1, prefix="t")
-    found = probe("bag_linear").fit(train, [0.03], protocol={"patches": 4, "bag_size": 4}, **HOW).predict(test, 0)
+    predictions = probe("bag_linear").fit(train, [0.03], protocol={"patches": 4, "bag_size": 4}, **HOW).predict(test, 0)
     published = {"epochs": 100, "batch_size": 100, "momentum": 0.9, "weight_decay": 5e-5}
     alone = linear.PROBE.fit(bags("any", train, 4, "none")[0], [0.03], protocol=published, **HOW)
-    np.testing.assert_array_equal(found.scores[:24], alone.predict(bags("any", test, 4, "none")[0], 0).scores)
+    np.testing.assert_array_equal(predictions.scores[:24], alone.predict(bags("any", test, 4, "none")[0], 0).scores)
     assert (defaults("bag_knn")["k"], defaults("bag_knn")["temperature"]) == (20, 0.07)
 
 
@@ -160,7 +162,7 @@ def test_draws_that_were_not_learnt_are_not_predicted() -> None:
 
 @pytest.mark.parametrize("name", ["bag_knn", "bag_linear", "convergence"])
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "expected"),
     [
         ({"bag_size": 5}, "bag_size: .*at most the 4 patches.* got 5"),
         ({"bag_size": -1}, "bag_size: .*got -1"),
@@ -172,8 +174,8 @@ def test_draws_that_were_not_learnt_are_not_predicted() -> None:
         ({"normalize": "before"}, "normalize: .*got 'before'"),
     ],
 )
-def test_fields_that_cannot_be_are_refused_by_name(name: str, wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=f"{name} probe: protocol field {told}"):
+def test_fields_that_cannot_be_are_refused_by_name(name: str, wrong: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RequestError, match=f"{name} probe: protocol field {expected}"):
         check(name, fields(name, **wrong))
 
 
@@ -194,28 +196,28 @@ def drawn(right: np.ndarray, suffix: bool = True) -> Predictions:
 
 def test_the_spread_is_the_standard_deviation_of_the_draws_accuracies() -> None:
     right = np.random.default_rng(0).random((5, 40)) < 0.6
-    found = interval(metric("accuracy_sd"), drawn(right), 2)
-    assert found.value == pytest.approx(np.std(right.mean(axis=1), ddof=1), abs=1e-12)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.high
+    estimate = interval(metric("accuracy_sd"), drawn(right), 2)
+    assert estimate.value == pytest.approx(np.std(right.mean(axis=1), ddof=1), abs=1e-12)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low < estimate.high
     assert interval(metric("accuracy"), drawn(right), 2).value == pytest.approx(right.mean())
     rng = np.random.default_rng(0)
     resampled = [np.std(right[:, rng.integers(0, 40, 40)].mean(axis=1), ddof=1) for _ in range(2000)]
-    np.testing.assert_allclose([found.low, found.high], np.percentile(resampled, [2.5, 97.5]), atol=0.02)
+    np.testing.assert_allclose([estimate.low, estimate.high], np.percentile(resampled, [2.5, 97.5]), atol=0.02)
 
 
 @pytest.mark.parametrize("suffix", [True, False])
 def test_one_draw_has_no_spread(suffix: bool) -> None:
-    found = interval(metric("accuracy_sd"), drawn(np.ones((1, 10), bool), suffix), 2)
-    assert (found.value, found.reason) == (None, "the spread over draws needs at least two of them")
+    estimate = interval(metric("accuracy_sd"), drawn(np.ones((1, 10), bool), suffix), 2)
+    assert (estimate.value, estimate.reason) == (None, "the spread over draws needs at least two of them")
 
 
 # --- convergence ------------------------------------------------------------------------------------------------------
 
 
-def convergence(rows: Rows, whole: Rows, **more: Any) -> Predictions:
-    protocol = fields("convergence", **more)
+def convergence(rows: Rows, whole: Rows, **overrides: Any) -> Predictions:
+    protocol = fields("convergence", **overrides)
     return probe("convergence").fit(None, [None], protocol=protocol, **HOW).predict(replace(rows, reference=whole), 0)
 
 
@@ -227,28 +229,28 @@ def quantity(predictions: Predictions, name: str) -> np.ndarray:
 @pytest.mark.parametrize("size", [1, 4])
 def test_convergence_by_hand(size: int) -> None:
     rows, whole = patches(), images_of()
-    found = convergence(rows, shuffled(whole), bag_size=size)
-    assert len(found) == 4 * 2 * 30
+    predictions = convergence(rows, shuffled(whole), bag_size=size)
+    assert len(predictions) == 4 * 2 * 30
     partners = others(whole.targets, HOW["seed"])
     for draw in range(2):
         means = [np.mean([rows.features[rows.keys.index(f"i{image}#{draw}.{index}")] for index in range(size)], axis=0) for image in range(30)]
         for image in range(30):
-            own, foreign, target = means[image], means[partners[image]], whole.features[image]
+            mean_of_own, foreign, target = means[image], means[partners[image]], whole.features[image]
             row = 30 * draw + image
-            for suffix, mean in (("", own), ("_floor", foreign)):
+            for suffix, mean in (("", mean_of_own), ("_floor", foreign)):
                 cosine = mean @ target / np.linalg.norm(mean) / np.linalg.norm(target)
-                assert quantity(found, f"cosine{suffix}")[row] == pytest.approx(cosine, abs=1e-6)
+                assert quantity(predictions, f"cosine{suffix}")[row] == pytest.approx(cosine, abs=1e-6)
                 distance = np.linalg.norm(mean - target) / np.linalg.norm(target)
-                assert quantity(found, f"relative_distance{suffix}")[row] == pytest.approx(distance, abs=1e-6)
-            assert found.keys[row] == f"i{image}#{draw}"
-            assert found.groups[row] == f"i{image}"
+                assert quantity(predictions, f"relative_distance{suffix}")[row] == pytest.approx(distance, abs=1e-6)
+            assert predictions.keys[row] == f"i{image}#{draw}"
+            assert predictions.groups[row] == f"i{image}"
 
 
 def test_the_value_is_the_mean_over_images_and_draws() -> None:
-    found = convergence(patches(), images_of())
+    predictions = convergence(patches(), images_of())
     for name in CONVERGENCE:
-        estimate = interval(metric(name), found, CLASSES)
-        assert estimate.value == pytest.approx(quantity(found, name).mean())
+        estimate = interval(metric(name), predictions, CLASSES)
+        assert estimate.value == pytest.approx(quantity(predictions, name).mean())
         assert estimate.n_groups == 30
         assert estimate.low is not None
         assert estimate.high is not None
@@ -256,16 +258,16 @@ def test_the_value_is_the_mean_over_images_and_draws() -> None:
 
 
 def test_patches_of_the_image_are_nearer_than_those_of_another() -> None:
-    found = convergence(patches(), images_of(), bag_size=4)
-    assert quantity(found, "cosine").mean() > quantity(found, "cosine_floor").mean() + 0.2
-    assert quantity(found, "relative_distance").mean() < quantity(found, "relative_distance_floor").mean() - 0.1
+    predictions = convergence(patches(), images_of(), bag_size=4)
+    assert quantity(predictions, "cosine").mean() > quantity(predictions, "cosine_floor").mean() + 0.2
+    assert quantity(predictions, "relative_distance").mean() < quantity(predictions, "relative_distance_floor").mean() - 0.1
 
 
 def test_bags_of_the_whole_image_have_converged_and_zeros_are_undefined() -> None:
     whole = images_of()
-    found = convergence(whole, whole, bag_size=0)
-    np.testing.assert_allclose(quantity(found, "cosine"), 1, atol=1e-12)
-    np.testing.assert_array_equal(quantity(found, "relative_distance"), 0)
+    predictions = convergence(whole, whole, bag_size=0)
+    np.testing.assert_allclose(quantity(predictions, "cosine"), 1, atol=1e-12)
+    np.testing.assert_array_equal(quantity(predictions, "relative_distance"), 0)
     nothing = convergence(whole, replace(whole, features=np.zeros_like(whole.features)))
     for name in CONVERGENCE:
         estimate = interval(metric(name), nothing, CLASSES)
@@ -275,10 +277,10 @@ def test_bags_of_the_whole_image_have_converged_and_zeros_are_undefined() -> Non
 
 
 def test_a_single_image_has_no_floor() -> None:
-    found = convergence(patches(1), images_of(1))
-    assert np.isfinite(quantity(found, "cosine")).all()
-    assert np.isnan(quantity(found, "cosine_floor")).all()
-    assert interval(metric("cosine_floor"), found, CLASSES).value is None
+    predictions = convergence(patches(1), images_of(1))
+    assert np.isfinite(quantity(predictions, "cosine")).all()
+    assert np.isnan(quantity(predictions, "cosine_floor")).all()
+    assert interval(metric("cosine_floor"), predictions, CLASSES).value is None
 
 
 def test_convergence_needs_the_whole_images() -> None:
@@ -292,17 +294,17 @@ def test_convergence_needs_the_whole_images() -> None:
 def test_another_image_is_of_another_class_and_any_of_these_as_often(targets: list[int]) -> None:
     drawn = np.stack([others(np.array(targets), seed) for seed in range(3000)])
     for image, target in enumerate(targets):
-        wanted = [other for other, its in enumerate(targets) if its != target]
-        assert set(drawn[:, image]) == set(wanted)
-        counts, share = np.bincount(drawn[:, image])[wanted], 1 / len(wanted)
+        candidates = [other for other, label in enumerate(targets) if label != target]
+        assert set(drawn[:, image]) == set(candidates)
+        counts, share = np.bincount(drawn[:, image])[candidates], 1 / len(candidates)
         assert np.abs(counts - 3000 * share).max() <= 5 * (3000 * share * (1 - share)) ** 0.5
 
 
 def test_images_sorted_by_class_are_not_all_compared_with_one_image() -> None:
-    found = others(np.repeat(np.arange(4), 50), 0)
-    assert (found // 50 != np.repeat(np.arange(4), 50)).all()
-    assert all(len(set(found[start : start + 50].tolist())) > 30 for start in range(0, 200, 50))
-    assert found.tolist() == others(np.repeat(np.arange(4), 50), 0).tolist()
+    partners = others(np.repeat(np.arange(4), 50), 0)
+    assert (partners // 50 != np.repeat(np.arange(4), 50)).all()
+    assert all(len(set(partners[start : start + 50].tolist())) > 30 for start in range(0, 200, 50))
+    assert partners.tolist() == others(np.repeat(np.arange(4), 50), 0).tolist()
 
 
 @pytest.mark.parametrize("targets", [[0, 0, 0], [-1, -1]])
@@ -332,7 +334,7 @@ def parts(seed: int = 0, images: int = 12, count: int = 3) -> tuple[Rows, Rows]:
 @pytest.mark.parametrize("exclude", ["query", "image"])
 def test_neighbours_and_chance_by_brute_force(exclude: str) -> None:
     rows, whole = parts()
-    found = probe("locality").fit(None, [None], protocol={"exclude": exclude}, **HOW).predict(replace(rows, reference=shuffled(whole)), 0)
+    predictions = probe("locality").fit(None, [None], protocol={"exclude": exclude}, **HOW).predict(replace(rows, reference=shuffled(whole)), 0)
     unit = rows.features / np.linalg.norm(rows.features, axis=1, keepdims=True)
     image = np.repeat(np.arange(12), 3)
     kinds = {"part": np.asarray(rows.targets), "image": image, "class": image // 4}
@@ -340,36 +342,36 @@ def test_neighbours_and_chance_by_brute_force(exclude: str) -> None:
         gallery = [other for other in range(36) if other != query and (exclude == "query" or image[other] != image[query])]
         nearest = gallery[int(np.argmax(unit[gallery] @ unit[query]))]
         for name, kind in kinds.items():
-            same, chance = quantity(found, f"same_{name}")[query], quantity(found, f"same_{name}_chance")[query]
+            same, chance = quantity(predictions, f"same_{name}")[query], quantity(predictions, f"same_{name}_chance")[query]
             if (name, exclude) == ("image", "image"):
                 assert np.isnan([same, chance]).all()
                 continue
             assert same == (kind[nearest] == kind[query])
             assert chance == pytest.approx(np.mean(kind[gallery] == kind[query]))
-    assert list(found.keys[:36]) == list(rows.keys)
+    assert list(predictions.keys[:36]) == list(rows.keys)
     for name in LOCALITY:
-        values = quantity(found, name)
-        value = interval(metric(name), found, 3).value
+        values = quantity(predictions, name)
+        value = interval(metric(name), predictions, 3).value
         assert value is None if np.isnan(values).all() else value == pytest.approx(np.nanmean(values))
 
 
 def test_patches_without_parts_have_classes_alone() -> None:
-    found = probe("locality").fit(None, [None], protocol={}, **HOW).predict(patches(draws=1), 0)
-    assert interval(metric("same_part"), found, CLASSES).value is None
-    assert interval(metric("same_part"), found, CLASSES).reason == "these patches have no parts, or there is no other patch"
-    share, chance = (interval(metric(name), found, CLASSES).value for name in ("same_class", "same_class_chance"))
+    predictions = probe("locality").fit(None, [None], protocol={}, **HOW).predict(patches(draws=1), 0)
+    assert interval(metric("same_part"), predictions, CLASSES).value is None
+    assert interval(metric("same_part"), predictions, CLASSES).reason == "these patches have no parts, or there is no other patch"
+    share, chance = (interval(metric(name), predictions, CLASSES).value for name in ("same_class", "same_class_chance"))
     assert share is not None
     assert chance == pytest.approx(39 / 119)
     assert share > chance + 0.1
-    assert interval(metric("same_image_chance"), found, CLASSES).value == pytest.approx(3 / 119)
+    assert interval(metric("same_image_chance"), predictions, CLASSES).value == pytest.approx(3 / 119)
 
 
 def test_unlabelled_images_and_lone_patches_are_undefined() -> None:
     rows, whole = parts()
     unlabelled = replace(whole, targets=np.full(12, -1))
-    found = probe("locality").fit(None, [None], protocol={}, **HOW).predict(replace(rows, reference=unlabelled), 0)
-    assert np.isnan(quantity(found, "same_class")).all()
-    assert np.isfinite(quantity(found, "same_part")).all()
+    predictions = probe("locality").fit(None, [None], protocol={}, **HOW).predict(replace(rows, reference=unlabelled), 0)
+    assert np.isnan(quantity(predictions, "same_class")).all()
+    assert np.isfinite(quantity(predictions, "same_part")).all()
     lone = patches(1, 1, 1)
     assert np.isnan(probe("locality").fit(None, [None], protocol={}, **HOW).predict(lone, 0).scores).all()
 
@@ -378,10 +380,10 @@ def test_fewer_queries_are_some_of_them_and_the_gallery_stays() -> None:
     rows, whole = parts()
     rows = replace(rows, reference=whole)
     every = probe("locality").fit(None, [None], protocol={}, **HOW).predict(rows, 0)
-    some = probe("locality").fit(None, [None], protocol={"max_queries": 10}, **HOW).predict(rows, 0)
-    known = {(key, target): score for key, target, score in zip(every.keys, every.targets, every.scores, strict=True)}
-    assert len(set(some.keys)) == 10
-    assert [known[key, target] for key, target in zip(some.keys, some.targets, strict=True)] == some.scores.tolist()
+    fewer = probe("locality").fit(None, [None], protocol={"max_queries": 10}, **HOW).predict(rows, 0)
+    scores = {(key, target): score for key, target, score in zip(every.keys, every.targets, every.scores, strict=True)}
+    assert len(set(fewer.keys)) == 10
+    assert [scores[key, target] for key, target in zip(fewer.keys, fewer.targets, strict=True)] == fewer.scores.tolist()
 
 
 def test_nothing_is_left_to_choose() -> None:

@@ -22,38 +22,38 @@ from tests.helpers import tiny
 POSES = {"6": (1, 1, 0, 0)}
 
 
-def predictions(targets: list[int], found: list[int]) -> Predictions:
+def predictions(targets: list[int], predicted: list[int]) -> Predictions:
     keys = [f"k{i}" for i in range(len(targets))]
-    return Predictions(keys=keys, groups=keys, targets=np.array(targets), predictions=np.array(found), scores=np.ones(len(targets)))
+    return Predictions(keys=keys, groups=keys, targets=np.array(targets), predictions=np.array(predicted), scores=np.ones(len(targets)))
 
 
-def amended(folder: Path, **more: Any) -> None:
+def amended(folder: Path, **additions: Any) -> None:
     """Add to a manifest."""
     file = folder / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    file.write_text(json.dumps(json.loads(file.read_text()) | additions))
 
 
 def test_a_wrong_class_of_the_right_group_is_right_at_the_coarser_level() -> None:
-    one = metric("accuracy@6", POSES)
-    assert one.name == "accuracy@6"
+    coarse = metric("accuracy@6", POSES)
+    assert coarse.name == "accuracy@6"
     # fine: 1 of 5 right; coarse: (0→1), (2→3) and the right one are right, (1→2) and an item without a prediction are wrong; one has no target
-    counts = one.counts(predictions([0, 2, 3, 1, 0, -1], [1, 3, 3, 2, -1, 0]), 4)
+    counts = coarse.counts(predictions([0, 2, 3, 1, 0, -1], [1, 3, 3, 2, -1, 0]), 4)
     assert counts.sum(axis=0).tolist() == [3.0, 5.0]
-    assert float(one.value(counts.sum(axis=0))) == 3 / 5
+    assert float(coarse.value(counts.sum(axis=0))) == 3 / 5
     by_class = metric("mean_class_accuracy@6", POSES)
     assert float(by_class.value(by_class.counts(predictions([0, 1, 2], [1, 2, 3]), 4).sum(axis=0))) == pytest.approx((1 / 2 + 1) / 2)
     with pytest.raises(ProbeError, match="to 3, got 4"):
-        one.counts(predictions([4], [0]), 4)
+        coarse.counts(predictions([4], [0]), 4)
     with pytest.raises(RequestError, match="expected one of"):
         metric("accuracy@7", POSES)
 
 
 def test_labels_of_another_data_set_are_translated() -> None:
-    there = ((5, 7), (), (6, 7))
-    found = translated(predictions([0, 0, 1, 2, 2, -1, 2], [7, 6, 5, 6, 9, 5, 7]), there)
-    assert list(found.keys) == ["k0", "k1", "k3", "k4", "k6"], "a label without counterparts, and no label, are left out"
-    assert found.targets.tolist() == [0, 0, 2, 2, 2]
-    assert found.predictions.tolist() == [0, 2, 2, -1, 2], "a label that two have as a counterpart is right for either"
+    counterparts = ((5, 7), (), (6, 7))
+    table = translated(predictions([0, 0, 1, 2, 2, -1, 2], [7, 6, 5, 6, 9, 5, 7]), counterparts)
+    assert list(table.keys) == ["k0", "k1", "k3", "k4", "k6"], "a label without counterparts, and no label, are left out"
+    assert table.targets.tolist() == [0, 0, 2, 2, 2]
+    assert table.predictions.tolist() == [0, 2, 2, -1, 2], "a label that two have as a counterpart is right for either"
 
 
 def test_a_manifest_tells_levels_and_counterparts_of_every_class(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_manifest_tells_levels_and_counterparts_of_every_class(tmp_path: Path)
 
 
 def test_a_sweep_scores_every_level_and_another_data_sets_images(tmp_path: Path) -> None:
-    """The other data set's three classes are the first one's, in another order, but for one that it does not have."""
+    """The other data set's three classes are the first one's, in another order, except one that it does not have."""
     shards = tmp_path / "shards"
     tiny.build(shards)
     amended(shards / "tiny", levels={"warm": [1, 0, 0]})
@@ -78,14 +78,14 @@ def test_a_sweep_scores_every_level_and_another_data_sets_images(tmp_path: Path)
     (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(shards, tasks=tasks))
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
     rows = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
-    found = read_table(tmp_path / "out" / "predictions" / "tiny_vit" / "tiny" / "object-knn.parquet")
-    warm = np.mean([(row["target"] == 0) == (row["prediction"] == 0) for row in found])
+    predicted = read_table(tmp_path / "out" / "predictions" / "tiny_vit" / "tiny" / "object-knn.parquet")
+    warm = np.mean([(row["target"] == 0) == (row["prediction"] == 0) for row in predicted])
     assert rows["tiny/object-knn", "accuracy@warm"]["value"] == pytest.approx(warm)
     for task in tasks[1:]:
-        row, found = rows[task, "accuracy"], read_table(tmp_path / "out" / "predictions" / "tiny_vit" / f"{task}.parquet")
-        assert row["n"] == len(found) == 16, "a third of the images has no counterpart"
-        assert row["value"] == pytest.approx(np.mean([one["target"] == one["prediction"] for one in found]))
-        assert {one["target"] for one in found} == {0, 2}
+        row, predicted = rows[task, "accuracy"], read_table(tmp_path / "out" / "predictions" / "tiny_vit" / f"{task}.parquet")
+        assert row["n"] == len(predicted) == 16, "a third of the images has no counterpart"
+        assert row["value"] == pytest.approx(np.mean([prediction["target"] == prediction["prediction"] for prediction in predicted]))
+        assert {prediction["target"] for prediction in predicted} == {0, 2}
         assert (row["dataset"], row["split"], row["selected_on"]) == ("abroad", "test", "val")
     ledger = {(row["dataset"], row["split"]) for row in read_table(tmp_path / "out" / "ledger.parquet")}
     assert ledger == {("tiny", "train"), ("tiny", "val"), ("tiny", "test"), ("abroad", "test")}
@@ -112,15 +112,18 @@ def test_a_fine_tuned_network_is_scored_at_every_level_and_on_another_data_sets_
     )
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
     rows = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
-    found = read_table(tmp_path / "out" / "predictions" / "tiny_vit" / "tiny" / "finetune.parquet")
-    warm = np.mean([(row["target"] == 0) == (row["prediction"] == 0) for row in found])
+    predicted = read_table(tmp_path / "out" / "predictions" / "tiny_vit" / "tiny" / "finetune.parquet")
+    warm = np.mean([(row["target"] == 0) == (row["prediction"] == 0) for row in predicted])
     assert rows["tiny/finetune", "accuracy@warm"]["value"] == pytest.approx(warm)
-    row, found = rows["abroad/finetune-from-tiny", "accuracy"], read_table(tmp_path / "out/predictions/tiny_vit/abroad/finetune-from-tiny.parquet")
-    assert row["n"] == len(found) == 16
+    row, predicted = (
+        rows["abroad/finetune-from-tiny", "accuracy"],
+        read_table(tmp_path / "out/predictions/tiny_vit/abroad/finetune-from-tiny.parquet"),
+    )
+    assert row["n"] == len(predicted) == 16
     assert (row["status"], row["dataset"], row["split"], row["selected_on"]) == ("ok", "abroad", "test", "val")
-    assert row["value"] == pytest.approx(np.mean([one["target"] == one["prediction"] for one in found]))
+    assert row["value"] == pytest.approx(np.mean([prediction["target"] == prediction["prediction"] for prediction in predicted]))
     assert row["value"] > 0.6, "the colours are those that it was tuned on; chance is below a half"
-    assert {one["target"] for one in found} == {0, 2}
+    assert {prediction["target"] for prediction in predicted} == {0, 2}
     row = rows["few/finetune-from-tiny", "accuracy"]
     assert (row["status"], row["n"], row["n_failed"]) == ("ok", 24, 0), "heads are chosen on labels that this data set does not have"
     assert row["value"] > 0.6

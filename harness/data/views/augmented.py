@@ -13,13 +13,13 @@ from harness.errors import RequestError
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCrops(View):
-    """`count` items a sample, `<key>#<crop>`, with the sample's label and group and without its label maps: random-resized crops, flipped at random.
+    """`count` items per sample, `<key>#<crop>`, with the sample's label and group without its label maps: random-resized crops, flipped at random.
 
     Crop v is what `augment` draws with the generator of (seed, v, key), as epoch v of a stream at that seed draws it. It is resized to the encoder's
-    input with the encoder's own interpolation, where a stream resizes bicubically whatever the encoder; and flipped before that, where a stream flips
-    after it, which moves a value by rounding at most.
+    input with the encoder's own interpolation, where a stream always resizes bicubically; and it is flipped before resizing, where a stream flips
+    afterwards, which moves a value by rounding at most.
 
-    Raises RequestError where there is not one crop.
+    Raises RequestError unless there is at least one crop.
     """
 
     count: int

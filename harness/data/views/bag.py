@@ -1,7 +1,7 @@
 """An image as a bag of square patches (BagSSL: Chen et al., TMLR 2023, arXiv 2206.08954).
 
-Patches lie in the image's frame, its central square, and are cut from the image at its full resolution. Their side is told in pixels of a frame of
-224, whatever the image's own size: 32 is a seventh of the frame's side. A patch is resized to the encoder's input.
+Patches lie in the image's frame, its central square, and are cut from the image at its full resolution. Their side is given in pixels of a frame of
+224, whatever the size of the image: 32 is a seventh of the frame's side. A patch is resized to the encoder's input.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.data.item_key import ItemKey
 from harness.errors import RequestError
 
 FRAME_SIDE = 224
-"""Pixels of the frame's side in which a patch's side is told."""
+"""Pixels of the frame's side, the unit of a patch's side."""
 CENTRE_CROP = 224 / 256
 """The frame's side as a share of the image's shorter side: the usual centre crop."""
 
@@ -33,13 +33,13 @@ def side_of_area(area: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Bag(View):
-    """`draws` × `patches` items a sample, `<key>#<draw>.<index>`, each a square patch with the sample's label and group.
+    """`draws` × `patches` items per sample, `<key>#<draw>.<index>`, each a square patch with the sample's label and group.
 
     Random: each patch anywhere in the frame, uniformly and independently, as drawn by (seed, draw, key). Grid: the k × k grid that fills the frame
     from edge to edge, k² = `patches`, taken in an order that the seed alone decides; its neighbours touch where side = 224 / k. Either way the first
     n patches of a draw are spread over the frame, and random ones are the same for every number of patches.
 
-    Raises RequestError where a field is out of range, `patches` of a grid is no square number, or a grid is drawn more than once.
+    Raises RequestError where a field is out of range, `patches` of a grid is not a square number, or a grid is drawn more than once.
     """
 
     patches: int
@@ -48,7 +48,7 @@ class Bag(View):
     placement: Placement = "random"
     seed: int = 0
     draws: int = 1
-    """How often a bag is drawn anew from the same image."""
+    """How many bags are drawn from the same image."""
     frame: float = CENTRE_CROP
     """Side of the frame as a share of the image's shorter side, in (0, 1]."""
 
@@ -82,10 +82,10 @@ class Bag(View):
         frame = max(1, round(self.frame * min(height, width)))
         side = max(1, round(frame * self.side / FRAME_SIDE))
         corner = np.array([(height - frame) // 2, (width - frame) // 2])
-        found = []
+        items = []
         for draw, places in enumerate(self._places(sample.key, frame - side)):
             for index, (top, left) in enumerate((places + corner).tolist()):
-                found.append(
+                items.append(
                     Item(
                         key=str(ItemKey(sample.key, draw, index)),
                         group=sample.group or sample.key,
@@ -93,10 +93,10 @@ class Bag(View):
                         image=sample.image[top : top + side, left : left + side],
                     )
                 )
-        return found
+        return items
 
     def _places(self, key: str, room: int) -> Iterator[np.ndarray]:
-        """Of every draw, int64 [patches, 2]: top and left of each patch within the frame, from 0 to `room`, both included."""
+        """Per draw, int64 [patches, 2]: top and left of each patch within the frame, from 0 to `room`, both included."""
         if self.placement == "random":
             for draw in range(self.draws):
                 yield generator_of(self.seed, draw, key).integers(0, room + 1, size=(self.patches, 2))

@@ -16,9 +16,9 @@ from harness.errors import SampleError
 Neighbours = Literal["all", "selected"]
 Within = Literal["image", "instance"]
 Rounding = Literal["side", "half", "half-of-pixel"]
-"""How a square comes to lie on whole pixels, with round to the even one of two equally near integers:
+"""How a square comes to lie on whole pixels, rounding ties to even:
 `side`: the side is round(s), the corner round(x - side / 2). `half`: half the side is round(s / 2), the corner round(x - half), as in the release of
-Zhu et al. `half-of-pixel`: the same where coordinates were indices of pixels, as COCO's are, and have had half a pixel added to lie in their centres.
+Zhu et al. `half-of-pixel`: the same for coordinates that were pixel indices, as COCO's are, and were moved by half a pixel to the pixels' centres.
 """
 
 
@@ -44,7 +44,7 @@ class KeypointPatch(View):
     neighbours_within: Within = "image"
     """Whether d is measured to the keypoints of the whole image (the paper) or of the same instance only."""
     min_parts_within: Within = "image"
-    """Whether `min_parts` counts the parts of the whole image or of each instance. Keypoints that tell no instance belong to one of their own."""
+    """Whether `min_parts` counts the parts of the whole image or of each instance. Keypoints without an instance share one."""
 
     fit: Fit = "resize"
     """`crop`: as the paper's classifiers are trained, on a patch resized to more than the input size and cropped to its centre."""
@@ -55,10 +55,10 @@ class KeypointPatch(View):
     def identity(self) -> str:
         bounds = f"{self.min_distance:g}..{self.max_distance:g}"
         within = (("neighbours-within", self.neighbours_within, "image"), ("min-within", self.min_parts_within, "image"))
-        # what is as usual is left out: banks that were made before there was a choice keep their names
+        # defaults are left out: banks that are older than the choice keep their names
         choices = (*within, ("fit", self.fit, "resize"), ("rounding", self.rounding, "side"))
-        told = "".join(f";{name}={value}" for name, value, usual in choices if value != usual)
-        return f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={bounds};min={self.min_parts}{told})"
+        stated = "".join(f";{name}={value}" for name, value, usual in choices if value != usual)
+        return f"keypoint-patch(parts={','.join(self.parts)};side={self.side:g};neighbours={self.neighbours};d={bounds};min={self.min_parts}{stated})"
 
     def __call__(self, sample: Sample) -> list[Item]:
         visible = [k for k in sample.keypoints if k.visible]
@@ -92,7 +92,7 @@ class KeypointPatch(View):
 def nearest_distance(keypoint: Keypoint, others: list[Keypoint]) -> float | None:
     """Smallest L2 distance in pixels from `keypoint` to another of `others`, or None where there is none.
 
-    Points at the very same place count as no neighbour: they would ask for an empty crop.
+    Points at the very same place are not neighbours: they would give an empty crop.
     """
     distances = [math.hypot(o.x - keypoint.x, o.y - keypoint.y) for o in others if o is not keypoint]
     return min((d for d in distances if d > 0), default=None)

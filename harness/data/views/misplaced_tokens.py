@@ -1,7 +1,7 @@
-"""Tokens whose content stays and whose position is a wrong one: what DILEMMA trains encoders to detect, asked here of frozen ones.
+"""Tokens that keep their content and get a wrong position: DILEMMA trains encoders to detect them, and here frozen encoders are probed for it.
 
-Sameni et al., DILEMMA, AAAI 2023 (arXiv 2204.04788). Of each image a random subset of the tokens is kept, and each kept one is given the position
-embedding of a dropped one with probability theta.
+Sameni et al., DILEMMA, AAAI 2023 (arXiv 2204.04788). A random subset of each image's tokens is kept, and every kept token gets the
+position embedding of a dropped token with probability theta.
 
 Shape legend: g = h w cells of the encoder's grid, row-major; n cells kept, m of them wrong.
 """
@@ -23,20 +23,20 @@ MARK = "misplaced"
 
 @dataclass(frozen=True, kw_only=True)
 class MisplacedTokens:
-    """Keeps `kept_share` of an image's tokens (rounded down, one at least), and misplaces each of them with probability `theta`.
+    """Keeps `kept_share` of an image's tokens (rounded down, at least one) and misplaces each of them with probability `theta`.
 
     Wrong positions are those of dropped tokens, none twice. Where more tokens are wrong than were dropped, which takes a share above one half, all
-    the dropped positions are given, and the rest are those of wrong tokens, exchanged so that none keeps its own. A single wrong token of an image
-    of which nothing was dropped has no wrong position to go to: it is left in its place, and marked as neither wrong nor right.
+    dropped positions are used, and the rest are those of wrong tokens, exchanged so that none keeps its own. A single wrong token of an image
+    without dropped tokens has no wrong position to go to: it stays in its place, marked as neither wrong nor right.
 
-    For one seed and key, what is kept at a share is kept at a larger one, and a cell that is wrong at a theta is wrong at a larger one.
-    Raises RequestError where a parameter cannot be.
+    For one seed and key, cells kept at one share are also kept at a larger one, and cells that are wrong at one theta are wrong at a larger one.
+    Raises RequestError for a parameter out of range.
     """
 
     kept_share: float
     """Of the cells of the encoder's grid, in (0, 1]."""
     theta: float
-    """Probability in [0, 1], each token's own."""
+    """Probability in [0, 1] per token."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,32 +57,32 @@ class MisplacedTokens:
         """The image as it is; the cells kept, the positions given to them, and `misplaced`, uint8 [1, n]: 1 where the position is a wrong one, 0
         where it is right, UNMARKED where a wrong token had no other place to go to.
 
-        With theta 0 no positions are given, and with nothing dropped no cells are named, so that the encoder does what it does without either.
+        With theta 0 no positions are given, and with nothing dropped no cells are named, so that the encoder runs as without either.
         """
         cells = grid[0] * grid[1]
         count = kept_count(self.kept_share, cells)
         generator = draw(self.seed, 0, key)
         order, chance = generator.permutation(cells), generator.random(cells)
-        kept = np.sort(order[:count])
-        wrong = chance[kept] < self.theta
-        positions = _misplace(kept, wrong, order[count:], generator)
+        chosen = np.sort(order[:count])
+        wrong = chance[chosen] < self.theta
+        positions = _misplace(chosen, wrong, order[count:], generator)
         return Altered(
             image=image,
-            keep=torch.from_numpy(kept) if count < cells else None,
+            keep=torch.from_numpy(chosen) if count < cells else None,
             positions=torch.from_numpy(positions) if self.theta > 0 else None,
-            marks={MARK: np.where(wrong & (positions == kept), UNMARKED, wrong).astype(np.uint8)[None]},
+            marks={MARK: np.where(wrong & (positions == chosen), UNMARKED, wrong).astype(np.uint8)[None]},
         )
 
 
-def _misplace(kept: np.ndarray, wrong: np.ndarray, dropped: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """int64 [n]: the cells kept [n] with others in place of those that are `wrong`, bool [n]; `dropped` [g - n] in random order."""
-    own = kept[wrong]
-    if not len(own) or (len(own) == 1 and not len(dropped)):
-        return kept
-    exchanged = generator.permutation(own)[: max(0, len(own) - len(dropped))]
-    others = generator.permutation(np.concatenate([dropped[: len(own)], exchanged]))
-    while (others == own).any():  # at least one order in three leaves no token in its own place
+def _misplace(chosen: np.ndarray, wrong: np.ndarray, dropped: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """int64 [n]: the `chosen` cells [n] with others in place of those that are `wrong`, bool [n]; `dropped` [g - n] in random order."""
+    displaced = chosen[wrong]
+    if not len(displaced) or (len(displaced) == 1 and not len(dropped)):
+        return chosen
+    exchanged = generator.permutation(displaced)[: max(0, len(displaced) - len(dropped))]
+    others = generator.permutation(np.concatenate([dropped[: len(displaced)], exchanged]))
+    while (others == displaced).any():  # at least one order in three leaves no token in its own place
         others = generator.permutation(others)
-    positions = kept.copy()
+    positions = chosen.copy()
     positions[wrong] = others
     return positions

@@ -1,4 +1,4 @@
-"""Images cut in cells and put together in another order: texture stays, shape goes.
+"""Images cut into cells and reassembled in another order: texture stays, shape goes.
 
 The patch shuffle of Naseer et al., Intriguing Properties of Vision Transformers, NeurIPS 2021 (arXiv 2105.10497), and, for convolutional networks, of
 Zhang and Zhu, Interpreting Adversarially Trained Convolutional Neural Networks, ICML 2019 (arXiv 1905.09797).
@@ -19,10 +19,10 @@ from harness.errors import RequestError
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledPatches:
-    """Cuts the prepared image in cells of whole pixels and puts them in a random order, in which a cell may well keep its place.
+    """Cuts the prepared image into cells of whole pixels and puts them in a random order, in which a cell may keep its place.
 
-    Where the image's sides are no multiples of the grid's, the rows and columns of pixels that are left over, fewer than the grid has cells along
-    that side, stay where they are, half of them on either side. Raises RequestError where a parameter cannot be.
+    Where the image's sides are not multiples of the grid's, the rows and columns of pixels that are left over, fewer than the grid has cells along
+    that side, stay where they are, half of them on either side. Raises RequestError for a parameter out of range.
     """
 
     grid: int

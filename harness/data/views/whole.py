@@ -1,4 +1,4 @@
-"""The whole image, with its label and whatever label maps its data set has."""
+"""The whole image, with its label and the label maps of its data set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from harness.core import Alteration, Fit, Item, Sample, View
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(View):
-    """One item a sample: the image as it is, brought to the input size by the encoder's own resize and centre crop, and then altered, if so wanted.
+    """One item per sample: the unchanged image, brought to the input size by the encoder's resize and centre crop, and then altered, if asked for.
 
-    An altered image comes without its label maps, which would no longer lie on it.
+    An altered image comes without its label maps, which would no longer match it.
     """
 
     alteration: Alteration | None = None
