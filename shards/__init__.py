@@ -1,1 +1,1 @@
-"""Recipes: one module a data set, each writing WebDataset shards and a manifest."""
+"""Recipes: one module per data set, each writing WebDataset shards and a manifest."""

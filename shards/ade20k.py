@@ -21,7 +21,7 @@ from shards.label_maps import Pair
 COUNTS = {"training images": 20210, "validation images": 2000, "classes": 150}
 REMEDY = "unpack ADEChallengeData2016.zip whole"
 SPLITS = {"train": "training", "test": "validation"}
-"""Our name of a split → the benchmark's."""
+"""Our name of a split → the benchmark's name."""
 UNLABELLED = "other objects"
 
 
@@ -30,14 +30,16 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[tuple[str
     root = source if (source / "annotations").is_dir() else source / "ADEChallengeData2016"
     classes = class_names(root / "objectInfo150.txt")
     roots = {split: (root / "images" / folder, root / "annotations" / folder) for split, folder in SPLITS.items()}
-    splits, found, counts = {}, {"classes": len(classes)}, Counts()
+    splits, numbers, counts = {}, {"classes": len(classes)}, Counts()
     for split, folders in roots.items():
-        kept = official.present(SPLITS[split], label_maps.pairs(*folders, REMEDY), lambda pair: pair.missing, counts, partial=partial, remedy=REMEDY)
-        found[f"{SPLITS[split]} images"] = len(kept)
-        splits[split] = official.mixed(((split, pair) for pair in kept), lambda item: item[1].key)
+        usable = official.present(
+            SPLITS[split], label_maps.pairs(*folders, REMEDY), lambda pair: pair.missing, counts, partial=partial, remedy=REMEDY
+        )
+        numbers[f"{SPLITS[split]} images"] = len(usable)
+        splits[split] = official.mixed(((split, pair) for pair in usable), lambda item: item[1].key)
     return recipe.DataSet(
         name="ade20k",
-        version=official.version("ADEChallengeData2016", found, COUNTS, partial=partial, remedy=REMEDY),
+        version=official.version("ADEChallengeData2016", numbers, COUNTS, partial=partial, remedy=REMEDY),
         license="not stated in the archive; the terms of use of ADE20K hold",
         source="ADEChallengeData2016.zip of the MIT Scene Parsing Benchmark",
         classes=(),
@@ -53,7 +55,7 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[tuple[str
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Names of the labels from 1 on, from objectInfo150.txt: columns apart by tabs, of which `Idx` and `Name` are read; some releases have one more.
+    """Names of the labels from 1 on, from objectInfo150.txt: tab-separated columns, of which `Idx` and `Name` are read; some releases have one more.
 
     Raises RequestError where the columns are missing or the numbers are not 1, 2, 3, …
     """

@@ -5,9 +5,9 @@
 
 Beside `<image>.jpg` lie `<image>_seg.png` (objects) and, where any part is marked, `<image>_parts_1.png`; in both, R // 10 × 256 + G is the number of
 the name (public repository CSAILVision/ADE20K, utils/utils_ade20k.py). Names come from each image's JSON in the release of 2021 (name, name_ndx), and
-from index_ade20k.mat in that of 2016 (objectnames, counted from 1). A part's object is the one that `_seg.png` has at the same pixel; parts of parts
+from index_ade20k.mat in that of 2016 (objectnames, counted from 1). A part's object is the object of `_seg.png` at the same pixel; parts of parts
 (`_parts_2.png` and on) are not read. Of the classes of Zhu et al. (TMLR 2023), names of the 59 objects are in their release, marked as not right, and
-of the 209 parts nowhere: `--classes` takes a list, whose format shards/class_lists.py tells, and `--prepared` takes their own label maps. The
+names of the 209 parts nowhere: `--classes` takes a list in the format of shards/class_lists.py, and `--prepared` takes their own label maps. The
 official validation is called `test` here.
 """
 
@@ -41,18 +41,18 @@ PREPARED: dict[MaskKind, int] = {"object": 59, "part": 209}
 REMEDY = "unpack the full ADE20K archive whole"
 SPLITS = {"train": "training", "test": "validation"}
 KNOWN = {2420: "sky", 2855: "tree"}
-"""Two names that convertFromADE/mapFromADE.txt of the public repository CSAILVision/sceneparsing ties to their numbers: is the index read aright?"""
+"""Two names that convertFromADE/mapFromADE.txt of the public repository CSAILVision/sceneparsing ties to their numbers: a check of the index."""
 _IMAGE = re.compile(r"ADE_(train|val)_\d{8}\.jpg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One sample to be made. Its repr names all that it is made of, but for the files' content."""
+    """One sample to be made. Its repr names everything that it is made of, except the files' content."""
 
     path: str
-    """Below the source, without `.jpg`."""
+    """Path below the source, without `.jpg`."""
     bytes: tuple[int | None, ...]
-    """Of the image, the objects, the parts and the names; None where there is no such file."""
+    """Bytes of the image, the objects, the parts and the names; None where there is no such file."""
 
     @property
     def key(self) -> str:
@@ -71,25 +71,27 @@ def describe(
     release = "ADE20K_2016_07_26" if any(path.endswith("_atr.txt") for path in files) else "ADE20K_2021_17_01"
     scenes = {split: list(_scenes(files, folder, release)) for split, folder in SPLITS.items()}
     counts = Counts()
-    kept = {
+    usable = {
         split: official.present(SPLITS[split], of_split, bind(_missing, release), counts, partial=partial, remedy=REMEDY)
         for split, of_split in scenes.items()
     }
-    found = {f"{SPLITS[split]} images": len(of_split) for split, of_split in kept.items()}
-    version = official.version(release, found, COUNTS[release], partial=partial, remedy=REMEDY)
-    numbered = _index(source) if release == "ADE20K_2016_07_26" else _told(source, [scene for of_split in kept.values() for scene in of_split])
-    chosen.check(numbered.values(), numbered.values())  # which object has which part only the pixels tell
+    numbers = {f"{SPLITS[split]} images": len(of_split) for split, of_split in usable.items()}
+    version = official.version(release, numbers, COUNTS[release], partial=partial, remedy=REMEDY)
+    numbered = (
+        _index(source) if release == "ADE20K_2016_07_26" else _names_of_json(source, [scene for of_split in usable.values() for scene in of_split])
+    )
+    chosen.check(numbered.values(), numbered.values())  # only the pixels show which object has which part
     return recipe.DataSet(
         name="ade20k_parts",
         version=version,
         license="not stated in the archive; the terms of use of ADE20K hold",
-        source=f"{release}.zip; {chosen.told}",
+        source=f"{release}.zip; {chosen.summary}",
         classes=(),
         annotations=tuple(chosen.mask_classes),
         parts=chosen.parts,
         part_of=chosen.part_of,
         mask_classes=chosen.mask_classes,
-        splits={split: official.mixed(of_split, lambda scene: scene.key) for split, of_split in kept.items()},
+        splits={split: official.mixed(of_split, lambda scene: scene.key) for split, of_split in usable.items()},
         official=SPLITS,
         make=bind(make, source, chosen, numbered),
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], chosen.sha256, repr(sorted(numbered.items()))),
@@ -116,7 +118,7 @@ def make(source: Path, chosen: ClassList, names: Mapping[int, str], scene: Scene
 def numbers(path: Path, image: bytes) -> np.ndarray:
     """int64 [H, W]: the number of the name at each pixel, 0 where nothing is marked.
 
-    Raises Unfit where the map is unreadable, has no colours, or has not the size of its `image`.
+    Raises Unfit where the map is unreadable, has no colours, or does not have the size of its `image`.
     """
     try:
         with Image.open(path) as file:
@@ -126,9 +128,9 @@ def numbers(path: Path, image: bytes) -> np.ndarray:
         raise Unfit(message, label_maps.UNREADABLE) from error
     if mode not in ("RGB", "RGBA"):
         raise Unfit(f"{path}: expected a map in colours, got mode {mode}; unpack the original file", label_maps.UNREADABLE)
-    found: np.ndarray = coloured[..., 0] // 10 * 256 + coloured[..., 1]
-    label_maps.check_size(path, found.shape, image, REMEDY)
-    return found
+    decoded: np.ndarray = coloured[..., 0] // 10 * 256 + coloured[..., 1]
+    label_maps.check_size(path, decoded.shape, image, REMEDY)
+    return decoded
 
 
 def label_objects(objects: np.ndarray, chosen: ClassList, names: Mapping[int, str]) -> np.ndarray:
@@ -147,11 +149,11 @@ def label_parts(objects: np.ndarray, parts: np.ndarray, chosen: ClassList, names
     return label_maps.smallest(labels[where].reshape(parts.shape))
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- the source -------------------------------------------------------------------------------------------------------
 
 
 def _files(folder: Path, source: Path) -> Iterator[tuple[str, int]]:
-    """(path below the source, bytes) of all files, but for those in an image's own folder, which are its objects one by one."""
+    """(path below the source, bytes) of all files, except those in an image's own folder, which are its single objects."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -190,7 +192,7 @@ def _index(source: Path) -> dict[int, str]:
     cells = mat.load(path, "index", "the data set's index", REMEDY, field="objectnames")
     try:
         names = {number: str(cell.item()) if cell.size else "" for number, cell in enumerate(cells.ravel(), 1)}
-    except Exception as error:  # whatever a damaged file can do to its reader
+    except Exception as error:  # a damaged file may raise anything
         raise RequestError(f"{path}: expected the data set's index, got {type(error).__name__}: {error}; {REMEDY}") from error
     for number, name in KNOWN.items():
         if names.get(number) != name:
@@ -198,19 +200,19 @@ def _index(source: Path) -> dict[int, str]:
     return names
 
 
-def _told(source: Path, scenes: list[Scene]) -> dict[int, str]:
+def _names_of_json(source: Path, scenes: list[Scene]) -> dict[int, str]:
     """Number → name, from the images' JSON files of the release of 2021."""
     names: dict[int, str] = {}
     with ThreadPoolExecutor() as pool:
-        for scene, told in zip(scenes, pool.map(bind(_told_by, source), scenes), strict=True):
-            for number, name in told.items():
+        for scene, named in zip(scenes, pool.map(bind(_names_of_scene, source), scenes), strict=True):
+            for number, name in named.items():
                 if names.setdefault(number, name) != name:
                     raise RequestError(f"{scene.path}.json: expected {names[number]!r} as name {number}, as elsewhere, got {name!r}; {REMEDY}")
-    names.pop(0, None)  # 0 is what nothing is marked at
+    names.pop(0, None)  # 0: nothing is marked
     return names
 
 
-def _told_by(source: Path, scene: Scene) -> dict[int, str]:
+def _names_of_scene(source: Path, scene: Scene) -> dict[int, str]:
     path = source / f"{scene.path}.json"
     data = path.read_bytes()
     try:

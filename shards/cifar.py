@@ -3,7 +3,7 @@
     python -m shards.cifar --source <.../cifar-10-batches-py> --out shards/data/cifar10
     python -m shards.cifar --source <.../cifar-100-python> --out shards/data/cifar100
 
-The source is the "python version" of the archive: pickles, which could run any code when they are opened. They are opened with stand-ins for the
+The source is the "python version" of the archive: pickles, which could run any code when opened. They are opened with stand-ins for the
 three names that they need, so that not even NumPy is called; a pickle that asks for any other name is refused.
 """
 
@@ -30,7 +30,7 @@ SIDE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Edition:
-    """What tells the two data sets apart."""
+    """The differences between the two data sets."""
 
     name: str
     folder: str
@@ -74,7 +74,7 @@ EDITIONS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One sample to be made. Its repr names all that it is made of, but for the pixels."""
+    """One sample to be made. Its repr names everything that it is made of, except the pixels."""
 
     key: str
     batch: str
@@ -86,7 +86,7 @@ class Picture:
 
 
 def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Picture]:
-    """The data set that `source` holds, checked. Raises RequestError where a batch is missing or is not what it should be."""
+    """The data set that `source` holds, checked. Raises RequestError where a batch is missing or malformed."""
     root, edition = _edition(source)
     meta = load(root / edition.meta, edition.remedy)
     classes = _names(root / edition.meta, meta, edition.classes)
@@ -96,14 +96,14 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Picture]:
         split: tuple(picture for name in names for picture in _pictures(root / name, split, edition, classes, coarse))
         for split, names in files.items()
     }
-    found = {**{f"{split} images": len(pictures) for split, pictures in splits.items()}, "classes": len(classes)}
+    numbers = {**{f"{split} images": len(pictures) for split, pictures in splits.items()}, "classes": len(classes)}
     counts = Counts()
     for split, names in edition.batches.items():
         counts.keep(split, "images", len(splits[split]))
         counts.leave_out(split, "batches without a file", len(names) - len(files[split]))
     return recipe.DataSet(
         name=edition.name,
-        version=official.version(edition.archive, found, edition.counts, partial=partial, remedy=edition.remedy),
+        version=official.version(edition.archive, numbers, edition.counts, partial=partial, remedy=edition.remedy),
         license="not stated in the archive; the terms of its maker hold",
         source=f"{edition.archive} of Alex Krizhevsky, University of Toronto",
         classes=classes,
@@ -128,16 +128,16 @@ def _edition(source: Path) -> tuple[Path, Edition]:
     places = [(root, edition) for edition in EDITIONS for root in (source, source / edition.folder) if (root / edition.meta).is_file()]
     if len(places) == 1:
         return places[0]
-    wanted = " or ".join(f"{edition.folder} (with {edition.meta})" for edition in EDITIONS)
+    expected = " or ".join(f"{edition.folder} (with {edition.meta})" for edition in EDITIONS)
     got = " and ".join(edition.folder for _, edition in places) or "neither"
-    raise RequestError(f"{source}: expected {wanted}, got {got}; name the unpacked folder of one of them")
+    raise RequestError(f"{source}: expected {expected}, got {got}; name the unpacked folder of one of them")
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def _pictures(path: Path, split: str, edition: Edition, classes: Sequence[str], coarse: Sequence[str] | None) -> list[Picture]:
-    """The pictures of a batch, in its order, which is a shuffled one."""
+    """The pictures of a batch, in the file's order, which is shuffled."""
     batch, count = load(path, edition.remedy), len(_pixels(path, edition.remedy))
     labels, files = (_column(path, batch, key, count, edition) for key in (edition.labels, "filenames"))
     above = [None] * count if coarse is None else [coarse[_index(path, i, coarse)] for i in _column(path, batch, "coarse_labels", count, edition)]
@@ -186,7 +186,7 @@ def _text(value: Any) -> str:
 
 
 class Array:
-    """Stands for a NumPy array: what the pickle says of it, checked, and nothing done with it."""
+    """Stands for a NumPy array: the pickle's statements about it, checked and not executed."""
 
     __slots__ = ("data", "shape")
 
@@ -211,37 +211,37 @@ class Bytes:
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        """Its byte order and alignment: nothing that bytes have."""
+        """Byte order and alignment, which bytes do not have."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names that an array's pickle needs, each by a stand-in."""
+    """Resolves the three names that an array's pickle needs to stand-ins."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Callable[..., object]] = {  # made anew each time, so that no pickle can leave anything in them
+        stand_ins: dict[tuple[str, str], Callable[..., object]] = {  # created on each call, so that no pickle can leave anything in them
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
             ("numpy", "ndarray"): lambda *_: _refuse("an array that is made directly"),
             ("numpy", "dtype"): lambda kind, *_: Bytes() if kind in (b"u1", "u1") else _refuse(f"the type {kind!r:.20}"),
         }
-        if (module, name) not in known:
+        if (module, name) not in stand_ins:
             _refuse(f"{module}.{name}")
-        return known[module, name]
+        return stand_ins[module, name]
 
 
-def _refuse(what: str) -> None:
-    raise pickle.UnpicklingError(f"it asks for {what:.80}, which no batch needs: nothing of it was run")
+def _refuse(request: str) -> None:
+    raise pickle.UnpicklingError(f"it asks for {request:.80}, which no batch needs: nothing of it was run")
 
 
 def load(path: Path, remedy: str) -> dict[str, Any]:
     """A batch or meta file: its dictionary, with `Array` in place of arrays. Nothing that the file names is called.
 
-    Raises RequestError where there is none, or where it is not such a pickle.
+    Raises RequestError where the file is missing or is not such a pickle.
     """
     official.read(path, remedy)
     try:
         with path.open("rb") as file:
             content = _Unpickler(file, encoding="bytes").load()
-    except Exception as error:  # a pickle that is none can end in anything
+    except Exception as error:  # what is not a pickle may raise anything
         why = " ".join(str(error).split())
         raise RequestError(f"{path}: expected a batch of CIFAR, got a file that is none: {type(error).__name__}: {why:.160}; {remedy}") from None
     if not isinstance(content, dict):

@@ -1,15 +1,15 @@
 """Lists of object and part classes, as a user's file gives them: which of a data set's own names make which class.
 
-A file of text in UTF-8, one line for each name of the data set that belongs to a class, its columns apart by tabs. Empty lines and lines that start
-with `#` are left out:
+A UTF-8 text file with tab-separated columns, one line for each name of the data set that belongs to a class. Empty lines and lines that start
+with `#` are ignored:
 
-    class                            an object class, called as the data set calls the object
+    class                            an object class with the data set's name of the object
     class <tab> object               an object class
     class <tab> object <tab> part    a part class: that part of that object
 
 Several lines with one class make one class of several names. The classes of either kind are numbered from 1 in the order in which they first come. In
-the columns `object` and `part`, `*` stands for any text: `wheel_*`, or `*` alone for any object. A name without `*` goes before one with it, and
-among those the first line holds.
+the columns `object` and `part`, `*` stands for any text: `wheel_*`, or `*` alone for any object. A name without `*` takes precedence;
+among those with `*` the first line wins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.errors import RequestError, nearest
 from shards import label_maps, official
 
 FIRST = "not listed"
-"""What label 0 is called."""
+"""The name of label 0."""
 REMEDY = "see docs/datasets_segmentation.md for the format"
 
 
@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassList:
-    """Object and part classes, and how to tell them from the data set's own names. Pickles."""
+    """Object and part classes, and the mapping from the data set's own names to them. Pickles."""
 
     objects: tuple[str, ...]
     """Class i is label i + 1."""
@@ -51,20 +51,20 @@ class ClassList:
     lines: tuple[Line, ...]
     path: Path
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
     @property
     def mask_classes(self) -> dict[MaskKind, tuple[str, ...]]:
-        """Names of the labels of either mask."""
-        found: dict[MaskKind, tuple[str, ...]] = {}
+        """Names of the labels of each mask."""
+        names: dict[MaskKind, tuple[str, ...]] = {}
         if self.objects:
-            found["object"] = (FIRST, *self.objects)
+            names["object"] = (FIRST, *self.objects)
         if self.parts:
-            found["part"] = (FIRST, *self.parts)
-        return found
+            names["part"] = (FIRST, *self.parts)
+        return names
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The list in a few words, for a manifest."""
         return f"{len(self.objects)} object classes and {len(self.parts)} part classes of a user's list, sha256 {self.sha256}"
 
@@ -77,21 +77,21 @@ class ClassList:
         return self._label(line for line in self.lines if line.part is not None and matches(line.object, owner) and matches(line.part, name))
 
     @staticmethod
-    def _label(found: Iterable[Line]) -> int:
-        best = min(found, key=lambda line: (("*" in line.object) + ("*" in (line.part or "")), line.number), default=None)
+    def _label(lines: Iterable[Line]) -> int:
+        best = min(lines, key=lambda line: (("*" in line.object) + ("*" in (line.part or "")), line.number), default=None)
         return best.label if best else 0
 
     def check(self, objects: Iterable[str], parts: Iterable[str], couples: Iterable[tuple[str, str]] | None = None) -> None:
-        """Raises RequestError for the first line that the data set's names of objects and of parts do not match.
+        """Raise RequestError for the first line that matches none of the data set's names of objects and of parts.
 
-        `couples`, where they are known, are the (object, part) that there are, with "" for an object as such.
+        `couples`, where known, are all (object, part) pairs, with "" for an object as such.
         """
         objects, parts = sorted(set(objects)), sorted(set(parts))
         couples = None if couples is None else sorted(set(couples))
         for line in self.lines:
-            for what, pattern, names in (("an object", line.object, objects), ("a part", line.part, parts)):
+            for noun, pattern, names in (("an object", line.object, objects), ("a part", line.part, parts)):
                 if pattern is not None and not any(matches(pattern, name) for name in names):
-                    raise RequestError(f"{self.path}: line {line.number}: expected {what} of the data set, got {pattern!r}{nearest(pattern, names)}")
+                    raise RequestError(f"{self.path}: line {line.number}: expected {noun} of the data set, got {pattern!r}{nearest(pattern, names)}")
             if couples is not None and line.part is not None:
                 of_object = sorted({part for owner, part in couples if part and matches(line.object, owner)})
                 if not any(matches(line.part, name) for name in of_object):
@@ -100,14 +100,14 @@ class ClassList:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a name is the pattern, in which `*` stands for any text."""
+    """Whether a name matches the pattern, in which `*` stands for any text."""
     if "*" not in pattern:
         return pattern == name
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
 
 
 def read(path: Path) -> ClassList:
-    """The list of a file. Raises RequestError where it is missing, has a line of another form, or puts one name in two classes."""
+    """The list of a file. Raises RequestError where it is missing, has a malformed line, or puts one name in two classes."""
     labels: dict[bool, dict[str, int]] = {False: {}, True: {}}  # is it a part → class → label
     lines: list[Line] = []
     taken: dict[tuple[str, str | None], str] = {}
@@ -124,7 +124,7 @@ def read(path: Path) -> ClassList:
     return ClassList(
         objects=tuple(labels[False]),
         parts=tuple(labels[True]),
-        part_of={name: next(iter(found)) if len(found) == 1 and "*" not in next(iter(found)) else None for name, found in owners.items()},
+        part_of={name: next(iter(objects)) if len(objects) == 1 and "*" not in next(iter(objects)) else None for name, objects in owners.items()},
         lines=tuple(lines),
         path=path,
         sha256=hashlib.sha256(official.read(path, REMEDY)).hexdigest(),

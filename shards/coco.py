@@ -5,14 +5,14 @@
 
 The source holds train2017/, val2017/ and annotations/, as the archives unpack; val2017 is the split that is scored.
 
-coco_objects: one sample for every annotated object that is no crowd, cut out by its box, rounded outwards to whole pixels and clipped to the image,
+coco_objects: one sample per annotated object that is not a crowd, cut out by its box, rounded outwards to whole pixels and clipped to the image,
 with the object's mask. The crops of one image are one group. Boxes without area, and outlines that leave their box without a pixel, are left out;
-counts.json tells how many.
+counts.json says how many.
 
-coco_keypoints: one sample for every image with a keypoint, its bytes as they are, with every person's box and keypoints; a keypoint's instance is its
+coco_keypoints: one sample for every image with a keypoint, its bytes unchanged, with every person's box and keypoints; a keypoint's instance is its
 person's box. Keypoints that nobody marked (v = 0) have no place and are left out, occluded ones (v = 1) are not visible. COCO's coordinates are the
-indices of pixels, so half a pixel is added to get to the pixel's centre, as Detectron2's reader of COCO does. In files of one's own, every category
-that has keypoints is carried under its own name; where there are several, their parts are called <category>_<keypoint>.
+indices of pixels, so half a pixel is added to get to the pixel's centre, as Detectron2's reader of COCO does. In custom files, every category
+with keypoints keeps its own name; where there are several, their parts are called <category>_<keypoint>.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ VISIBLE, UNMARKED = 2, 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Photograph:
-    """An image as the annotations know it."""
+    """An image as the annotations describe it."""
 
     number: int
     file: str
-    """Below the source folder."""
+    """Path below the source folder."""
     width: int
     height: int
     bytes: int | None
@@ -70,12 +70,12 @@ class Crop:
     box: tuple[float, ...]
     """x, y, width, height in pixels."""
     outline: str
-    """Polygons or run lengths as JSON text, which takes a tenth of their room in memory."""
+    """Polygons or run lengths as JSON text, which takes a tenth of their memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instance:
-    """One annotated thing with keypoints, in COCO's own files a person."""
+    """One annotated thing with keypoints; in COCO's own files, a person."""
 
     number: int
     """The annotation's."""
@@ -120,10 +120,10 @@ def _objects(source: Path, partial: bool) -> recipe.DataSet[Crop]:
             raise RequestError(f"{coco.name}: expected the classes of train2017, got others; {REMEDY}")
         classes = names
         splits[split] = tuple(_crops(coco, _Images(source / name, coco, tally), category_by_id, tally))
-    found = {**{f"{name} images": counts.kept[name]["images"] for name in SPLITS.values()}, "classes": len(classes)}
+    numbers = {**{f"{name} images": counts.included[name]["images"] for name in SPLITS.values()}, "classes": len(classes)}
     return recipe.DataSet(
         name="coco_objects",
-        version=official.version("COCO 2017", found, COUNTS["coco_objects"], partial=partial, remedy=REMEDY),
+        version=official.version("COCO 2017", numbers, COUNTS["coco_objects"], partial=partial, remedy=REMEDY),
         license=LICENSE,
         source=SOURCE,
         classes=classes,
@@ -152,10 +152,10 @@ def _keypoints(source: Path, partial: bool) -> recipe.DataSet[Scene]:
         skeletons = list(by_category.values())
         splits[split] = tuple(_scenes(coco, _Images(source / name, coco, tally), category_by_id, by_category, tally))
     part_of = {part: skeleton.name for skeleton in skeletons for part in skeleton.parts}
-    found = {**{f"{name} images": counts.kept[name]["images"] for name in SPLITS.values()}, "keypoints": len(part_of)}
+    numbers = {**{f"{name} images": counts.included[name]["images"] for name in SPLITS.values()}, "keypoints": len(part_of)}
     return recipe.DataSet(
         name="coco_keypoints",
-        version=official.version("COCO 2017", found, COUNTS["coco_keypoints"], partial=partial, remedy=REMEDY),
+        version=official.version("COCO 2017", numbers, COUNTS["coco_keypoints"], partial=partial, remedy=REMEDY),
         license=LICENSE,
         source=SOURCE,
         classes=tuple(skeleton.name for skeleton in skeletons),
@@ -190,8 +190,8 @@ class _Images:
             )
             for number, about in self.listed.items()
         ]
-        kept = official.present(folder.name, photographs, _missing, tally.counts, partial=tally.partial, remedy=REMEDY)
-        self.there = {photograph.number: photograph for photograph in kept}
+        usable = official.present(folder.name, photographs, _missing, tally.counts, partial=tally.partial, remedy=REMEDY)
+        self.present = {photograph.number: photograph for photograph in usable}
 
 
 def _missing(photograph: Photograph) -> str | None:
@@ -200,8 +200,8 @@ def _missing(photograph: Photograph) -> str | None:
 
 def _crops(coco: Annotations, images: _Images, category_by_id: Mapping[int, Entry], tally: Tally) -> Iterator[Crop]:
     label_of = {category: label for label, category in enumerate(category_by_id)}
-    for annotation in coco_annotations.in_order(coco, images.listed, images.there, category_by_id, tally):
-        photograph = images.there[annotation["image_id"]]
+    for annotation in coco_annotations.in_order(coco, images.listed, images.present, category_by_id, tally):
+        photograph = images.present[annotation["image_id"]]
         box = coco_annotations.box_of(annotation, tally)
         if box is None:
             continue
@@ -229,9 +229,9 @@ def _crops(coco: Annotations, images: _Images, category_by_id: Mapping[int, Entr
 
 
 def _skeletons(file: str, category_by_id: Mapping[int, Entry]) -> dict[int, Skeleton]:
-    """Category → its keypoints, of those that have any. Of several, parts are called <category>_<keypoint>.
+    """Category → its keypoints, for categories that have any. With several, parts are called <category>_<keypoint>.
 
-    Raises RequestError where there is none, or where names of keypoints are none or come twice.
+    Raises RequestError where there is none, or where names of keypoints are missing or repeated.
     """
     with_keypoints = {number: category for number, category in category_by_id.items() if category.get("keypoints")}
     if not with_keypoints:
@@ -256,7 +256,7 @@ def _scenes(
     coco: Annotations, images: _Images, category_by_id: Mapping[int, Entry], skeletons: Mapping[int, Skeleton], tally: Tally
 ) -> Iterator[Scene]:
     by_image: dict[int, list[Instance]] = {}
-    for annotation in coco_annotations.in_order(coco, images.listed, images.there, category_by_id, tally):
+    for annotation in coco_annotations.in_order(coco, images.listed, images.present, category_by_id, tally):
         skeleton = skeletons.get(annotation["category_id"])
         if skeleton is None:
             complaint = (
@@ -264,11 +264,11 @@ def _scenes(
             )
             tally.leave_out("annotations of categories without keypoints", complaint)
             continue
-        photograph = images.there[annotation["image_id"]]
+        photograph = images.present[annotation["image_id"]]
         instance = _instance(annotation, photograph, skeleton, tally)
         if instance is not None:
             by_image.setdefault(photograph.number, []).append(instance)
-    for number, photograph in images.there.items():
+    for number, photograph in images.present.items():
         instances = tuple(by_image.get(number, ()))
         if any(v != UNMARKED for instance in instances for _, _, _, v in instance.points):
             tally.counts.keep(tally.split, "images with keypoints")

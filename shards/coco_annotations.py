@@ -1,9 +1,9 @@
-"""COCO's annotation files, and what other tools write in their form: each entry is understood, or left out and counted under a reason of its own.
+"""COCO's annotation files, and other tools' files in that format: each entry is read, or left out and counted under its reason.
 
-Of an entry only what is unambiguous is understood: ids as whole numbers, or text or fractions that are whole numbers; an outline as polygons, of flat
-coordinates or of [x, y] points, or as run lengths, plain or compressed. Coordinates are checked before pycocotools sees them, since it fills the
-memory or dies on what is not finite or far away: none may lie more than the image's width or height outside of it. Within that, masks are
-pycocotools' own, bit for bit, which clips polygons to the image.
+Only unambiguous values are read: ids as whole numbers, or text or fractions that are whole numbers; an outline as polygons, of flat
+coordinates or of [x, y] points, or as run lengths, plain or compressed. Coordinates are checked before pycocotools sees them, since it exhausts
+memory or crashes on values that are not finite or far away: none may lie more than the image's width or height outside of it. Within that, masks are
+bit for bit those of pycocotools, which clips polygons to the image.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Entry = Mapping[str, Any]
 
 LARGEST_ID = 10**15
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
-"""Pixels of an image, at most: more, Pillow does not decode."""
+"""Maximum number of pixels of an image: Pillow does not decode more."""
 MOST_STEPS = 2**23
-"""Fifths of a pixel that an annotation's outlines may go, at most: pycocotools follows them in such steps, with some 24 bytes for each."""
+"""Maximum length of an annotation's outlines in fifths of a pixel: pycocotools follows them in such steps, with some 24 bytes for each."""
 _NUMBERS = {int, float}
-"""Types that are numbers; true and false are none."""
+"""Types of numbers; true and false are not numbers."""
 _DIGITS = 7
-"""Base-32 digits of a compressed run length, at most: differences of 32-bit numbers have no more."""
+"""Maximum number of base-32 digits of a compressed run length: differences of 32-bit numbers have no more."""
 
 NO_OUTLINE = "annotations without an outline"
 NO_AREA = "outlines without a pixel in their box"
@@ -45,7 +45,7 @@ BAD_RUNS = "run lengths that do not fit their image"
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """One annotation file: its three tables, whose entries are objects and nothing more is checked of."""
+    """One annotation file: its three tables, whose entries are objects, otherwise unchecked."""
 
     name: str
     images: Sequence[Entry]
@@ -58,7 +58,7 @@ class Tally:
     """Counts what is left out of one annotation file, or refuses it where the official file must be exact."""
 
     name: str
-    """The file's."""
+    """The file's name."""
     split: str
     counts: Counts
     partial: bool
@@ -72,7 +72,7 @@ class Tally:
 
 
 def read(path: Path, remedy: str) -> Annotations:
-    """An annotation file. Raises RequestError where it is missing, no JSON, or without images, categories or annotations."""
+    """An annotation file. Raises RequestError where it is missing, not JSON, or without images, categories or annotations."""
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -93,7 +93,7 @@ def read(path: Path, remedy: str) -> Annotations:
 
 
 def shown(value: object) -> str:
-    """A value in a few words, however large it is."""
+    """A value in a few words, whatever its size."""
     text = " ".join(reprlib.repr(value).split())
     return text if len(text) <= 80 else text[:79] + "…"
 
@@ -102,7 +102,7 @@ def shown(value: object) -> str:
 
 
 def whole(value: object) -> int | None:
-    """An id: a whole number from 0 on, which text or a fraction may stand for, too; None for anything else."""
+    """An id: a whole number from 0 on, also as text or as a float; None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 16:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
@@ -111,7 +111,7 @@ def whole(value: object) -> int | None:
 
 
 def numbers(value: object, count: int | None = None) -> tuple[float, ...] | None:
-    """Finite numbers of a list, as many as asked for; None where it is anything else."""
+    """Finite numbers of a list of the given length; None where it is anything else."""
     if not isinstance(value, list) or (count is not None and len(value) != count):
         return None
     if not set(map(type, value)) <= _NUMBERS:
@@ -126,7 +126,7 @@ def numbers(value: object, count: int | None = None) -> tuple[float, ...] | None
 
 
 def categories(coco: Annotations, remedy: str) -> dict[int, Entry]:
-    """The categories by id, in its order. Raises RequestError where ids or names are none or come twice: no label would be sure."""
+    """The categories by id, in id order. Raises RequestError where ids or names are missing or repeated: labels would be ambiguous."""
     by_id: dict[int, Entry] = {}
     for category in coco.categories:
         number, name = whole(category.get("id")), category.get("name")
@@ -135,14 +135,14 @@ def categories(coco: Annotations, remedy: str) -> dict[int, Entry]:
             raise RequestError(f"{coco.name}: {got}; in a file of your own give it both, else {remedy}")
         if number in by_id or any(name == other["name"] for other in by_id.values()):
             got = f"expected categories whose ids and names differ, got {shown(name)} (id {number}) twice"
-            own = "in a file of your own rename one of them, or take out the one that no annotation has"
-            raise RequestError(f"{coco.name}: {got}; {own}, else {remedy}")
+            advice = "in a file of your own rename one of them, or take out the one that no annotation has"
+            raise RequestError(f"{coco.name}: {got}; {advice}, else {remedy}")
         by_id[number] = category
     return dict(sorted(by_id.items()))
 
 
 def images(coco: Annotations, tally: Tally) -> dict[int, Entry]:
-    """The images by id, in its order, with whole numbers as width and height."""
+    """The images by id, in id order, with whole numbers as width and height."""
     by_id: dict[int, Entry] = {}
     first_of: dict[str, int] = {}
     twice: set[int] = set()
@@ -166,7 +166,7 @@ def images(coco: Annotations, tally: Tally) -> dict[int, Entry]:
             tally.leave_out("images whose file is listed under another id, too", complaint)
         else:
             by_id[number] = usable
-    for number in twice:  # which of them its annotations mean, nobody knows
+    for number in twice:  # it is unknown which of them its annotations mean
         tally.leave_out("images whose id comes twice", f"image {number}: expected ids that differ, got it twice")
         del by_id[number]
     return dict(sorted(by_id.items()))
@@ -176,24 +176,24 @@ def images(coco: Annotations, tally: Tally) -> dict[int, Entry]:
 
 
 def in_order(
-    coco: Annotations, listed: Mapping[int, Entry], there: Mapping[int, object], category_by_id: Mapping[int, Entry], tally: Tally
+    coco: Annotations, listed: Mapping[int, Entry], present: Mapping[int, object], category_by_id: Mapping[int, Entry], tally: Tally
 ) -> Iterator[Entry]:
-    """The annotations that are no crowds, of images that are there, by image and id: so an image's follow each other.
+    """The annotations that are not crowds, of images that are present, by image and id: those of one image are consecutive.
 
-    Their id, image_id and category_id are whole numbers. `listed`: the images that the file lists; `there`: those that have a file. Ids may
-    come again with another image, since some tools count within each; in official files they may not.
+    Their id, image_id and category_id are whole numbers. `listed`: the images that the file lists; `present`: those that have a file. Ids may
+    repeat with another image, since some tools count per image; in official files they may not.
     """
     usable: dict[tuple[int, int], Entry] = {}
     ids: set[int] = set()
     for annotation in coco.annotations:
-        entry = _identified(annotation, listed, there, category_by_id, tally)
+        entry = _identified(annotation, listed, present, category_by_id, tally)
         if entry is None:
             continue
         identity = entry["image_id"], entry["id"]
         if identity in usable:
-            what = "comes again, word for word" if usable[identity] == entry else "comes again with other content"
-            complaint = f"annotation {entry['id']}: expected ids that differ, got one that {what}"
-            tally.leave_out(f"annotations whose id {what}", complaint)
+            repetition = "comes again, word for word" if usable[identity] == entry else "comes again with other content"
+            complaint = f"annotation {entry['id']}: expected ids that differ, got one that {repetition}"
+            tally.leave_out(f"annotations whose id {repetition}", complaint)
             continue
         if entry["id"] in ids and not tally.partial:
             raise RequestError(f"{coco.name}: annotation {entry['id']}: expected ids that differ, got it with two images; {tally.remedy}")
@@ -203,7 +203,7 @@ def in_order(
 
 
 def _identified(
-    annotation: Entry, listed: Mapping[int, Entry], there: Mapping[int, object], category_by_id: Mapping[int, Entry], tally: Tally
+    annotation: Entry, listed: Mapping[int, Entry], present: Mapping[int, object], category_by_id: Mapping[int, Entry], tally: Tally
 ) -> Entry | None:
     """The annotation with whole numbers as ids; None where it is left out."""
     number, image, category = (whole(annotation.get(key)) for key in ("id", "image_id", "category_id"))
@@ -215,7 +215,7 @@ def _identified(
         tally.leave_out(
             "annotations of images that are not listed or left out", f"annotation {number}: expected an image of the file, got image {image}"
         )
-    elif image not in there:
+    elif image not in present:
         tally.leave_out("annotations of missing images", f"annotation {number}: expected its image {image}, got none")
     elif category not in category_by_id:
         complaint = f"annotation {number}: expected a category of the file, got category {category}"
@@ -231,7 +231,7 @@ def _identified(
 
 
 def box_of(annotation: Entry, tally: Tally) -> tuple[float, ...] | None:
-    """x, y, width, height in pixels; None where it is left out. A width or height of 0 is one."""
+    """x, y, width, height in pixels; None where the annotation is left out. A width or height of 0 is valid."""
     box = numbers(annotation.get("bbox"), 4)
     if box is None:
         complaint = f"annotation {annotation['id']}: expected four finite numbers as bbox, got {shown(annotation.get('bbox'))}"
@@ -247,14 +247,14 @@ def box_of(annotation: Entry, tally: Tally) -> tuple[float, ...] | None:
 
 
 def mask_of(outline: Any, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W], 1 on the figure, as pycocotools draws it. Raises Unfit where the outline is none, or does not fit the image."""
+    """uint8 [H, W], 1 on the figure, as pycocotools draws it. Raises Unfit where the outline is malformed or does not fit the image."""
     drawn = checked(outline, height, width)
     encoded = rle.frPyObjects(drawn, height, width)
     return np.ascontiguousarray(rle.decode(rle.merge(encoded) if isinstance(encoded, list) else encoded), np.uint8)
 
 
 def checked(outline: Any, height: int, width: int) -> list[list[float]] | dict[str, Any]:
-    """Polygons of three corners or more as flat coordinates, or plain run lengths: what pycocotools can be given. Raises Unfit for anything else."""
+    """Polygons of three corners or more as flat coordinates, or plain run lengths: the forms of pycocotools. Raises Unfit for anything else."""
     if isinstance(outline, dict):
         return {"size": [height, width], "counts": _runs(outline, height, width)}
     if outline is None or (isinstance(outline, list) and not any(part != [] for part in outline)):
@@ -308,7 +308,7 @@ def _is_points(value: list[Any]) -> bool:
 
 
 def _runs(outline: Mapping[str, Any], height: int, width: int) -> list[int]:
-    """Plain run lengths, whose sum is the number of pixels: pycocotools writes where they say, beyond the mask, too."""
+    """Plain run lengths, whose sum is the number of pixels: pycocotools would write beyond the mask."""
     if outline.get("size") != [height, width]:
         raise Unfit(f"run lengths: expected a mask of {[height, width]}, got {shown(outline.get('size'))}; get the annotations again", BAD_RUNS)
     runs = outline.get("counts")
@@ -322,9 +322,9 @@ def _runs(outline: Mapping[str, Any], height: int, width: int) -> list[int]:
 
 
 def uncompressed(text: str) -> list[int]:
-    """Run lengths of COCO's compressed text: base 32 from the lowest digit on, each after the second as the difference to that two before it.
+    """Run lengths of COCO's compressed text: base 32 from the lowest digit on, each from the third on as the difference to the length two before it.
 
-    As rleFrString of pycocotools 2.0 reads it, which does not look where the text ends.
+    The format of rleFrString in pycocotools 2.0, which does not check where the text ends.
     """
     runs: list[int] = []
     value = digits = 0

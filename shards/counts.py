@@ -1,4 +1,4 @@
-"""What a build keeps of a data set and what it leaves out, by split and reason: for counts.json beside the manifest, and for the terminal."""
+"""The items that a build includes and leaves out, by split and reason: for counts.json beside the manifest, and for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.errors import RequestError
 
 FILE_NAME = "counts.json"
 UNFIT = "unfit samples"
-"""The reason where a recipe's refusal gives none of its own."""
+"""The reason where a recipe's refusal gives none."""
 _LEFT_OUT = " left out"
 _EXAMPLE = 120
 """Characters of an example in a message."""
@@ -21,9 +21,9 @@ class Unfit(RequestError):
     """An item that cannot be a sample. Left out and counted under `reason` with --partial, or always where `lawful`; else it ends the build."""
 
     def __init__(self, message: str, reason: str, lawful: bool = False) -> None:
-        super().__init__(message, reason, lawful)  # all of them, as it must pickle
+        super().__init__(message, reason, lawful)  # all arguments, since it must pickle
         self.reason, self.lawful = reason, lawful
-        """Lawful: the data set as published has such items, so that leaving them out is no departure from it."""
+        """Lawful: the data set as published has such items, so leaving them out does not depart from it."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -33,14 +33,14 @@ class Unfit(RequestError):
 class Counts:
     """Numbers by the splits' official names."""
 
-    kept: dict[str, Counter[str]] = field(default_factory=dict)
+    included: dict[str, Counter[str]] = field(default_factory=dict)
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
-    """By reason, which is a noun in the plural."""
+    """Split → reason, a plural noun → number."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """(split, reason) → the first item that was left out so, in words."""
 
     def keep(self, split: str, noun: str, count: int = 1) -> None:
-        self.kept.setdefault(split, Counter())[noun] += count
+        self.included.setdefault(split, Counter())[noun] += count
 
     def leave_out(self, split: str, reason: str, count: int = 1, *, example: str = "") -> None:
         if count:
@@ -48,17 +48,17 @@ class Counts:
             if example:
                 self.examples.setdefault((split, reason), example)
 
-    def with_left_out(self, more: Mapping[str, Mapping[str, int]]) -> Counts:
-        """These counts and `more`, split → reason → number, left out."""
-        total = Counts(kept={split: Counter(counts) for split, counts in self.kept.items()}, examples=dict(self.examples))
-        for table in (self.left_out, more):
+    def with_left_out(self, additions: Mapping[str, Mapping[str, int]]) -> Counts:
+        """These counts and `additions`, split → reason → number, left out."""
+        total = Counts(included={split: Counter(counts) for split, counts in self.included.items()}, examples=dict(self.examples))
+        for table in (self.left_out, additions):
             for split, counts in table.items():
                 for reason, count in counts.items():
                     total.leave_out(split, reason, count)
         return total
 
     def reasons(self, split: str, *, examples: bool = False) -> str:
-        """What was left out of a split, in words, if asked for with the first item of each reason; empty where nothing was."""
+        """What was left out of a split, in words, with `examples` also the first item of each reason; empty where nothing was."""
         left_out = sorted(self.left_out.get(split, Counter()).items())
         words = ", ".join(f"{count} {reason}" for reason, count in left_out)
         firsts = [self.examples[split, reason][:_EXAMPLE] for reason, _ in left_out if examples and (split, reason) in self.examples]
@@ -70,8 +70,8 @@ class Counts:
             yield f"left out of {split}: {self.reasons(split)}"
 
     def to_json(self) -> str:
-        """The text of counts.json: split → what → number; what was left out ends so."""
-        plain: dict[str, dict[str, int]] = {split: dict(counts) for split, counts in self.kept.items()}
+        """The text of counts.json: split → noun → number; nouns of what was left out say so at their end."""
+        plain: dict[str, dict[str, int]] = {split: dict(counts) for split, counts in self.included.items()}
         for split, counts in self.left_out.items():
             plain.setdefault(split, {}).update({f"{reason}{_LEFT_OUT}": count for reason, count in counts.items()})
         return json.dumps(plain, indent=2, sort_keys=True) + "\n"

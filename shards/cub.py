@@ -1,9 +1,9 @@
-"""CUB-200-2011 (Wah et al., California Institute of Technology, CNS-TR-2011-001): birds of 200 kinds, each with its box and 15 parts.
+"""CUB-200-2011 (Wah et al., California Institute of Technology, CNS-TR-2011-001): birds of 200 kinds, with boxes and 15 parts.
 
     python -m shards.cub --source <.../CUB_200_2011> --out shards/data/cub
 
-The files are read as the archive's README describes them; the split is the official one. A part that the source gives no place, (0, 0) and not
-visible, is no keypoint here. Coordinates are kept as they are: the source does not say where in a pixel its origin lies.
+The files are read as the archive's README describes them; the split is the official one. A part without a place in the source, (0, 0) and not
+visible, is not a keypoint here. Coordinates stay unchanged: the source does not say where in a pixel its origin lies.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from shards.counts import Counts
 COUNTS = {"train images": 5994, "test images": 5794, "classes": 200, "parts": 15}
 REMEDY = "unpack CUB_200_2011.tgz whole"
 SPLITS = {"1": "train", "0": "test"}
-"""What train_test_split.txt says of an image: whether it is for training."""
+"""train_test_split.txt's flag of an image, whether it is for training → split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bird:
-    """One sample to be made. Its repr names all that it is made of, but for the image's pixels."""
+    """One sample to be made. Its repr names everything that it is made of, except the image's pixels."""
 
     number: int
     """The image's official number, from 1."""
     file: str
-    """Below images/."""
+    """Path below images/."""
     bytes: int | None
     """None where the file is missing."""
     label: int
@@ -50,10 +50,10 @@ def describe(source: Path, *, partial: bool = False) -> recipe.DataSet[Bird]:
     by_split = _birds(root, list(classes), parts)
     counts = Counts()
     splits = {split: official.present(split, birds, _missing, counts, partial=partial, remedy=REMEDY) for split, birds in by_split.items()}
-    found = {**{f"{split} images": len(birds) for split, birds in splits.items()}, "classes": len(classes), "parts": len(parts)}
+    numbers = {**{f"{split} images": len(birds) for split, birds in splits.items()}, "classes": len(classes), "parts": len(parts)}
     return recipe.DataSet(
         name="cub",
-        version=official.version("CUB-200-2011", found, COUNTS, partial=partial, remedy=REMEDY),
+        version=official.version("CUB-200-2011", numbers, COUNTS, partial=partial, remedy=REMEDY),
         license="not stated in the archive; the terms of its makers hold",
         source="CUB_200_2011.tgz of the California Institute of Technology",
         classes=tuple(row[0] for row in classes.values()),
@@ -99,7 +99,7 @@ def _birds(root: Path, classes: list[int], parts: Mapping[int, str]) -> dict[str
     )
     places = _places(root, parts, files)
     sizes = _sizes(root / "images", {row[0].partition("/")[0] for row in files.values()})
-    found: dict[str, list[Bird]] = {split: [] for split in SPLITS.values()}
+    by_split: dict[str, list[Bird]] = {split: [] for split in SPLITS.values()}
     for number, (file,) in files.items():
         label, split = _whole(root / "image_class_labels.txt", labels[number][0]), split_of[number][0]
         if label not in classes:
@@ -114,12 +114,12 @@ def _birds(root: Path, classes: list[int], parts: Mapping[int, str]) -> dict[str
             box=tuple(_real(root / "bounding_boxes.txt", value) for value in boxes[number]),
             parts=tuple(places.get(number, ())),
         )
-        found[SPLITS[split]].append(bird)
-    return found
+        by_split[SPLITS[split]].append(bird)
+    return by_split
 
 
 def _sizes(images: Path, folders: set[str]) -> dict[str, int]:
-    """File → bytes of all that is there."""
+    """File → bytes of all existing files."""
     return {
         f"{name}/{file}": size
         for name in sorted(folders)
@@ -131,15 +131,15 @@ def _sizes(images: Path, folders: set[str]) -> dict[str, int]:
 def _places(root: Path, parts: Mapping[int, str], files: Mapping[int, list[str]]) -> dict[int, list[tuple[str, float, float, bool]]]:
     """The parts of each image that have a place, in the order of parts.txt."""
     path = root / "parts" / "part_locs.txt"
-    found: dict[int, dict[int, tuple[str, float, float, bool]]] = {number: {} for number in files}
+    places: dict[int, dict[int, tuple[str, float, float, bool]]] = {number: {} for number in files}
     for row in official.rows(path, 5, REMEDY):
         image, part = _whole(path, row[0]), _whole(path, row[1])
         if image not in files or part not in parts:
             raise RequestError(f"{path}: expected an image of images.txt and a part of parts.txt, got {image} and {part}; {REMEDY}")
         x, y, visible = _real(path, row[2]), _real(path, row[3]), row[4] == "1"
         if visible or (x, y) != (0, 0):
-            found[image][part] = (parts[part], x, y, visible)
-    return {image: [of_image[part] for part in parts if part in of_image] for image, of_image in found.items()}
+            places[image][part] = (parts[part], x, y, visible)
+    return {image: [of_image[part] for part in parts if part in of_image] for image, of_image in places.items()}
 
 
 def _of_every(path: Path, columns: int, files: Mapping[int, list[str]]) -> dict[int, list[str]]:

@@ -5,8 +5,8 @@
 
 The source holds train/<wnid>/*.JPEG, and val/ either in the same way or flat, with its ground truth: LOC_val_solution.csv, or the development kit's
 ILSVRC2012_validation_ground_truth.txt with meta.mat beside it. Labels count the classes in the order of their WordNet ids. Class names come from a
-file of lines `<wnid> <name>` (synset_words.txt, LOC_synset_mapping.txt), else they are the ids. Images keep their bytes, whatever they are: not every
-file that is called .JPEG is one, and not every JPEG is RGB (TensorFlow's build_imagenet_data.py lists which).
+file of lines `<wnid> <name>` (synset_words.txt, LOC_synset_mapping.txt), else they are the ids. Images keep their bytes: not every
+file that is called .JPEG is a JPEG, and not every JPEG is RGB (TensorFlow's build_imagenet_data.py lists which).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shards.counts import Counts
 
 COUNTS = {"train images": 1_281_167, "val images": 50_000, "classes": 1000}
 PER_CLASS = (732, 1300)
-"""Training images of a class, at least and at most: the development kit's readme."""
+"""Minimum and maximum number of training images per class, from the development kit's readme."""
 VAL_PER_CLASS = 50
 REMEDY = "unpack ILSVRC2012_img_train.tar and the tars in it to train/<wnid>/, ILSVRC2012_img_val.tar to val/"
 TRUTHS = ("LOC_val_solution.csv", "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt")
@@ -40,10 +40,10 @@ _IMAGE = re.compile(r".+\.(jpe?g|png)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Photograph:
-    """One sample to be made. Its repr names all that it is made of, but for the pixels."""
+    """One sample to be made. Its repr names everything that it is made of, except the pixels."""
 
     file: str
-    """Below the source folder."""
+    """Path below the source folder."""
     bytes: int
     label: int
 
@@ -56,16 +56,16 @@ def describe(
     wnids = _classes(source, classes, partial, counts)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     train, val = _train(source, label_of, partial, counts), _val(source, label_of, val_labels, partial, counts)
-    found = {"train images": len(train), "val images": len(val), "classes": len(wnids)}
+    numbers = {"train images": len(train), "val images": len(val), "classes": len(wnids)}
     if classes is None or len(wnids) == COUNTS["classes"]:
         name, title, expected = "imagenet1k", "ILSVRC2012", COUNTS
-    else:  # how many training images a list's classes have is nowhere published as one number: each class was checked
+    else:  # the number of training images of a list's classes is published nowhere: each class was checked separately
         listed = hashlib.sha256("\n".join(wnids).encode()).hexdigest()[:12]
         name, title = f"imagenet{len(wnids)}", f"ILSVRC2012, {len(wnids)} classes (sha256 of the sorted list {listed}…)"
         expected = {"train images": len(train), "val images": VAL_PER_CLASS * len(wnids), "classes": len(wnids)}
     return recipe.DataSet(
         name=name,
-        version=official.version(title, found, expected, partial=partial, remedy=REMEDY),
+        version=official.version(title, numbers, expected, partial=partial, remedy=REMEDY),
         license="images belong to their owners; the terms of access of image-net.org hold",
         source="ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of image-net.org",
         classes=_names(source, names, wnids),
@@ -94,26 +94,26 @@ def _file(photograph: Photograph) -> str:
 
 
 def _classes(source: Path, path: Path | None, partial: bool, counts: Counts) -> tuple[str, ...]:
-    """WordNet ids of the classes, sorted: those of the list, else all that train/ has."""
-    there = _folders(source / "train")
-    if not there:
+    """WordNet ids of the classes, sorted: those of the list, else all of train/."""
+    folders = _folders(source / "train")
+    if not folders:
         raise RequestError(f"{source / 'train'}: expected folders named by WordNet ids such as n01440764, got none; {REMEDY}")
     if path is None:
-        return tuple(there)
+        return tuple(folders)
     listed = [row[0] for row in official.rows(path, 1, "name a text file") if not row[0].startswith("#")]
     wnids = [line.split()[0] for line in listed]
     for wnid, count in Counter(wnids).items():
         if not _WNID.fullmatch(wnid) or count > 1:
             raise RequestError(f"{path}: expected WordNet ids such as n01440764, each once, got {wnid[:40]!r}{' twice' if count > 1 else ''}")
-    missing = sorted(set(wnids) - set(there))
-    if (missing and not partial) or not set(wnids) & set(there):
+    missing = sorted(set(wnids) - set(folders))
+    if (missing and not partial) or not set(wnids) & set(folders):
         raise RequestError(f"{source / 'train'}: expected a folder for each of {len(wnids)} classes, got none for {', '.join(missing[:3])}; {REMEDY}")
     counts.leave_out("train", "classes without a folder", len(missing))
-    return tuple(sorted(set(wnids) & set(there)))
+    return tuple(sorted(set(wnids) & set(folders)))
 
 
 def _names(source: Path, path: Path | None, wnids: Sequence[str]) -> tuple[str, ...]:
-    """A name for each class; where two have the same, the id goes with it."""
+    """A name for each class; names that two classes share get the id."""
     path = path or next((source / name for name in NAMES if (source / name).is_file()), None)
     if path is None:
         return tuple(wnids)
@@ -129,13 +129,13 @@ def _names(source: Path, path: Path | None, wnids: Sequence[str]) -> tuple[str, 
 
 
 def _train(source: Path, label_of: Mapping[str, int], partial: bool, counts: Counts) -> list[Photograph]:
-    found = {wnid: _images(source, f"train/{wnid}", label, counts) for wnid, label in label_of.items()}
-    wrong = [wnid for wnid, images in found.items() if not PER_CLASS[0] <= len(images) <= PER_CLASS[1]]
+    by_class = {wnid: _images(source, f"train/{wnid}", label, counts) for wnid, label in label_of.items()}
+    wrong = [wnid for wnid, images in by_class.items() if not PER_CLASS[0] <= len(images) <= PER_CLASS[1]]
     if wrong and not partial:
-        more = f", and {len(wrong) - 1} more classes" if len(wrong) > 1 else ""
-        got = f"{len(found[wrong[0]])} in train/{wrong[0]}{more}"
+        others = f", and {len(wrong) - 1} more classes" if len(wrong) > 1 else ""
+        got = f"{len(by_class[wrong[0]])} in train/{wrong[0]}{others}"
         raise RequestError(f"{source}: expected {PER_CLASS[0]} to {PER_CLASS[1]} images of each class, got {got}; {REMEDY}, or say --partial")
-    return [image for images in found.values() for image in images]
+    return [image for images in by_class.values() for image in images]
 
 
 def _val(source: Path, label_of: Mapping[str, int], labels: Path | None, partial: bool, counts: Counts) -> list[Photograph]:
@@ -149,9 +149,9 @@ def _val(source: Path, label_of: Mapping[str, int], labels: Path | None, partial
         if stem not in truth:
             raise RequestError(f"val/{files[stem][0]}: expected a label in the ground truth, got none; name another file with --val-labels")
     counts.leave_out("val", OTHER_CLASSES, len(set(truth.values()) - set(label_of)))
-    wanted = [stem for stem, wnid in truth.items() if wnid in label_of]
-    there = official.present("val", wanted, lambda stem: None if stem in files else f"{stem}.JPEG", counts, partial=partial, remedy=REMEDY)
-    return [Photograph(file=f"val/{files[stem][0]}", bytes=files[stem][1], label=label_of[truth[stem]]) for stem in there]
+    stems = [stem for stem, wnid in truth.items() if wnid in label_of]
+    usable = official.present("val", stems, lambda stem: None if stem in files else f"{stem}.JPEG", counts, partial=partial, remedy=REMEDY)
+    return [Photograph(file=f"val/{files[stem][0]}", bytes=files[stem][1], label=label_of[truth[stem]]) for stem in usable]
 
 
 def _folders(path: Path) -> list[str]:
@@ -185,24 +185,24 @@ def _truth(source: Path, path: Path | None) -> dict[str, str]:
 
 
 def _solution(path: Path) -> dict[str, str]:
-    """Rows `<image>,<wnid> <box>…`: an image has one class, which stands before each of its boxes."""
+    """Rows `<image>,<wnid> <box>…`: an image has one class, repeated before each box."""
     lines = official.read(path, "name the file with --val-labels").decode("utf-8", "replace").splitlines()
-    found = {}
+    wnid_of = {}
     for row in csv.reader(lines[1:]):
         if len(row) < 2 or not row[1].split():
             raise RequestError(f"{path}: expected lines <image>,<wnid> <box>, got {','.join(row)[:60]!r}; get the file again")
-        found[row[0]] = row[1].split()[0]
-    return found
+        wnid_of[row[0]] = row[1].split()[0]
+    return wnid_of
 
 
 def _devkit(path: Path) -> dict[str, str]:
-    """One ILSVRC2012_ID a line, in the order of the images' numbers; meta.mat tells which WordNet id it is."""
+    """One ILSVRC2012_ID per line, in the order of the images' numbers; meta.mat maps it to a WordNet id."""
     meta = path.with_name("meta.mat")
     official.read(meta, "keep it beside the ground truth, as the development kit does")
     synsets = mat.load(meta, "synsets", "synsets of ILSVRC2012", "get the file again", squeeze=True)
     try:
-        wnid_of = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if int(one["num_children"]) == 0}
-    except Exception as error:  # whatever a file of another form can do to what reads it
+        wnid_of = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets if int(synset["num_children"]) == 0}
+    except Exception as error:  # a file in another format may raise anything
         raise RequestError(f"{meta}: expected synsets of ILSVRC2012, got {type(error).__name__}: {error!s:.100}; get the file again") from None
     numbers = [row[0] for row in official.rows(path, 1, "name the file with --val-labels")]
     for number in numbers:

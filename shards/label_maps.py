@@ -1,4 +1,4 @@
-"""What the recipes of segmentation data sets share: pairs of image and label map, label maps as arrays, and lists of names from a file."""
+"""Helpers of the recipes of segmentation data sets: pairs of image and label map, label maps as arrays, and lists of names from a file."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ UNREADABLE = "label maps that cannot be read"
 OTHER_SIZE = "label maps of another size than their image"
 OTHER_LABELS = "label maps with labels that the data set does not have"
 IGNORED = 255
-"""What mmsegmentation, and so the data sets that were prepared for it, ignores beside 0."""
+"""The label that mmsegmentation, and so data sets prepared for it, ignores besides 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One sample to be made. Its repr names all that it is made of, but for the files' content."""
+    """One sample to be made. Its repr names everything that it is made of, except the files' content."""
 
     key: str
     image: str
-    """Below the folder of images."""
+    """Path below the folder of images."""
     labels: str
-    """Below the folder of label maps."""
+    """Path below the folder of label maps."""
     bytes: tuple[int | None, int | None]
-    """Of the image and of the label map; None where the file is missing."""
+    """Bytes of the image and of the label map; None where the file is missing."""
 
     @property
     def missing(self) -> str | None:
@@ -43,18 +43,18 @@ def pairs(images: Path, labels: Path, remedy: str, *, names: Sequence[str] | Non
 
     Raises RequestError where there is no such folder.
     """
-    found, maps = official.folder(images, remedy), official.folder(labels, remedy)
+    photographs, maps = official.folder(images, remedy), official.folder(labels, remedy)
     if names is None:
-        stems = {Path(name).stem for name in found if name.endswith(".jpg")} | {Path(name).stem for name in maps if name.endswith(".png")}
+        stems = {Path(name).stem for name in photographs if name.endswith(".jpg")} | {Path(name).stem for name in maps if name.endswith(".png")}
         names = sorted(stems)
     return [
-        Pair(key=safe_key(name), image=f"{name}.jpg", labels=f"{name}.png", bytes=(found.get(f"{name}.jpg"), maps.get(f"{name}.png")))
+        Pair(key=safe_key(name), image=f"{name}.jpg", labels=f"{name}.png", bytes=(photographs.get(f"{name}.jpg"), maps.get(f"{name}.png")))
         for name in names
     ]
 
 
 def safe_key(name: str) -> str:
-    """A name as a key: whatever is no letter, digit, `_` or `-` becomes `_`."""
+    """A name as a key: every character but letters, digits, `_` and `-` becomes `_`."""
     return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "_" for letter in name)
 
 
@@ -74,7 +74,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def smallest(labels: np.ndarray) -> np.ndarray:
-    """Labels of any integer type as uint8, or as uint16 where one is above 255. Raises RequestError for what neither holds."""
+    """Labels of any integer type as uint8, or as uint16 where one is above 255. Raises RequestError for values outside both."""
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high > 65535:
         raise Unfit(f"labels: expected values from 0 to 65535, got {low} to {high}", OTHER_LABELS)
@@ -82,7 +82,7 @@ def smallest(labels: np.ndarray) -> np.ndarray:
 
 
 def check(labels: np.ndarray, path: Path, image: bytes, classes: int) -> None:
-    """Raises Unfit where a label map, [H, W], has not the size of its `image`, or a label above `classes`."""
+    """Raise Unfit where a label map, [H, W], does not have the size of its `image`, or has a label above `classes`."""
     check_size(path, labels.shape, image, "unpack the image and its label map again")
     if labels.size and int(labels.max()) > classes:
         complaint = f"expected labels from 0 to {classes}, got {int(labels.max())}; is this the data set that the recipe is for?"
@@ -90,7 +90,7 @@ def check(labels: np.ndarray, path: Path, image: bytes, classes: int) -> None:
 
 
 def check_size(path: Path, shape: tuple[int, ...], image: bytes, remedy: str, of: str = "") -> None:
-    """Raises Unfit where what a file says is not of its image's size, naming EXIF where that alone exchanges the sides. `of`: of what in the file."""
+    """Raise Unfit where a file's content is not of its image's size, naming EXIF where that alone exchanges the sides. `of`: which content."""
     width, height = official.size(image)
     if shape == (height, width):
         return
@@ -131,24 +131,24 @@ def make(roots: Mapping[str, tuple[Path, Path]], kind: str, classes: int, ignore
 def lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     """(number, text) of the lines of a user's list: UTF-8, without empty lines and those that start with `#`. Raises RequestError without any."""
     text = official.text(path, remedy)
-    found = [(number, line.rstrip()) for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")]
-    if not found:
+    numbered = [(number, line.rstrip()) for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")]
+    if not numbered:
         raise RequestError(f"{path}: expected names, one a line, got none; {remedy}")
-    return found
+    return numbered
 
 
 def names(path: Path | None, count: int, first: str) -> tuple[str, ...]:
-    """Names of the labels 0 to `count`: `first`, then those of a file, one a line in the order of the labels, or their numbers without a file.
+    """Names of the labels 0 to `count`: `first`, then those of a file, one per line in the order of the labels, or their numbers without a file.
 
     The file may name label 0, too. Raises RequestError where it has another number of names, or one twice.
     """
     if path is None:
         return (first, *map(str, range(1, count + 1)))
     remedy = "write one name a line, in the order of the labels"
-    found = [line.strip() for _, line in lines(path, remedy)]
-    if len(set(found)) < len(found):
-        twice = next(name for number, name in enumerate(found) if name in found[:number])
+    listed = [line.strip() for _, line in lines(path, remedy)]
+    if len(set(listed)) < len(listed):
+        twice = next(name for number, name in enumerate(listed) if name in listed[:number])
         raise RequestError(f"{path}: expected names that differ, got {twice!r} twice; {remedy}")
-    if len(found) not in (count, count + 1):
-        raise RequestError(f"{path}: expected {count} names, or {count + 1} with that of label 0, got {len(found)}; {remedy}")
-    return tuple(found) if len(found) == count + 1 else (first, *found)
+    if len(listed) not in (count, count + 1):
+        raise RequestError(f"{path}: expected {count} names, or {count + 1} with that of label 0, got {len(listed)}; {remedy}")
+    return tuple(listed) if len(listed) == count + 1 else (first, *listed)

@@ -3,8 +3,8 @@
     python -m shards.lip --source <folder of the unpacked archives> --out shards/data/lip [--names FILE]
 
 The archives TrainVal_images and TrainVal_parsing_annotations, unpacked beside each other, in folders of their own names or not: train_images/,
-val_images/, train_segmentations/, val_segmentations/, and the lists train_id.txt and val_id.txt. None of these names the labels, which therefore go
-by their numbers, 1 to 19, unless `--names` gives a file with one name a line. Label 0 is the background and is not scored. The official val is called
+val_images/, train_segmentations/, val_segmentations/, and the lists train_id.txt and val_id.txt. None of these names the labels, which therefore keep
+their numbers, 1 to 19, unless `--names` gives a file with one name per line. Label 0 is the background and is not scored. The official val is called
 `test` here.
 """
 
@@ -27,7 +27,7 @@ REMEDY = "unpack TrainVal_images.zip and TrainVal_parsing_annotations.zip into o
 SPLITS = {"train": "train", "test": "val"}
 """Our name of a split → LIP's."""
 DEPTH = 3
-"""Folders between the source and what is looked for, at most: archives within archives, each of which makes a folder."""
+"""Maximum depth of folders in which files are looked for: nested archives make one folder each."""
 
 
 def options() -> argparse.ArgumentParser:
@@ -40,19 +40,19 @@ def options() -> argparse.ArgumentParser:
 def describe(source: Path, *, partial: bool = False, names: Path | None = None) -> recipe.DataSet[tuple[str, Pair]]:
     """The data set from the unpacked archives, checked. Raises RequestError where something is missing or contradicts itself."""
     labels = label_maps.names(names, LABELS, "background")
-    roots, splits, found, counts = {}, {}, {}, Counts()
+    roots, splits, numbers, counts = {}, {}, {}, Counts()
     for split, name in SPLITS.items():
         roots[split] = (_find(source, f"{name}_images"), _find(source, f"{name}_segmentations"))
         listed = [line.removesuffix(".jpg") for _, line in label_maps.lines(_find(source, f"{name}_id.txt"), REMEDY)]
         if len(set(listed)) < len(listed):
             raise RequestError(f"{name}_id.txt: expected {len(listed)} images that differ, got {len(set(listed))}; {REMEDY}")
         listed_pairs = label_maps.pairs(*roots[split], REMEDY, names=listed)
-        kept = official.present(name, listed_pairs, lambda pair: pair.missing, counts, partial=partial, remedy=REMEDY)
-        found[f"{name} images"] = len(kept)
-        splits[split] = official.mixed(((split, pair) for pair in kept), lambda item: item[1].key)
+        usable = official.present(name, listed_pairs, lambda pair: pair.missing, counts, partial=partial, remedy=REMEDY)
+        numbers[f"{name} images"] = len(usable)
+        splits[split] = official.mixed(((split, pair) for pair in usable), lambda item: item[1].key)
     return recipe.DataSet(
         name="lip",
-        version=official.version("LIP", found, COUNTS, partial=partial, remedy=REMEDY),
+        version=official.version("LIP", numbers, COUNTS, partial=partial, remedy=REMEDY),
         license="not stated in the archives; the terms of its makers hold",
         source="TrainVal_images.zip and TrainVal_parsing_annotations.zip of LIP, single person; names of the labels: "
         + ("a file of the user" if names else "none, so their numbers"),
@@ -71,13 +71,13 @@ def describe(source: Path, *, partial: bool = False, names: Path | None = None) 
 
 
 def _find(source: Path, name: str) -> Path:
-    """The folder or file of that name that is nearest to the source's top. Raises RequestError where there is none."""
+    """The folder or file of that name nearest to the top of the source. Raises RequestError where there is none."""
     level = [source]
     for _ in range(DEPTH + 1):
         for folder in level:
             if (folder / name).exists():
                 return folder / name
-        # not into the folders of images, which are large, and one of whose archives is itself called TrainVal_images
+        # not into the folders of images: they are large, and one archive is itself called TrainVal_images
         level = [
             Path(entry)
             for folder in level

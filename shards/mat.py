@@ -1,4 +1,4 @@
-"""MATLAB files, read in a process of their own: SciPy's reader goes by the sizes that a file states, and a damaged one can end its process."""
+"""MATLAB files, read in a process of their own: SciPy's reader trusts the sizes that a file states, and a damaged file can kill its process."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ while size := stdin.read(20):
 
 
 def load(path: Path, variable: str, expected: str, remedy: str, *, field: str | None = None, squeeze: bool = False) -> Any:
-    """A variable of a file, or one field of its struct, as scipy.io.loadmat gives it; `expected` is what errors call it.
+    """A variable of a file, or one field of its struct, as scipy.io.loadmat returns it; `expected` is its name in errors.
 
-    Raises RequestError where the file cannot be read, or ends its reader.
+    Raises RequestError where the file cannot be read or kills its reader.
     """
     reader = reader_of(os.getpid())
     answer = _answer(reader, json.dumps([str(path), variable, field, squeeze]).encode())
@@ -49,7 +49,7 @@ def load(path: Path, variable: str, expected: str, remedy: str, *, field: str | 
 
 
 def _answer(reader: subprocess.Popen[bytes], request: bytes) -> bytes | None:
-    """What the reader says; None where it died."""
+    """The reader's answer; None where it died."""
     assert reader.stdin is not None
     assert reader.stdout is not None
     try:
@@ -64,7 +64,7 @@ def _answer(reader: subprocess.Popen[bytes], request: bytes) -> bytes | None:
 
 @cache
 def reader_of(process: int) -> subprocess.Popen[bytes]:
-    """The reader of a process, which ends with it, as its input does."""
+    """This process's reader, which ends with the process, when its input closes."""
     reader = subprocess.Popen([sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     atexit.register(end, reader)
     return reader

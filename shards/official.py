@@ -1,4 +1,4 @@
-"""What the recipes of published data sets share: official counts, the source's files, and images with their original bytes."""
+"""Helpers of the recipes of published data sets: official counts, the source's files, and images with their original bytes."""
 
 from __future__ import annotations
 
@@ -43,45 +43,45 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def version(name: str, found: Mapping[str, int], official: Mapping[str, int], *, partial: bool, remedy: str) -> str:
-    """`name`, and behind it what is missing, where `found` differs from the `official` counts and `partial` allows it.
+def version(name: str, numbers: Mapping[str, int], official: Mapping[str, int], *, partial: bool, remedy: str) -> str:
+    """`name`, followed by what is missing where `numbers` differs from the `official` counts and `partial` allows it.
 
     Raises RequestError where they differ and it does not.
     """
-    if all(found.get(what, 0) == count for what, count in official.items()):
+    if all(numbers.get(noun, 0) == count for noun, count in official.items()):
         return name
-    differing = ", ".join(f"{found.get(what, 0)} {what}" for what in official)
-    expected = ", ".join(f"{count} {what}" for what, count in official.items())
+    differing = ", ".join(f"{numbers.get(noun, 0)} {noun}" for noun in official)
+    expected = ", ".join(f"{count} {noun}" for noun, count in official.items())
     if not partial:
         raise RequestError(f"{name}: expected {expected}, got {differing}; {remedy}, or say --partial")
     return f"{name}, partial: {differing}, of officially {expected}"
 
 
 def present(split: str, items: Sequence[T], missing: Callable[[T], str | None], counts: Counts, *, partial: bool, remedy: str) -> tuple[T, ...]:
-    """The items whose file is there. `missing` gives a file's name where it is not. `split`, its official name, is what `counts` gets them under.
+    """The items whose file exists. `missing` returns the name of a missing file. `counts` counts the items under `split`, its official name.
 
     Raises RequestError for the first that is missing, unless `partial`.
     """
-    kept, lost = [], []
+    usable, lost = [], []
     for item in items:
         name = missing(item)
         if name is None:
-            kept.append(item)
+            usable.append(item)
         else:
             lost.append(name)
     if lost and not partial:
         raise RequestError(
-            f"{split}: expected {len(items)} images, got {len(kept)}: {lost[0]} is the first that is missing; {remedy}, or say --partial"
+            f"{split}: expected {len(items)} images, got {len(usable)}: {lost[0]} is the first that is missing; {remedy}, or say --partial"
         )
-    counts.keep(split, "images", len(kept))
+    counts.keep(split, "images", len(usable))
     counts.leave_out(split, MISSING, len(lost), example=lost[0] if lost else "")
-    return tuple(kept)
+    return tuple(usable)
 
 
-def content(modules: Iterable[str], *more: str | bytes) -> str:
-    """A digest of the recipe's code (the files of its `modules`), of Pillow's version, and of whatever else decides over every sample's bytes."""
+def content(modules: Iterable[str], *further: str | bytes) -> str:
+    """A digest of the recipe's code (the files of its `modules`), of Pillow's version, and of everything else that decides every sample's bytes."""
     digest = hashlib.sha256(PIL.__version__.encode())
-    for part in (*(Path(file).read_bytes() for file in (*modules, __file__)), *more):
+    for part in (*(Path(file).read_bytes() for file in (*modules, __file__)), *further):
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
@@ -116,14 +116,14 @@ def rows(path: Path, columns: int, remedy: str) -> list[list[str]]:
 
     Raises RequestError where the file is missing, is not text, or a line is short.
     """
-    found = []
+    table = []
     for number, line in enumerate(text(path, remedy).splitlines(), 1):
         row = line.split(maxsplit=columns - 1)
         if row and len(row) < columns:
             raise RequestError(f"{path}: line {number}: expected {columns} columns, got {len(row)}; {remedy}")
         if row:
-            found.append([*row[:-1], row[-1].strip()])
-    return found
+            table.append([*row[:-1], row[-1].strip()])
+    return table
 
 
 def folder(path: Path, remedy: str) -> dict[str, int]:
@@ -139,7 +139,7 @@ def folder(path: Path, remedy: str) -> dict[str, int]:
 
 
 def original(path: Path) -> tuple[bytes, ImageExtension]:
-    """A file's bytes as they are, and what they are, whatever its name says. Raises Unfit for anything but a JPEG, PNG or WebP."""
+    """A file's unchanged bytes and their format, whatever its name. Raises Unfit for anything but a JPEG, PNG or WebP."""
     data = path.read_bytes()
     for signature, start, extension in _SIGNATURES:
         if data[start : start + len(signature)] == signature:
@@ -149,7 +149,7 @@ def original(path: Path) -> tuple[bytes, ImageExtension]:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels that an image file's header tells, without decoding it. Raises Unfit where it has none."""
+    """Width and height in pixels from an image file's header, without decoding it. Raises Unfit where it has none."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.size

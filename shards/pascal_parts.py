@@ -3,12 +3,12 @@
     python -m shards.pascal_parts --source DIR --classes FILE --out shards/data/pascal_parts
     python -m shards.pascal_parts --source <.../pascal_part> --prepared part [--names FILE] --out shards/data/pascal_part
 
-DIR holds Annotations_Part/ of trainval.tar.gz (as it is, or in trainval/) and VOC 2010 (JPEGImages/ and ImageSets/Main/, as they are, in VOC2010/ or
-in VOCdevkit/VOC2010/). A file `<image>.mat` has `anno.objects`, each with `class`, `mask` and `parts`, each of which with `part_name` and `mask`.
-Masks are laid in the order of the file, the later over the earlier, as the annotation's own toolkit does (public repository twuilliam/pascal-part-py
+DIR holds Annotations_Part/ of trainval.tar.gz (directly or in trainval/) and VOC 2010 (JPEGImages/ and ImageSets/Main/, directly, in VOC2010/ or
+in VOCdevkit/VOC2010/). A file `<image>.mat` has `anno.objects`, each with `class`, `mask` and `parts`, whose entries have `part_name` and `mask`.
+Masks are laid in the order of the file, later ones over earlier ones, as in the annotation's own toolkit (public repository twuilliam/pascal-part-py
 is a copy of it in Python): an eye over its head. A part that the list does not name is not laid; an object that it does not name is laid as 0. Of the
-classes of Zhu et al. (TMLR 2023), names of the 16 objects are in their release, marked as not right, and of the 193 parts nowhere: `--classes` takes
-a list, whose format shards/class_lists.py tells, and `--prepared` takes their own label maps. The official val is called `test` here.
+classes of Zhu et al. (TMLR 2023), names of the 16 objects are in their release, marked as not right, and names of the 193 parts nowhere: `--classes`
+takes a list in the format of shards/class_lists.py, and `--prepared` takes their own label maps. The official val is called `test` here.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from shards.class_lists import ClassList
 from shards.counts import Counts
 
 COUNTS = {"train images": 4998, "val images": 5105}
-"""Of VOC 2010: 10,103 in all."""
+"""Images of VOC 2010: 10,103 in all."""
 PREPARED: dict[MaskKind, int] = {"object": 16, "part": 193}
 REMEDY = "unpack trainval.tar.gz of PASCAL-Part and VOCtrainval_03-May-2010.tar into one folder"
 SPLITS = {"train": "train", "test": "val"}
 FEW = 200
-"""Files that one process reads sooner than others start."""
+"""Number of files that one process reads faster than others start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One sample to be made. Its repr names all that it is made of, but for the files' content."""
+    """One sample to be made. Its repr names everything that it is made of, except the files' content."""
 
     key: str
     bytes: tuple[int | None, int | None]
-    """Of the image and of its annotation; None where the file is missing."""
+    """Bytes of the image and of its annotation; None where the file is missing."""
 
     @property
     def missing(self) -> str | None:
@@ -75,20 +75,20 @@ def describe(
     chosen = class_lists.read(prepared_maps.needed(classes, names))
     annotations, images, sets = (_find(source, name) for name in ("Annotations_Part", "JPEGImages", "ImageSets"))
     splits: dict[str, tuple[Picture, ...]] = {}
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     counts = Counts()
     for split, name in SPLITS.items():
         listed = _listed(sets / "Main" / f"{name}.txt", images, annotations)
-        kept = official.present(name, listed, _missing, counts, partial=partial, remedy=REMEDY)
-        splits[split], found[f"{name} images"] = official.mixed(kept, lambda picture: picture.key), len(kept)
-    version = official.version("PASCAL-Part on VOC 2010", found, COUNTS, partial=partial, remedy=REMEDY)
+        usable = official.present(name, listed, _missing, counts, partial=partial, remedy=REMEDY)
+        splits[split], numbers[f"{name} images"] = official.mixed(usable, lambda picture: picture.key), len(usable)
+    version = official.version("PASCAL-Part on VOC 2010", numbers, COUNTS, partial=partial, remedy=REMEDY)
     couples = _couples([annotations / f"{picture.key}.mat" for of_split in splits.values() for picture in of_split])
     chosen.check({owner for owner, _ in couples}, {part for _, part in couples if part}, couples)
     return recipe.DataSet(
         name="pascal_parts",
         version=version,
         license="not stated in the archives; the terms of PASCAL VOC and of the photographs' owners hold",
-        source=f"trainval.tar.gz of PASCAL-Part and VOCtrainval_03-May-2010.tar; {chosen.told}",
+        source=f"trainval.tar.gz of PASCAL-Part and VOCtrainval_03-May-2010.tar; {chosen.summary}",
         classes=(),
         annotations=tuple(chosen.mask_classes),
         parts=chosen.parts,
@@ -104,7 +104,7 @@ def describe(
 
 
 def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -> tars.Record:
-    """One photograph with its original bytes and the masks that the list asks for. Raises RequestError where a mask has not the photograph's size."""
+    """One photograph with its original bytes and the masks that the list asks for. Raises RequestError where a mask has another size."""
     image, extension = official.original(images / f"{picture.key}.jpg")
     path = annotations / f"{picture.key}.mat"
     width, height = official.size(image)
@@ -127,7 +127,7 @@ def make(images: Path, annotations: Path, chosen: ClassList, picture: Picture) -
 
 
 def read(path: Path) -> tuple[Thing, ...]:
-    """The objects of an annotation, in the order of the file. Raises RequestError where it is damaged or has another form."""
+    """The objects of an annotation, in the order of the file. Raises RequestError where it is damaged or malformed."""
     anno = mat.load(path, "anno", "objects with class, mask and parts", REMEDY)
     try:
         return tuple(
@@ -138,12 +138,12 @@ def read(path: Path) -> tuple[Thing, ...]:
             )
             for thing in anno["objects"][0, 0].ravel()
         )
-    except Exception as error:  # whatever a damaged file can do to its reader
-        told = " ".join(str(error).split())[:200]
-        raise RequestError(f"{path}: expected objects with class, mask and parts, got {type(error).__name__}: {told}; {REMEDY}") from error
+    except Exception as error:  # a damaged file may raise anything
+        complaint = " ".join(str(error).split())[:200]
+        raise RequestError(f"{path}: expected objects with class, mask and parts, got {type(error).__name__}: {complaint}; {REMEDY}") from error
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- the source -------------------------------------------------------------------------------------------------------
 
 
 def _find(source: Path, name: str) -> Path:
@@ -166,12 +166,12 @@ def _missing(picture: Picture) -> str | None:
 
 
 def _couples(paths: Sequence[Path]) -> set[tuple[str, str]]:
-    """Every (object, part) that occurs, and (object, "") of every object: what a list can name."""
+    """Every (object, part) that occurs, and (object, "") of every object: everything that a list can name."""
     if len(paths) <= FEW:
         return {couple for path in paths for couple in _of_file(path)}
     # a server forks the workers, as this process has threads already
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("forkserver")) as pool:
-        return {couple for found in pool.map(_of_file, paths, chunksize=64) for couple in found}
+        return {couple for couples in pool.map(_of_file, paths, chunksize=64) for couple in couples}
 
 
 def _of_file(path: Path) -> set[tuple[str, str]]:

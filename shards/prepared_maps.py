@@ -3,7 +3,7 @@
 Their release (public repository JiePKU/understand-ssl-part-aware, segmentation/configs_local/_base_/datasets/) reads img/ and ann/ with train/ and
 val/, or images/ and annotations/ with training/ and validation/, and ignores label 0 (reduce_zero_label) and 255. Its mmseg/datasets/ade_59object.py
 and pascal_16semantic.py hold 59 and 16 names of objects under the remark that they are not right, its ade20k_part.py and pascal_193part.py other
-data sets' names: labels go by their numbers here unless they are named.
+data sets' names: labels keep their numbers here unless they are named.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def only(classes: Path | None) -> None:
-    """Raises RequestError where `--prepared` came with `--classes`."""
+    """Raise RequestError where `--prepared` came with `--classes`."""
     if classes is not None:
         raise RequestError("expected --classes FILE for the original annotation or --prepared object|part for prepared maps, got both")
 
@@ -52,23 +52,23 @@ def needed(classes: Path | None, names: Path | None) -> Path:
 def describe(
     source: Path, name: str, kind: MaskKind, counts: Mapping[MaskKind, int], *, names: Path | None, partial: bool
 ) -> recipe.DataSet[tuple[str, Pair]]:
-    """The data set `<name>_<kind>` from a prepared folder, checked; `counts`: number of classes of either kind.
+    """The data set `<name>_<kind>` from a prepared folder, checked; `counts`: number of classes of each kind.
 
     Raises RequestError where something is missing.
     """
     labels = label_maps.names(names, counts[kind], "background")
     images, maps, folders = _layout(source)
     roots = {split: (source / images / folder, source / maps / folder) for split, folder in folders.items()}
-    splits, found, listed, tally = {}, {}, {}, Counts()
+    splits, numbers, listed, tally = {}, {}, {}, Counts()
     for split, of_split in roots.items():
         every = label_maps.pairs(*of_split, REMEDY)
-        kept = official.present(folders[split], every, lambda pair: pair.missing, tally, partial=partial, remedy=REMEDY)
-        listed[f"{folders[split]} images"], found[f"{folders[split]} images"] = len(every), len(kept)
-        splits[split] = official.mixed(((split, pair) for pair in kept), lambda item: item[1].key)
-    more: dict[str, Any] = {"parts": labels[1:], "part_of": dict.fromkeys(labels[1:])} if kind == "part" else {}
+        usable = official.present(folders[split], every, lambda pair: pair.missing, tally, partial=partial, remedy=REMEDY)
+        listed[f"{folders[split]} images"], numbers[f"{folders[split]} images"] = len(every), len(usable)
+        splits[split] = official.mixed(((split, pair) for pair in usable), lambda item: item[1].key)
+    part_fields: dict[str, Any] = {"parts": labels[1:], "part_of": dict.fromkeys(labels[1:])} if kind == "part" else {}
     return recipe.DataSet(
         name=f"{name}_{kind}",
-        version=official.version("as prepared by Zhu et al., TMLR 2023", found, listed, partial=partial, remedy=REMEDY),
+        version=official.version("as prepared by Zhu et al., TMLR 2023", numbers, listed, partial=partial, remedy=REMEDY),
         license="not stated in the archive; the terms of the images' makers hold",
         source="release of Zhu et al., TMLR 2023; names of the labels: " + ("a file of the user" if names else "none, so their numbers"),
         classes=(),
@@ -80,7 +80,7 @@ def describe(
         content=official.content([__file__, label_maps.__file__, class_lists.__file__], repr(labels)),
         layout=f"{images}/{{{','.join(folders.values())}}}/*.jpg and {maps}/{{{','.join(folders.values())}}}/*.png",
         counts=tally,
-        **more,
+        **part_fields,
     )
 
 

@@ -2,10 +2,10 @@
 
 A recipe says what its samples are (`DataSet`: the items of each split, and a function that makes one item a `Record`) and calls `main`. The writer
 cuts the items into shards, makes each shard in a worker process, reads every shard back from disk, and renames the finished folder into place. The
-same bytes come out for any number of workers; an interrupted build goes on where it stopped.
+bytes do not depend on the number of workers; an interrupted build resumes where it stopped.
 
-While it is built, a data set `<out>` lives beside its place in `.<out>.building/`: `data/` is what will be published, `receipts/` tells which shards
-of it are whole, `lock` keeps two builds apart, `replaced/` holds what is being overwritten.
+During the build, a data set `<out>` lies in `.<out>.building/` beside its final place: `data/` will be published, `receipts/` records which of its
+shards are whole, `lock` keeps two builds apart, `replaced/` holds what is being overwritten.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from shards.counts import Counts, Unfit
 from shards.tars import EXTENSIONS, Record, shown, verify_record, verify_shard, write_tar
 
 FORMAT = 1
-"""Counts changes of the writer that change bytes; part of every shard's content key."""
+"""Raised with every change of the writer that changes bytes; part of every shard's content key."""
 NAMED = 10
-"""So many unfit samples of a split are told one by one; all are counted."""
+"""Maximum number of unfit samples of a split that are printed; all are counted."""
 LONGEST = 1200
 """Characters of an error's line."""
 LOOKED_AT = 20_000
-"""So many entries of a source are looked at for a message."""
+"""Maximum number of entries of a source that are examined for a message."""
 _IMAGES = (*(f".{extension}" for extension in EXTENSIONS), ".jpeg", ".bmp", ".tif", ".tiff")
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet(Generic[T]):
-    """All that the writer needs to know of a data set."""
+    """Everything that the writer needs to know about a data set."""
 
     name: str
     version: str
@@ -71,27 +71,27 @@ class DataSet(Generic[T]):
     make: Callable[[T], Record]
     """A pure function at a module's top level: workers import it."""
     content: str
-    """Names everything beside the items that `make` reads, by digest: a finished shard is kept only while this stays the same."""
+    """A digest of everything that `make` reads apart from the items: a finished shard is kept only while this stays the same."""
     layout: str
-    """Where in the source the recipe looks for images, as a noun: told where it finds none."""
+    """Where in the source the recipe looks for images, as a noun, for the message that it finds none."""
     counts: Counts = field(default_factory=Counts)
-    """What the recipe itself has counted so far, by the splits' official names."""
+    """Counts of the recipe itself so far, by the splits' official names."""
     parts: Sequence[str] = ()
     part_of: Mapping[str, str | None] = field(default_factory=dict)
     mask_classes: Mapping[MaskKind, Sequence[str]] = field(default_factory=dict)
     levels: Mapping[str, Sequence[int]] = field(default_factory=dict)
     counterparts: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     official: Mapping[str, str] = field(default_factory=dict)
-    """What the data set itself calls a split, where that differs."""
+    """The data set's own name of a split, where that differs."""
     samples_per_shard: int = 1000
-    """At most; a split's samples are spread evenly."""
+    """The maximum; a split's samples are spread evenly."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Text files to lie beside the manifest, such as the licence: name → content."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job(Generic[T]):
-    """One shard that is to be made, with all that a worker needs."""
+    """One shard to be made, with everything that a worker needs."""
 
     split: str
     file: str
@@ -100,7 +100,7 @@ class _Job(Generic[T]):
     rules: Rules
     content: str
     leave_out: bool
-    """Items that make no record are left out."""
+    """Whether unfit items are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +113,9 @@ class _Receipt:
     sha256: str
     keys: Sequence[str]
     unfit: Sequence[tuple[str, str]] = ()
-    """(reason, message) of each item that is left out with --partial alone."""
+    """(reason, message) of each item that is left out only with --partial."""
     lawful: Sequence[str] = ()
-    """The reason of each item that is left out always."""
+    """The reason of each item that is always left out."""
 
     @property
     def left_out(self) -> int:
@@ -126,7 +126,7 @@ class _Receipt:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see --help", file=sys.stderr)
@@ -138,13 +138,13 @@ def main(
 ) -> int:
     """A recipe's command line: `--source DIR --out DIR [--workers N] [--overwrite]`. `describe` gets the source folder.
 
-    `options`, a parser made with add_help=False, holds what else the recipe takes; `describe` gets its values by keyword.
-    Returns the exit status: 0 published, or the same bytes were there already; 2 bad input, said in one line, nothing published; 130 on Ctrl-C.
+    `options`, a parser made with add_help=False, holds the recipe's further options; `describe` gets their values by keyword.
+    Returns the exit status: 0 published, or the same bytes were already there; 2 bad input, reported in one line, nothing published; 130 on Ctrl-C.
     """
     parser = _Parser(description=description, allow_abbrev=False, parents=[options] if options else [])
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as its makers publish it, unpacked")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to publish; its name need not exist yet")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace another version of the data set at --out")
     given = parser.parse_args(argv)
     try:
@@ -153,10 +153,10 @@ def main(
         if not given.source.is_dir():
             raise RequestError(f"--source: expected a folder, got {given.source}, which is none")
         console = Console(stderr=True)
-        own = {name: value for name, value in vars(given).items() if name not in ("source", "out", "workers", "overwrite")}
+        recipe_options = {name: value for name, value in vars(given).items() if name not in ("source", "out", "workers", "overwrite")}
         with console.status("reading the source"):
-            data_set = describe(given.source, **own)
-        lenient = bool(own.get("partial"))
+            data_set = describe(given.source, **recipe_options)
+        lenient = bool(recipe_options.get("partial"))
         manifest = build(
             data_set, given.out, workers=given.workers, overwrite=given.overwrite, leave_out=lenient, console=console, source=given.source
         )
@@ -167,7 +167,7 @@ def main(
         print(_line(_unforeseen(error, given.source)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     samples = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
     print(_line(f"{given.out}: {manifest.dataset} {manifest.version}, {samples}"))
@@ -175,15 +175,15 @@ def main(
 
 
 def _unforeseen(error: Exception, source: Path) -> str:
-    """In words, what a damaged source did to its readers, and where in the recipe it did it."""
+    """The message for an unforeseen error, usually of a damaged source, with its place in the recipe."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == Path(__file__).parent]
     at = f" (shards/{Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"RequestError: {source}: expected the data set as its makers publish it, got {type(error).__name__}: {error!s:.200}{at}; unpack it again"
 
 
 def _line(text: str) -> str:
-    """Text as one line that a terminal can show: of what is too long, its beginning and its end, where the remedy stands."""
-    line = printable(" ".join(text.encode("utf-8", "backslashreplace").decode().split()))  # a file's name may have bytes that are no text
+    """Text as one line that a terminal can show; too long a text is cut in the middle, since the remedy stands at its end."""
+    line = printable(" ".join(text.encode("utf-8", "backslashreplace").decode().split()))  # a file's name may have bytes that are not text
     return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
 
 
@@ -197,14 +197,13 @@ def build(
     console: Console | None = None,
     source: Path | None = None,
 ) -> Manifest:
-    """Make, verify and publish a data set; returns its manifest. `source`, where it is given, is looked into for the message that a split is empty.
+    """Make, verify and publish a data set; returns its manifest. `source`, if given, is searched for the message that a split is empty.
 
-    With `leave_out`, items that the recipe refuses are told on the console, counted in counts.json and the version, and left out. A split of which
-    nothing is left is an error all the same.
+    With `leave_out`, items that the recipe refuses are printed on the console, counted in counts.json and the version, and left out. A split that
+    becomes empty is still an error.
 
     Raises RequestError where `out` is something else, another build of it runs, a record cannot be made, or a split has no sample; ShardError where
-    a shard does not read back as what it should hold; RunError where a worker died. Nothing is published then, and finished shards are kept for the
-    next try.
+    a shard does not read back correctly; RunError where a worker died. Nothing is published then, and finished shards are kept for the next try.
     """
     out = Path(os.path.abspath(out))
     _refuse_empty(data_set, {split: len(items) for split, items in data_set.splits.items()}, source)
@@ -223,7 +222,7 @@ def build(
             example = next((message for receipt in receipts for _, message in receipt.unfit), None)
             _refuse_empty(data_set, {name: split.samples for name, split in manifest.splits.items()}, source, example)
         except RequestError:
-            shutil.rmtree(work / "receipts")  # another try over this source would end in the same way
+            shutil.rmtree(work / "receipts")  # another try over this source would fail in the same way
             raise
         _lay_beside(work / "data", [shard.file for split in manifest.splits.values() for shard in split.shards], _texts(data_set, manifest))
         _publish(work, out, overwrite)
@@ -235,7 +234,7 @@ def build(
 
 def _jobs(data_set: DataSet[T], leave_out: bool = False) -> Iterator[_Job[T]]:
     if data_set.samples_per_shard < 1:
-        raise RequestError(f"{data_set.name}: expected at least one sample a shard, got {data_set.samples_per_shard}")
+        raise RequestError(f"{data_set.name}: expected at least one sample per shard, got {data_set.samples_per_shard}")
     rules = Rules(
         annotations=frozenset(data_set.annotations),
         classes=len(data_set.classes),
@@ -243,7 +242,7 @@ def _jobs(data_set: DataSet[T], leave_out: bool = False) -> Iterator[_Job[T]]:
         mask_values={kind: len(names) for kind, names in data_set.mask_classes.items()},
     )
     for split, items in data_set.splits.items():
-        count = -(-len(items) // data_set.samples_per_shard)  # as few shards as can be, all of one size or one less
+        count = -(-len(items) // data_set.samples_per_shard)  # as few shards as possible, of sizes that differ by at most one
         for number in range(count):
             chunk = items[number * len(items) // count : (number + 1) * len(items) // count]
             identity = repr((FORMAT, data_set.name, data_set.content, sorted(rules.annotations), list(chunk)))
@@ -259,7 +258,7 @@ def _jobs(data_set: DataSet[T], leave_out: bool = False) -> Iterator[_Job[T]]:
 
 
 def _counted(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_Receipt], console: Console | None) -> DataSet[T]:
-    """The data set, with what was left out while it was made in its version and counts; tells the console of all that is left out."""
+    """The data set, with the samples left out during the build in its version and counts; prints all that is left out on the console."""
     unfit: dict[str, list[str]] = {}
     left_out: dict[str, Counter[str]] = {}
     for job, receipt in zip(jobs, receipts, strict=True):
@@ -281,9 +280,9 @@ def _counted(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[_
 
 
 def _refuse_empty(data_set: DataSet[T], samples: Mapping[str, int], source: Path | None, example: str | None = None) -> None:
-    """Raises RequestError where a split has no sample, naming the layout that the recipe looks for, what was left out, and what the source has.
+    """Raise RequestError where a split has no sample, naming the layout that the recipe looks for, what was left out, and what the source has.
 
-    `example`: why the first unfit item is.
+    `example`: why the first unfit item is unfit.
     """
     empty = [split for split, count in samples.items() if not count]
     if not empty:
@@ -291,13 +290,13 @@ def _refuse_empty(data_set: DataSet[T], samples: Mapping[str, int], source: Path
     names = {split: data_set.official.get(split, split) for split in empty}
     got = ", ".join(f"none in {split}" if split == name else f"none in {split} ({name})" for split, name in names.items())
     lost = "; ".join(f"left out of {name}: {reasons}" for name in names.values() if (reasons := data_set.counts.reasons(name, examples=True)))
-    there = "" if source is None else f"; {source} has {images_of(source)}"
+    contents = "" if source is None else f"; {source} has {images_of(source)}"
     expected = f"expected samples in every split, from {data_set.layout}"
-    raise RequestError(f"{data_set.name}: {expected}, got {got}{f'; {lost}' if lost else ''}{f' ({example})' if example else ''}{there}")
+    raise RequestError(f"{data_set.name}: {expected}, got {got}{f'; {lost}' if lost else ''}{f' ({example})' if example else ''}{contents}")
 
 
 def images_of(source: Path) -> str:
-    """What images a folder has, in words, from its first some thousands of entries."""
+    """The images of a folder, in words, from its first entries."""
     images: list[str] = []
     looked = 0
     for folder, folders, files in os.walk(source):
@@ -338,7 +337,7 @@ def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[
             annotations=tuple(data_set.annotations),
             mask_classes={kind: tuple(names) for kind, names in data_set.mask_classes.items()},
             levels={name: tuple(of) for name, of in data_set.levels.items()},
-            counterparts={name: tuple(tuple(labels) for labels in told) for name, told in data_set.counterparts.items()},
+            counterparts={name: tuple(tuple(labels) for labels in counterparts) for name, counterparts in data_set.counterparts.items()},
             splits=splits,
         )
     except ValidationError as error:
@@ -348,7 +347,7 @@ def _manifest(data_set: DataSet[T], jobs: Sequence[_Job[T]], receipts: Sequence[
 
 
 def _whose(complaint: str) -> str:
-    """What to do about a manifest that cannot be: names come from the source, all else from the recipe."""
+    """The remedy for an invalid manifest: names come from the source, everything else from the recipe."""
     named = ("classes", "expected classes", "parts", "expected parts", "mask_classes", "annotations name")
     return "the source gives these names: rename them there" if complaint.startswith(named) else "correct the recipe"
 
@@ -381,7 +380,7 @@ def _advance(progress: Progress, task: TaskID, samples: int, future: Future[_Rec
 
 def _results(futures: Sequence[Future[_Receipt]]) -> list[_Receipt]:
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in futures:  # of several failures the first by position, so that the message does not depend on timing alone
+    for future in futures:  # of several failures the first by position, so that the message depends less on timing
         if future in done and future.exception() is not None:
             for other in futures:
                 other.cancel()
@@ -404,7 +403,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _leave_with_parent() -> None:
-    """Ends this worker when the build is killed, as an executor's workers would wait for work for ever; leaves Ctrl-C to the build itself."""
+    """End this worker when the build is killed, since an executor's workers would wait for work for ever; leave Ctrl-C to the build itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
@@ -417,7 +416,7 @@ def _exit_after_parent() -> None:
 
 
 def _make_shard(job: _Job[T], work: Path) -> _Receipt:
-    """One shard: kept where a receipt says that it is whole, else written; then read back, either way."""
+    """One shard: kept where a receipt says that it is whole, else written; read back either way."""
     tar = work / "data" / job.file
     note = work / "receipts" / f"{job.file}.json"
     receipt = _receipt(note)
@@ -435,7 +434,7 @@ def _make_shard(job: _Job[T], work: Path) -> _Receipt:
 
 
 def _write_shard(job: _Job[T], tar: Path) -> _Receipt:
-    """A shard, written and read back. Where it does not read back and samples may be left out, it is written again without those that do not."""
+    """A shard, written and read back. If it does not read back and samples may be left out, it is written again without the offending ones."""
     try:
         return _write_records(job, tar, checked=False)
     except HarnessError:
@@ -479,12 +478,12 @@ def _made(job: _Job[T], item: T) -> Record:
         raise Unfit(str(error), counts.UNFIT) from error
     except HarnessError:
         raise
-    except Exception as error:  # whatever a source file can do to its reader
+    except Exception as error:  # a damaged source file may raise anything
         raise RequestError(f"{job.file}: expected a record of {shown(item)}, got {type(error).__name__}: {error}") from error
 
 
 def _check(job: _Job[T], record: Record) -> None:
-    """Raises Unfit where a record would not read back."""
+    """Raise Unfit where a record would not read back."""
     try:
         verify_record(record, job.rules)
     except HarnessError as error:
@@ -514,7 +513,7 @@ def refuse_repeated_keys(receipts: Sequence[_Receipt]) -> None:
 
 @contextmanager
 def _building(out: Path) -> Iterator[Path]:
-    """The work folder beside `out`, ours alone; gone after a success, kept for the next try after a failure."""
+    """The work folder beside `out`, locked for this build; removed after a success, kept for the next try after a failure."""
     work = out.with_name(f".{out.name}.building")
     for folder in ("data", "receipts"):
         (work / folder).mkdir(parents=True, exist_ok=True)
@@ -522,39 +521,39 @@ def _building(out: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RequestError(f"{out}: expected no other build of it, got one that runs; wait for it") from None
+            raise RequestError(f"{out}: expected no other build of it, got a running one; wait for it") from None
         if (work / "replaced").is_dir() and not out.exists():  # an earlier build died between its two renames
             os.rename(work / "replaced", out)
         try:
             yield work
         except BaseException:
             if not any((work / "receipts").glob("*")) and not (work / "replaced").is_dir():
-                shutil.rmtree(work)  # there is nothing to go on from
+                shutil.rmtree(work)  # there is nothing to resume
             raise
         shutil.rmtree(work)
 
 
 def _refuse_what_is_no_data_set(out: Path, name: str, overwrite: bool) -> None:
-    """Before hours of work: what stands at `out` must be replaceable at all."""
+    """Raise RequestError, before hours of work, where the content of `out` cannot be replaced."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RequestError(f"{out}: expected a folder or nothing, got a file or a link; choose another --out")
     if out.is_dir() and any(out.iterdir()):
         try:
-            there = json.loads((out / FILE_NAME).read_bytes())["dataset"]
+            existing = json.loads((out / FILE_NAME).read_bytes())["dataset"]
         except (OSError, ValueError, TypeError, KeyError):
             raise RequestError(f"{out}: expected an empty folder or a data set, got other files; choose another --out") from None
-        if there != name and not overwrite:
-            raise RequestError(f"{out}: expected data set {name!r}, got {there!r}; choose another --out, or say --overwrite")
+        if existing != name and not overwrite:
+            raise RequestError(f"{out}: expected data set {name!r}, got {existing!r}; choose another --out, or say --overwrite")
 
 
 def _texts(data_set: DataSet[T], manifest: Manifest) -> dict[str, str]:
-    """The text files of a data set, by name: its manifest, its counts where there are any, and what else the recipe gives."""
-    counted = data_set.counts.kept or data_set.counts.left_out
+    """The text files of a data set, by name: its manifest, its counts where there are any, and the recipe's further files."""
+    counted = data_set.counts.included or data_set.counts.left_out
     return {FILE_NAME: manifest.to_json(), **({counts.FILE_NAME: data_set.counts.to_json()} if counted else {}), **data_set.files}
 
 
 def _lay_beside(data: Path, tars: Sequence[str], files: Mapping[str, str]) -> None:
-    """The manifest and the other text files, and nothing that an earlier, different build left."""
+    """Write the manifest and the other text files; remove what an earlier, different build left."""
     for path in data.iterdir():
         if path.name not in tars:
             path.unlink()

@@ -2,9 +2,9 @@
 
     python -m shards.stamps --source <.../share/tuxpaint/stamps> --out shards/data/stamps
 
-The source is what Debian's package tuxpaint-stamps-default unpacks to. Beside this file lie the list of photographs, each with its class and digest
+The source is the unpacked Debian package tuxpaint-stamps-default. Beside this file lie the list of photographs, each with its class and digest
 (stamps_photographs.json), the keypoints marked by eye (stamps_keypoints.json), and the textures with their origin and licence (textures/).
-docs/stamps.md tells how they were chosen. Every draw is a hash of a name and a seed, so that neither order nor library moves it.
+docs/stamps.md says how they were chosen. Every draw is a hash of a name and a seed, so that it depends on neither order nor library.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ CANVAS = 240
 LONGER_SIDE = (0.65, 0.85)
 """The object's longer side, as a share of the canvas, drawn uniformly."""
 MOST_ENLARGED, LEAST_SIDE = 2.0, 0.5
-"""No photograph is enlarged more, unless its object would then be shorter than this share of the canvas."""
+"""Maximum enlargement of a photograph, unless its object would then be shorter than the second value, a share of the canvas."""
 MARGIN = 8
-"""Pixels between the object and the canvas's edge, at least."""
+"""Minimum number of pixels between the object and the canvas's edge."""
 SOLID = 128
 """Alpha from which a pixel belongs to the figure, of 255."""
 QUALITY = 82
@@ -48,10 +48,10 @@ PILLOW = "13"
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """One sample to be made. Its repr names all that it is made of, but for the bytes of the files."""
+    """One sample to be made. Its repr names everything that it is made of, except the bytes of the files."""
 
     path: str
-    """Below the source folder."""
+    """Path below the source folder."""
     label: int
     texture: str
     marks: tuple[tuple[str, float, float], ...]
@@ -72,10 +72,10 @@ class Placed:
     """Canvas pixels per source pixel."""
     x: float
     y: float
-    """Where the source's top left corner comes to lie, in canvas pixels; may be negative where the source has an empty rim."""
+    """Position of the source's top left corner in canvas pixels; negative where the source has an empty rim."""
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- the source -------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -94,7 +94,7 @@ def textures() -> dict[str, dict[str, Any]]:
 
 
 def describe(source: Path) -> recipe.DataSet[Stamp]:
-    """The data set, from the unpacked package, checked. Raises RequestError where a file or Pillow is not what it was built with."""
+    """The data set, from the unpacked package, checked. Raises RequestError where a file or Pillow differs from the original build."""
     if PIL.__version__.split(".")[0] != PILLOW:
         raise RequestError(f"Pillow: expected version {PILLOW}, got {PIL.__version__}; another one writes other bytes")
     _check_digests({source / path: digest for listed in photographs().values() for path, digest in listed.items()})
@@ -127,11 +127,11 @@ def data_set(source: Path = Path()) -> recipe.DataSet[Stamp]:
 def _check_digests(expected: Mapping[Path, str]) -> None:
     for path, digest in expected.items():
         try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            actual = hashlib.sha256(path.read_bytes()).hexdigest()
         except FileNotFoundError:
             raise RequestError(f"{path}: expected a file of the source, got none; unpack the package that stamps_photographs.json names") from None
-        if found != digest:
-            raise RequestError(f"{path}: expected sha256 {digest}, got {found}; unpack the package that stamps_photographs.json names")
+        if actual != digest:
+            raise RequestError(f"{path}: expected sha256 {digest}, got {actual}; unpack the package that stamps_photographs.json names")
 
 
 # --- which split, which texture ---------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def _check_digests(expected: Mapping[Path, str]) -> None:
 def stamps(split: str) -> Iterator[Stamp]:
     """The samples of a split, shuffled, so that a shard has all classes.
 
-    Each class goes through the split's textures in turn, from a drawn one on: the texture then tells as little of the class as can be.
+    Each class goes through the split's textures in turn, starting from a drawn one: the texture then says as little as possible about the class.
     """
     pool = sorted(name for name, about in textures().items() if about["pool"] == split)
     marks = beside("stamps_keypoints.json")["first"]
@@ -164,9 +164,9 @@ def _divide(paths: Sequence[str]) -> dict[str, list[str]]:
     return split_of
 
 
-def draw(what: str, name: str) -> float:
-    """A number in [0, 1) that depends on the seed, `what` and `name` alone."""
-    digest = hashlib.sha256(f"{SEED}/{what}/{name}".encode()).digest()
+def draw(purpose: str, name: str) -> float:
+    """A number in [0, 1) that depends on the seed, `purpose` and `name` alone."""
+    digest = hashlib.sha256(f"{SEED}/{purpose}/{name}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
@@ -224,7 +224,7 @@ def _backdrop(stamp: Stamp) -> np.ndarray:
 
 
 def _solid_box(alpha: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what is solid in an alpha channel, uint8 [H, W]."""
+    """Left, top, right, bottom of the solid region of an alpha channel, uint8 [H, W]."""
     rows, columns = np.nonzero(alpha >= SOLID)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 

@@ -1,4 +1,4 @@
-"""The tars of a data set: records in, deterministic bytes out, and every shard read back and held to what its data set says."""
+"""The tars of a data set: records in, deterministic bytes out, and every shard read back and checked against its data set's rules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Record:
     part_mask: np.ndarray | None = None
     """uint8 or uint16 [H, W] label map."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """More that its JSON shall hold, such as where the image comes from."""
+    """Further content of its JSON, such as where the image comes from."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def write_tar(path: Path, records: Iterable[Record]) -> list[str]:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for record in records:
                     for name, data in members(record):
-                        # a TarInfo starts with time, owner and group 0 and mode 0644: nothing of this machine gets in
+                        # a TarInfo starts with time, owner and group 0 and mode 0644: nothing of this machine enters
                         info = tarfile.TarInfo(name)
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
@@ -73,7 +73,7 @@ def write_tar(path: Path, records: Iterable[Record]) -> list[str]:
 
 
 def members(record: Record) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of a record's members, in a shard's order. Raises RequestError for a key that no reader could tell from the members' suffixes."""
+    """(name, bytes) of a record's members, in a shard's order. Raises RequestError for a key that readers could not separate from the suffixes."""
     if not _KEY.fullmatch(record.key):
         raise RequestError(f"key: expected 1 to 150 letters, digits, '_' and '-', got {shown(record.key)}")
     if record.extension not in EXTENSIONS:
@@ -97,7 +97,7 @@ def members(record: Record) -> Iterator[tuple[str, bytes]]:
 
 
 def _plain(keypoint: Keypoint) -> dict[str, Any]:
-    """A keypoint as JSON has it; data sets that tell no instances say nothing of them."""
+    """A keypoint as JSON; without an instance where the data set has none."""
     return {name: value for name, value in dataclasses.asdict(keypoint).items() if name != "instance" or value is not None}
 
 
@@ -114,25 +114,25 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def verify_shard(path: Path, keys: Sequence[str], rules: Rules) -> None:
-    """Read a shard from disk and hold every sample to the rules. Raises ShardError for the first that breaks one."""
+    """Read a shard from disk and check every sample against the rules. Raises ShardError for the first that breaks one."""
     try:
-        found = []
+        read_keys = []
         for key, parts in _samples(path):
             _verify_sample(f"{path.name}: {key}", parts, rules)
-            found.append(key)
+            read_keys.append(key)
     except tarfile.TarError as error:
         raise ShardError(f"{path.name}: expected a tar, got {error}") from error
-    if found != list(keys):
-        raise ShardError(f"{path.name}: expected {len(keys)} samples with the keys that were written, got {len(found)}; is the disk sound?")
+    if read_keys != list(keys):
+        raise ShardError(f"{path.name}: expected {len(keys)} samples with the keys that were written, got {len(read_keys)}; is the disk sound?")
 
 
 def verify_record(record: Record, rules: Rules) -> None:
-    """Hold a record, as its members would be written, to the rules. Raises ShardError or RequestError where it breaks one."""
+    """Check a record, as its members would be written, against the rules. Raises ShardError or RequestError where it breaks one."""
     _verify_sample(record.key, {name.partition(".")[2]: data for name, data in members(record)}, rules)
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, suffix → bytes) of each sample. Raises ShardError where members of a sample are apart or come twice, or the end is missing."""
+    """(key, suffix → bytes) of each sample. Raises ShardError where members of a sample are separated or repeated, or the end is missing."""
     seen: set[str] = set()
     current, parts = "", dict[str, bytes]()
     with path.open("rb") as file:
@@ -181,9 +181,9 @@ def verify_about(name: str, about: Mapping[str, Any], size: tuple[int, int], rul
     label = about.get("label")
     if "label" in rules.annotations and not (isinstance(label, int) and 0 <= label < rules.classes):
         raise ShardError(f"{name}: expected a label from 0 to {rules.classes - 1}, got {shown(label)}")
-    for what, present in (("label", label is not None), ("boxes", bool(about["boxes"])), ("keypoints", bool(about["keypoints"]))):
-        if present and what not in rules.annotations:
-            raise ShardError(f"{name}: expected no {what}, as its data set says, got some")
+    for annotation, present in (("label", label is not None), ("boxes", bool(about["boxes"])), ("keypoints", bool(about["keypoints"]))):
+        if present and annotation not in rules.annotations:
+            raise ShardError(f"{name}: expected no {annotation}, as its data set says, got some")
     for point in about["keypoints"]:
         if point["part"] not in rules.parts:
             raise ShardError(f"{name}: expected a part of the data set, got {shown(point['part'])}")

@@ -3,9 +3,9 @@
     python -m shards.yoga82 --source <.../Yoga-82> --out shards/data/yoga82 [--images DIR] [--partial]
 
 The source has yoga_train.txt and yoga_test.txt, whose lines are `<folder>/<image>,<label of 6>,<label of 20>,<label of 82>` (see ReadMe.txt),
-and the photographs, which everyone downloads by the links and saves as `<folder>/<image>`: in the source, or in `--images`. Links die, or give
-something else than an image. A file that is not there or does not decode is missing: with `--partial` it is counted in the manifest's version and
-named in missing.txt beside it, without it nothing is built.
+and the photographs, which users download by the links and save as `<folder>/<image>`: in the source, or in `--images`. Links die
+or return something other than an image. A file that does not exist or does not decode is missing: with `--partial` it is counted in the version
+and named in missing.txt beside it, otherwise nothing is built.
 
 A sample's label is the pose, whose name is its folder's. The two coarser labels, which have no names, are in each sample's JSON (`label6`, `label20`)
 and, for every pose, the levels `6` and `20` of the manifest and in hierarchy.json beside it.
@@ -37,15 +37,15 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pose:
-    """One sample to be made. Its repr names all that it is made of, but for the image's pixels."""
+    """One sample to be made. Its repr names everything that it is made of, except the image's pixels."""
 
     path: str
-    """Below the folder of images."""
+    """Path below the folder of images."""
     coarse: tuple[int, int]
     """Labels among 6 and among 20."""
     label: int
     bytes: int | None = None
-    """None where there is no such file, or none that decodes."""
+    """None where the file is missing or does not decode."""
 
     @property
     def folder(self) -> str:
@@ -80,12 +80,12 @@ def describe(source: Path, *, partial: bool = False, images: Path | None = None)
         for split, of_split in listed.items()
     }
     images_listed = {f"{split} images": len(of_split) for split, of_split in listed.items()}
-    found = {f"{split} images": len(of_split) for split, of_split in splits.items()}
-    found |= {"poses": len(names), "variations": len({fine for _, fine in coarse}), "body positions": len({top for top, _ in coarse})}
+    numbers = {f"{split} images": len(of_split) for split, of_split in splits.items()}
+    numbers |= {"poses": len(names), "variations": len({fine for _, fine in coarse}), "body positions": len({top for top, _ in coarse})}
     levels = {"6": [top for top, _ in coarse], "20": [fine for _, fine in coarse]}
     return recipe.DataSet(
         name="yoga82",
-        version=official.version("Yoga-82", found, {**images_listed, **COUNTS}, partial=partial, remedy=REMEDY),
+        version=official.version("Yoga-82", numbers, {**images_listed, **COUNTS}, partial=partial, remedy=REMEDY),
         license="not stated; the photographs belong to the sites that they were found on",
         source="yoga_train.txt and yoga_test.txt of Yoga-82, and the images that their links still gave",
         classes=names,
@@ -114,14 +114,14 @@ def make(images: Path, pose: Pose) -> tars.Record:
 
 
 def _listed(path: Path) -> list[Pose]:
-    found = []
+    poses = []
     for number, line in label_maps.lines(path, REMEDY):
         name, *labels = (cell.strip() for cell in line.rsplit(",", 3))  # the first line of the official list starts with a space
         if len(labels) != 3 or not all(label.isdecimal() for label in labels) or len(Path(name).parts) != 2 or ".." in Path(name).parts:
             raise RequestError(f"{path}: line {number}: expected <folder>/<image> and three labels, got {line[:80]!r}; {REMEDY}")
         top, fine, label = map(int, labels)
-        found.append(Pose(path=name, coarse=(top, fine), label=label))
-    return found
+        poses.append(Pose(path=name, coarse=(top, fine), label=label))
+    return poses
 
 
 def _hierarchy(poses: Iterable[Pose]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
@@ -135,9 +135,9 @@ def _hierarchy(poses: Iterable[Pose]) -> tuple[tuple[str, ...], tuple[tuple[int,
         top, fine = pose.coarse
         if tops.setdefault(fine, top) != top:
             raise RequestError(f"{pose.path}: expected variation {fine} in body position {tops[fine]}, as elsewhere, got {top}; {REMEDY}")
-    for what, labels in (("poses", places.keys()), ("variations", tops.keys()), ("body positions", set(tops.values()))):
+    for noun, labels in (("poses", places.keys()), ("variations", tops.keys()), ("body positions", set(tops.values()))):
         if sorted(labels) != list(range(len(labels))):
-            raise RequestError(f"lists: expected {what} numbered from 0 on, got {len(labels)} up to {max(labels)}; {REMEDY}")
+            raise RequestError(f"lists: expected {noun} numbered from 0 on, got {len(labels)} up to {max(labels)}; {REMEDY}")
     ordered = [places[label] for label in range(len(places))]
     return tuple(name for name, _ in ordered), tuple(place for _, place in ordered)
 

@@ -147,8 +147,8 @@ def test_the_official_counts_are_demanded_unless_told_otherwise(ten: Path, tmp_p
     ]
     command = ["--source", str(ten), "--out", str(tmp_path / "cifar10"), "--workers", "1"]
     assert recipe.main(cifar.describe, "", command, official.options()) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told == [
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
         "RequestError: cifar-10-python.tar.gz: expected 50000 train images, 10000 test images, 10 classes, got 20 train images, "
         "3 test images, 3 classes; unpack cifar-10-python.tar.gz whole, or say --partial"
     ]

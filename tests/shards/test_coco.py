@@ -43,7 +43,7 @@ def compressed(mask: np.ndarray) -> dict[str, Any]:
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
-def thing(number: int, image: int, category: int, box: list[float], outline: Any = None, **more: Any) -> dict[str, Any]:
+def thing(number: int, image: int, category: int, box: list[float], outline: Any = None, **fields: Any) -> dict[str, Any]:
     x, y, width, height = box
     polygon = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     return {
@@ -54,7 +54,7 @@ def thing(number: int, image: int, category: int, box: list[float], outline: Any
         "segmentation": polygon if outline is None else outline,
         "iscrowd": 0,
         "area": width * height,
-        **more,
+        **fields,
     }
 
 
@@ -76,8 +76,8 @@ INSTANCES = {
 }
 
 
-def person(number: int, image: int, points: list[int], **more: Any) -> dict[str, Any]:
-    return thing(number, image, PERSON, [1.0, 2.0, 20.0, 25.0], keypoints=points, num_keypoints=sum(v > 0 for v in points[2::3]), **more)
+def person(number: int, image: int, points: list[int], **fields: Any) -> dict[str, Any]:
+    return thing(number, image, PERSON, [1.0, 2.0, 20.0, 25.0], keypoints=points, num_keypoints=sum(v > 0 for v in points[2::3]), **fields)
 
 
 PERSONS = {
@@ -109,8 +109,8 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def build(source: Path, out: Path, **more: Any) -> None:
-    recipe.build(coco.describe(source, data_set=out.name, partial=True), out, **more)
+def build(source: Path, out: Path, **options: Any) -> None:
+    recipe.build(coco.describe(source, data_set=out.name, partial=True), out, **options)
 
 
 def change(source: Path, name: str, **tables: Any) -> None:
@@ -233,10 +233,10 @@ def test_patches_of_persons_are_cut_by_the_image_or_by_the_person(source: Path, 
     build(source, tmp_path / "coco_keypoints")
     scene = built.samples(tmp_path, "coco_keypoints", "test")["000000000012"]
     whole = KeypointPatch(parts=POINTS, min_parts=2)(scene)
-    own = KeypointPatch(parts=POINTS, min_parts=2, neighbours_within="instance", min_parts_within="instance")(scene)
+    by_instance = KeypointPatch(parts=POINTS, min_parts=2, neighbours_within="instance", min_parts_within="instance")(scene)
     assert [item.image.shape[0] for item in whole] == [5, 37, 1, 1, 4, 2]
-    assert [item.image.shape[0] for item in own] == [49, 49, 1, 1, 7, 7]
-    assert {item.group for item in own} == {"000000000012"}
+    assert [item.image.shape[0] for item in by_instance] == [49, 49, 1, 1, 7, 7]
+    assert {item.group for item in by_instance} == {"000000000012"}
 
 
 def test_a_keypoint_of_a_box_that_is_not_there_is_no_sample(tmp_path: Path) -> None:
@@ -382,14 +382,14 @@ UNDERSTOOD: dict[str, dict[str, Any]] = {
 }
 
 
-def with_change(source: Path, more: dict[str, Any], name: str = "instances_train2017.json") -> None:
+def with_change(source: Path, fields: dict[str, Any], name: str = "instances_train2017.json") -> None:
     """The first annotation of a file, changed."""
     entries = json.loads((source / "annotations" / name).read_text())["annotations"]
-    change(source, name, annotations=[{**entries[0], **more}, *entries[1:]])
+    change(source, name, annotations=[{**entries[0], **fields}, *entries[1:]])
 
 
-def run(source: Path, out: Path, *more: str) -> int:
-    arguments = ["--data-set", out.name, "--source", str(source), "--out", str(out), "--workers", "1", *more]
+def run(source: Path, out: Path, *options: str) -> int:
+    arguments = ["--data-set", out.name, "--source", str(source), "--out", str(out), "--workers", "1", *options]
     return recipe.main(coco.describe, "", arguments, coco.options())
 
 
@@ -404,8 +404,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_sample_is_counted_by_its_reason_and_official_files_have_none_but_the_lawful(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    more, reason = (LEFT_OUT | LAWFUL)[kind]
-    with_change(source, more)
+    fields, reason = (LEFT_OUT | LAWFUL)[kind]
+    with_change(source, fields)
     out = tmp_path / "coco_objects"
     assert run(source, out) == (0 if kind in LAWFUL else 2)
     if kind not in LAWFUL:
@@ -580,8 +580,8 @@ def with_categories(source: Path, categories: list[dict[str, Any]], notes: list[
         change(source, f"person_keypoints_{name}.json", categories=categories, annotations=entries)
 
 
-def horse(number: int, **more: Any) -> dict[str, Any]:
-    return {**thing(number, 1, 3, [1.0, 2.0, 20.0, 25.0]), "keypoints": [10, 5, 2, 20, 5, 1], **more}
+def horse(number: int, **fields: Any) -> dict[str, Any]:
+    return {**thing(number, 1, 3, [1.0, 2.0, 20.0, 25.0]), "keypoints": [10, 5, 2, 20, 5, 1], **fields}
 
 
 def robot(number: int) -> dict[str, Any]:
@@ -639,7 +639,7 @@ def test_categories_whose_keypoints_have_no_sure_names_are_refused(source: Path,
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
-    ("more", "reason"),
+    ("fields", "reason"),
     [
         ({"keypoints": None}, "annotations without the keypoints of their category"),
         ({"keypoints": [1, 2, 2]}, "annotations without the keypoints of their category"),
@@ -655,8 +655,8 @@ def test_categories_whose_keypoints_have_no_sure_names_are_refused(source: Path,
         ({"category_id": 4}, "annotations of categories without keypoints"),
     ],
 )
-def test_an_instance_that_is_none_is_counted_and_official_files_have_none(source: Path, tmp_path: Path, more: dict[str, Any], reason: str) -> None:
-    with_categories(source, [HORSE, CHAIR], [horse(1, **more), horse(2)])
+def test_an_instance_that_is_none_is_counted_and_official_files_have_none(source: Path, tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    with_categories(source, [HORSE, CHAIR], [horse(1, **fields), horse(2)])
     with pytest.raises(RequestError, match=f"annotation 1: expected .*, or say --partial to leave out {reason}"):
         coco.describe(source, data_set="coco_keypoints")
     build(source, tmp_path / "coco_keypoints")

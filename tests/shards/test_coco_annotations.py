@@ -219,8 +219,8 @@ def tally(counts: Counts, partial: bool = True) -> Tally:
     return Tally(name="a.json", split="val", counts=counts, partial=partial, remedy="get it again")
 
 
-def image(number: Any = 1, **more: Any) -> dict[str, Any]:
-    return {"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT, **more}
+def image(number: Any = 1, **fields: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT, **fields}
 
 
 def table(images: list[dict[str, Any]]) -> Annotations:

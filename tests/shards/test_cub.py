@@ -98,8 +98,8 @@ def test_the_official_counts_are_demanded_unless_told_otherwise(
     assert cub.COUNTS == {"train images": 5994, "test images": 5794, "classes": 200, "parts": 15}
     command = ["--source", str(source.parent), "--out", str(tmp_path / "cub"), "--workers", "1"]
     assert recipe.main(cub.describe, "", command, cub.official.options()) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told == [
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
         "RequestError: CUB-200-2011: expected 5994 train images, 5794 test images, 200 classes, 15 parts, got 2 train images, "
         "2 test images, 2 classes, 3 parts; unpack CUB_200_2011.tgz whole, or say --partial"
     ]

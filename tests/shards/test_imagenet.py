@@ -53,8 +53,8 @@ def devkit(source: Path) -> Path:
     fields = [
         (name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
     ]
-    known = [*((IDS[wnid], wnid, f"word of {wnid}", "", 0, [], 0, 3) for wnid in WNIDS), (1001, "n00001740", "entity", "", 2, [1, 2], 1, 0)]
-    scipy.io.savemat(data / "meta.mat", {"synsets": np.array(known, dtype=fields).reshape(-1, 1)})
+    synsets = [*((IDS[wnid], wnid, f"word of {wnid}", "", 0, [], 0, 3) for wnid in WNIDS), (1001, "n00001740", "entity", "", 2, [1, 2], 1, 0)]
+    scipy.io.savemat(data / "meta.mat", {"synsets": np.array(synsets, dtype=fields).reshape(-1, 1)})
     return truth
 
 
@@ -169,9 +169,9 @@ def test_the_official_counts_are_demanded_unless_told_otherwise(source: Path, tm
     solution(source)
     command = ["--source", str(source), "--out", str(tmp_path / "imagenet1k"), "--workers", "1"]
     assert recipe.main(imagenet.describe, "", command, imagenet.options()) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert "expected 732 to 1300 images of each class, got 3 in train/n01440764, and 2 more classes; unpack" in told[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "expected 732 to 1300 images of each class, got 3 in train/n01440764, and 2 more classes; unpack" in lines[0]
     assert recipe.main(imagenet.describe, "", [*command, "--partial"], imagenet.options()) == 0
     assert "partial: 9 train images, 6 val images, 3 classes, of officially 1281167" in load_manifest(str(tmp_path), "imagenet1k").version
 

@@ -40,8 +40,8 @@ def source(tmp_path: Path) -> Path:
         built.write(root / "images" / f"{name}.png", bordered(seed, mode="RGB" if name == "chair/cc" else "RGBA"))
     mappings = root / "mappings"
     built.write(mappings / "folder_to_objectnet_label.json", json.dumps(LABELS))
-    told = {"Alarm clock": "analog clock; digital clock", "Chair": "barber chair; rocking chair, rocker"}
-    built.write(mappings / "objectnet_to_imagenet_1k.json", json.dumps(told))
+    mapping = {"Alarm clock": "analog clock; digital clock", "Chair": "barber chair; rocking chair, rocker"}
+    built.write(mappings / "objectnet_to_imagenet_1k.json", json.dumps(mapping))
     built.write(mappings / "imagenet_to_label_2012_v2", "\n".join(IMAGENET) + "\n")
     built.write(mappings / "pytorch_to_imagenet_2012_id.json", json.dumps(NUMBER_OF_INDEX))
     built.write(root / "LICENSE", "never train on it\n")

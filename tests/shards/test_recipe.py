@@ -218,11 +218,11 @@ WRONG: dict[str, tuple[Callable[[int], Record], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "told"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_sample_is_named_and_nothing_is_published(tmp_path: Path, make: Callable[[int], Record], told: str) -> None:
+@pytest.mark.parametrize(("make", "complaint"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_sample_is_named_and_nothing_is_published(tmp_path: Path, make: Callable[[int], Record], complaint: str) -> None:
     with pytest.raises((RequestError, ShardError)) as caught:
         recipe.build(data_set(make), tmp_path / "toy")
-    assert told in str(caught.value)
+    assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "toy").exists()
 
@@ -354,9 +354,9 @@ def finished_but(tmp_path: Path, spoil: Callable[[Path], None]) -> Path:
     """A build that failed at its last shard, so that the others wait beside the place; then one of those is spoilt."""
     with pytest.raises(ShardError):
         recipe.build(data_set(partial(changed, at=101, image=b"")), tmp_path / "toy")
-    kept = tmp_path / ".toy.building" / "data" / "train-00000.tar"
-    spoil(kept)
-    return kept
+    tar = tmp_path / ".toy.building" / "data" / "train-00000.tar"
+    spoil(tar)
+    return tar
 
 
 def cut_last_sample(tar: Path) -> None:
@@ -565,7 +565,7 @@ def test_the_command_builds_and_says_so(tmp_path: Path, source: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "complaint"),
     [
         ([], "--source"),
         (["--source", "SOURCE"], "--out"),
@@ -578,7 +578,7 @@ def test_the_command_builds_and_says_so(tmp_path: Path, source: Path, capsys: py
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
     (source / "file").write_text("")
     places = {"SOURCE": str(source), "OUT": str(tmp_path / "toy"), "NOWHERE": str(tmp_path / "nowhere")}
@@ -589,7 +589,7 @@ def test_bad_input_is_one_line_and_status_2(
         status = int(str(stopped.code))
     lines = capsys.readouterr().err.strip().splitlines()
     assert status == 2
-    assert told in lines[-1]
+    assert complaint in lines[-1]
     assert len([line for line in lines if "building" not in line]) == 1
     assert not (tmp_path / "toy").exists()
 

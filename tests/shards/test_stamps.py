@@ -41,7 +41,7 @@ class Built:
 @cache
 def built() -> tuple[Built, ...]:
     manifest = load_manifest(str(BUILT), "stamps")
-    found = []
+    samples = []
     for split, content in manifest.splits.items():
         for shard in content.shards:
             with tarfile.open(BUILT / "stamps" / shard.file) as tar:
@@ -51,8 +51,8 @@ def built() -> tuple[Built, ...]:
                     key = name.removesuffix(".jpg")
                     figure = np.asarray(Image.open(io.BytesIO(members[f"{key}.object.png"])))
                     image = Image.open(io.BytesIO(members[name]))
-                    found.append(Built(split, key, image, figure, json.loads(members[f"{key}.json"])))
-    return tuple(found)
+                    samples.append(Built(split, key, image, figure, json.loads(members[f"{key}.json"])))
+    return tuple(samples)
 
 
 def keypoints() -> dict[str, dict[str, dict[str, list[float]]]]:
@@ -162,10 +162,10 @@ def test_keypoints_are_the_marks_on_the_scaled_photograph() -> None:
         marks = first.get(sample.about["file"], {})
         points = {point["part"]: (point["x"], point["y"]) for point in sample.about["keypoints"]}
         assert points.keys() == marks.keys()
-        for one in points:
+        for part in points:
             for other in points:
-                moved = np.subtract(points[one], points[other])
-                assert moved == pytest.approx(np.subtract(marks[one], marks[other]) * sample.about["scale"], abs=0.05)
+                moved = np.subtract(points[part], points[other])
+                assert moved == pytest.approx(np.subtract(marks[part], marks[other]) * sample.about["scale"], abs=0.05)
 
 
 def agreement(part: str) -> tuple[int, float, float]:
@@ -173,10 +173,10 @@ def agreement(part: str) -> tuple[int, float, float]:
     marks = keypoints()
     pixels, shares = [], []
     for sample in built():
-        one, other = (marks[which].get(sample.about["file"], {}).get(part) for which in ("first", "second"))
-        if one is not None and other is not None:
+        first, other = (marks[which].get(sample.about["file"], {}).get(part) for which in ("first", "second"))
+        if first is not None and other is not None:
             box = sample.about["boxes"][0]
-            pixels.append(math.dist(one, other) * sample.about["scale"])
+            pixels.append(math.dist(first, other) * sample.about["scale"])
             shares.append(pixels[-1] / max(box["width"], box["height"]))
     return len(pixels), statistics.median(pixels), statistics.median(shares)
 
@@ -188,8 +188,8 @@ def test_the_documented_agreement_of_two_marks_is_the_one_of_the_marks() -> None
     rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) % \|$", (ROOT / "docs" / "stamps.md").read_text(), re.MULTILINE)
     assert [row[0] for row in rows] == list(stamps.PARTS)
     for part, count, pixels, percent in rows:
-        found = agreement(part)
-        assert (int(count), float(pixels), float(percent)) == (found[0], round(found[1], 1), round(found[2] * 100, 1))
+        measured = agreement(part)
+        assert (int(count), float(pixels), float(percent)) == (measured[0], round(measured[1], 1), round(measured[2] * 100, 1))
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -248,8 +248,11 @@ def few() -> list[stamps.Stamp]:
 
 def digest_of_few(source: Path) -> str:
     made = [stamps.compose(source, stamp) for stamp in few()]
-    told = [(one.key, one.boxes, one.keypoints, one.about, hashlib.sha256(one.image + one.object_mask.tobytes()).hexdigest()) for one in made]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    described = [
+        (record.key, record.boxes, record.keypoints, record.about, hashlib.sha256(record.image + record.object_mask.tobytes()).hexdigest())
+        for record in made
+    ]
+    return hashlib.sha256(repr(described).encode()).hexdigest()
 
 
 def test_composites_are_the_same_to_the_byte_in_another_process(tmp_path: Path) -> None:
