@@ -1,6 +1,6 @@
-"""What the commands have in common: whatever goes wrong is told in one line on stderr, and ends in an exit status.
+"""What the commands have in common: every error is one line on stderr and an exit status.
 
-Exit status: 0 it went well; 1 something is incomplete or failed; 2 the request was wrong, and nothing was done; 130 interrupted.
+Exit status: 0 success; 1 something is incomplete or failed; 2 the request was wrong, and nothing was done; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run_command(
 ) -> int:
     """Parse `arguments` and run `body`; the exit status, whatever happens.
 
-    An exception that nobody raised on purpose leaves its traceback under `out`, or, where there is no such folder yet, among the temporary files.
+    An unexpected exception leaves its traceback under `out`, or, where there is no such folder yet, among the temporary files.
     """
     options = argparse.Namespace()
     try:
@@ -57,7 +57,7 @@ def run_command(
     except Exception as error:
         name = parser.prog.rsplit(".", 1)[-1]
         file = tracebacks.keep(out(options), name, "".join(traceback.format_exception(error)))
-        complain(Unexpected(f"{in_one_line(error)}; this is a fault of the program, or of the place it runs in{tracebacks.TOLD_IN}{file}", ""))
+        complain(Unexpected(f"{in_one_line(error)}; this is a fault of the program, or of the place it runs in{tracebacks.SEE_FILE}{file}", ""))
         return PARTIAL
 
 
@@ -79,5 +79,5 @@ def complain(error: HarnessError) -> None:
 
 
 def _close_output() -> None:
-    """The reader of our output has left (`| head`): write the rest nowhere, and say nothing of it."""
+    """The reader of our output has left (`| head`): discard the rest silently."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

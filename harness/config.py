@@ -1,6 +1,6 @@
-"""A sweep file to a typed, validated Sweep.
+"""Sweep file → typed, validated Sweep.
 
-YAML is read safely (no tags, no aliases, a bounded size), numbers such as 1e-3 are numbers, and everything that is wrong is told in one line.
+YAML is read safely (no tags, no aliases, a bounded size), numbers such as 1e-3 are numbers, and every fault is reported in one line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Search(_Section):
 
 
 class Resources(_Section):
-    """What the run may use. `auto`: one actor a GPU, else one a core; bf16 where the hardware has it, else float32."""
+    """What the run may use. `auto`: one actor per GPU, else one per core; bf16 where the hardware has it, else float32."""
 
     actors: Literal["auto"] | Count = "auto"
     gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
@@ -63,7 +63,7 @@ class Resources(_Section):
     """CPU threads that each actor computes with; fixed, since results may depend on it to rounding."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = 2
     checkpoint_seconds: Annotated[float, Field(ge=0, le=7 * 86400)] = 120.0
-    """Seconds of training on a stream after which the heads are saved, to go on from there after an interruption."""
+    """Seconds of training on a stream between saves of the heads, from which training resumes after an interruption."""
     lease_timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 1800.0
     """Seconds after which a shard is taken from an actor that has not returned it."""
 
@@ -76,7 +76,7 @@ class Resources(_Section):
 
 
 class Sweep(_Section):
-    """One sweep, as its file says."""
+    """One sweep, as in its file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     shards: str
@@ -126,7 +126,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """`text` as plain YAML. Raises RequestError, calling the source `where`."""
+    """`text` as plain YAML. Raises RequestError, with `where` as the name of the source."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
@@ -138,8 +138,8 @@ def parse_yaml(text: str, where: str) -> Any:
 def load_sweep(path: str | Path, overrides: Sequence[str] = (), *, check_encoder: Callable[[object], None] | None = None) -> Sweep:
     """The sweep that `path` describes, with `--set` overrides `a.b=value` (YAML values). Raises RequestError in one line.
 
-    Unknown keys are told first, as whatever else is wrong may follow from one. `check_encoder` raises for those of an encoder's entry, which only the
-    encoders know.
+    Unknown keys are reported first, since other faults may follow from one. `check_encoder` raises for unknown keys of an encoder's entry, which only
+    the encoders know.
     """
     file = Path(path)
     try:
@@ -161,7 +161,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), *, check_encoder
 
 
 def parse_sweep(plain: Mapping[str, Any], where: str, base: Path, *, check_encoder: Callable[[object], None] | None = None) -> Sweep:
-    """The sweep of plain values, whose relative paths are relative to `base`. Raises RequestError in one line, calling the source `where`."""
+    """The sweep of plain values, with paths relative to `base`. Raises RequestError in one line, with `where` as the name of the source."""
     _refuse_unknown_keys(plain, where)
     if check_encoder is not None and isinstance(plain.get("encoders"), list):
         for entry in plain["encoders"]:
@@ -190,7 +190,7 @@ def _override(plain: dict[str, Any], text: str) -> None:
 
 
 def _refuse_unknown_keys(plain: Mapping[str, Any], where: str) -> None:
-    """Raises RequestError, with the nearest match, for the first key of the file or of a section that there is no such key."""
+    """Raise RequestError, with the nearest match, for the first unknown key of the file or of a section."""
     for mapping, section, place in (
         (plain, Sweep, where),
         (plain.get("search"), Search, f"{where}: search"),
@@ -233,7 +233,7 @@ def _first(error: ValidationError) -> str:
 
 
 def _clumsiness(error: Any) -> int:
-    """Of several complaints about one value (a union has one for each of its members), the one that helps most comes first."""
+    """Sort key of several complaints about one value (a union has one per member): the most helpful one comes first."""
     return {"missing": 0, "literal_error": 2}.get(error["type"], 1)
 
 

@@ -1,9 +1,9 @@
 """The exception tree. Every message says what, expected, got and the remedy, in one line.
 
 HarnessError
-├── RequestError      the sweep file, the command line or the environment asks for what cannot be: exit status 2, nothing was run
+├── RequestError      the sweep file, the command line or the environment asks for something impossible: exit status 2, nothing was run
 │   ├── ManifestError     a data set's manifest is missing, malformed or of another schema
-│   └── EncoderError      an encoder is unknown, its checkpoint does not fit, or it cannot do what is asked
+│   └── EncoderError      an encoder is unknown, its checkpoint does not fit, or it cannot do what is requested
 ├── ShardError        a shard cannot be read, or does not hold what its manifest says
 │   └── SampleError       one sample of it cannot be used
 ├── BankError         a feature bank is missing, damaged, not of the expected shape or out of reach
@@ -32,7 +32,7 @@ class ManifestError(RequestError):
 
 
 class EncoderError(RequestError):
-    """An encoder is unknown, does not load, or cannot do what is asked of it."""
+    """An encoder is unknown, does not load, or cannot do what is requested."""
 
 
 class ShardError(HarnessError):
@@ -45,9 +45,9 @@ class SampleError(ShardError):
     def __init__(self, message: str, *, reason: str | None = None, detail: str = "") -> None:
         super().__init__(message)
         self.reason = message if reason is None else reason
-        """What to count it under: the same words for all samples that are lost in one way."""
+        """The reason to count it under: the same words for all samples that are lost in the same way."""
         self.detail = detail
-        """What the message says of this sample alone."""
+        """The part of the message about this sample alone."""
 
 
 class BankError(HarnessError):
@@ -75,12 +75,12 @@ class Unexpected(HarnessError):
 
 
 _OF_THE_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-"""What a file system says of a file, again and again, as against of itself."""
+"""Permanent answers of a file system about one file, as opposed to its own faults."""
 _PACKAGES_OF_THE_PLACE = frozenset(
     {"ray", "asyncio", "concurrent", "fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore", "google", "azure"}
     | {"aiohttp", "http", "httpx", "httpcore", "requests", "urllib3", "paramiko", "asyncssh"}
 )
-"""Packages, by their first name, whose exceptions speak of a network, a store or a process: many of them are no OSError."""
+"""Packages, by their first name, whose exceptions concern a network, a store or a process: many of them are not an OSError."""
 _CLASSES_OF_THE_PLACE = frozenset({"torch.OutOfMemoryError", "torch.AcceleratorError", "torch.cuda.OutOfMemoryError"})
 _WORDS_OF_THE_PLACE = (
     "can't allocate memory",
@@ -96,10 +96,10 @@ _WORDS_OF_THE_PLACE = (
 
 
 def is_of_the_place(error: BaseException) -> bool:
-    """Whether an error is a matter of where something was tried (disk, network, memory, a lost process), and not of what was asked.
+    """Whether an error comes from the place of the attempt (disk, network, memory, a lost process), and not from the request.
 
-    Such an error is tried again, and never becomes the outcome of a study. Everything else is an answer: the next try would end as this one did.
-    A shard that is not there, or may not be read, is an answer; a bank, which the run wrote itself, is not.
+    After such an error the work is retried, and it never becomes the outcome of a study. Any other error is an answer: a retry would end the same.
+    A missing or unreadable shard is an answer; a missing bank, which the run wrote itself, is not.
     """
     if isinstance(error, OSError | MemoryError | BankError | RunError):
         return True
@@ -117,7 +117,7 @@ def is_of_the_place(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, for the end of a sentence: a HarnessError's message, else the class and the first line of what it says."""
+    """An error's message, for the end of a sentence: a HarnessError's whole message, else the class and the first line."""
     if isinstance(error, HarnessError):
         return " ".join(str(error).split())
     lines = str(error).strip().splitlines()
@@ -125,9 +125,9 @@ def in_one_line(error: BaseException) -> str:
 
 
 def portable(error: Exception) -> Exception:
-    """An error as another process is told it: one that can be pickled, and says by its class what `is_of_the_place` says here.
+    """An error for another process: it can be pickled, and its class keeps the answer of `is_of_the_place`.
 
-    The cause of an exception does not survive the way, nor does every exception of a library.
+    An exception's cause does not survive the transfer, nor does every exception of a library.
     """
     if isinstance(error, RunError | BankError) or type(error) is OSError:
         return error
@@ -138,7 +138,7 @@ def portable(error: Exception) -> Exception:
     return Unexpected(in_one_line(error), "".join(traceback.format_exception(error)))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the candidate nearest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

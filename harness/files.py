@@ -1,4 +1,4 @@
-"""Files that appear whole, or that one process alone may make, on file systems with and without hard links; names of files; and a driver's lock."""
+"""Files that appear whole, or that one process alone may make, on file systems with and without hard links; names of files; and the lock of a driver."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ except ImportError:  # pragma: no cover - not on POSIX
     fcntl = None  # type: ignore[assignment]
 
 OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE})
-"""What link() answers that a rename would answer as well. Whatever else it answers, the file system has no hard links, or no more of them: EPERM on
+"""Errors of link() that a rename would raise as well. Any other error means that the file system has no hard links, or no more of them: EPERM on
 exFAT, FUSE and BeeGFS, EOPNOTSUPP on SMB, ENOSYS, and on some the kernel's own 524."""
 STALE_SECONDS = 20.0
-"""Age of a claim whose process was stopped: what a claim is held for takes milliseconds."""
+"""Age from which a claim counts as left by a stopped process: a claim is held for milliseconds."""
 LOCK = ".driver.lock"
 """The lock of a folder of results."""
 
 
 @contextlib.contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well, and goes when it does not.
+    """A temporary name beside `path` that replaces it when the block succeeds, and is removed when it fails.
 
     Raises RunError where the file system refuses (full, read-only).
     """
@@ -45,7 +45,7 @@ def publish(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, then run again") from error
     finally:
-        with contextlib.suppress(OSError):  # what went wrong is told already
+        with contextlib.suppress(OSError):  # the fault itself is already reported
             temporary.unlink(missing_ok=True)
 
 
@@ -56,13 +56,13 @@ def file_name(encoder: str) -> str:
 
 
 class Publisher:
-    """Publishes local files whole, the first one staying; remembers whether the file system has hard links."""
+    """Publishes local files whole; the first one stays. Remembers whether the file system has hard links."""
 
     def __init__(self) -> None:
         self._links = True
 
     def publish(self, target: Path, data: bytes, *, replace: bool) -> bool:
-        """Write `data` under `target`; False, and nothing is written, where the name is taken and `replace` is not asked for. Raises OSError."""
+        """Write `data` under `target`; False, with nothing written, where the name is taken and `replace` is false. Raises OSError."""
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -77,7 +77,7 @@ class Publisher:
     def _first(self, temporary: Path, target: Path) -> bool:
         if self._links:
             try:
-                os.link(temporary, target)  # unlike a rename, it refuses to take the place of a file that came first
+                os.link(temporary, target)  # unlike a rename, it refuses to replace an existing file
                 return True
             except FileExistsError:
                 return False
@@ -89,10 +89,10 @@ class Publisher:
 
 
 def _renamed_first(temporary: Path, target: Path) -> bool:
-    """Rename `temporary` to `target` unless that is there, under a claim: a file beside it that one process alone can create.
+    """Rename `temporary` to `target` unless that exists, under a claim: a file beside it that only one process can create.
 
-    A claim that is older than STALE_SECONDS was left by a process that died, and is put aside. Should two processes ever hold one claim, as one
-    that slept for so long and one that put it aside, the later part takes the place of the earlier: readers see either of them whole.
+    A claim older than STALE_SECONDS was left by a dead process and is put aside. If two processes ever hold one claim, such as one that slept
+    that long and one that put it aside, the later part replaces the earlier: readers see either of them whole.
     """
     claim = target.with_name(f".{target.name}.claim")
     while not target.exists():
@@ -112,7 +112,7 @@ def _renamed_first(temporary: Path, target: Path) -> bool:
 
 
 def _put_aside_if_stale(claim: Path, fresh: Path) -> None:
-    """Wait a little for whoever holds a claim, or take it away from a process that is gone."""
+    """Wait briefly for the holder of a claim, or remove the claim of a dead process."""
     with contextlib.suppress(FileNotFoundError):
         fresh.touch()  # the file system's own clock, which may not be this machine's
         if fresh.stat().st_mtime - claim.stat().st_mtime <= STALE_SECONDS:
@@ -126,8 +126,8 @@ def _put_aside_if_stale(claim: Path, fresh: Path) -> None:
 def create(system: Any, path: str, data: bytes) -> bool:
     """Write `data` under a path of an fsspec file system; False where the path is taken.
 
-    Exclusive where the store can create so. Elsewhere two writers that come at the same moment both write, and the later one stays; what they write
-    is the same where this is used. Raises whatever the file system raises.
+    Exclusive where the store supports exclusive creation. Elsewhere two simultaneous writers both write, and the later one stays; callers write
+    equal data. Raises the file system's errors.
     """
     if system.exists(path):
         return False
@@ -137,7 +137,7 @@ def create(system: Any, path: str, data: bytes) -> bool:
         return False
     except (TypeError, NotImplementedError, ValueError):
         system.pipe_file(path, data)
-    except Exception:  # each store has an error of its own for a condition that was not met
+    except Exception:  # each store has its own error for a precondition that failed
         if system.exists(path):
             return False
         raise
@@ -148,8 +148,8 @@ def create(system: Any, path: str, data: bytes) -> bool:
 def only_driver(out: Path) -> Iterator[None]:
     """Hold the folder `out` for this process. Raises RequestError, which names the other one, where a running process holds it.
 
-    The operating system drops the lock of a process that ends in whatever way. Where the file system cannot lock, a process of this machine that
-    the lock names and that is running holds it.
+    The operating system drops the lock of a process however it ends. Where the file system cannot lock, the lock is held by the process that it
+    names, if that runs on this machine.
     """
     path = out / LOCK
     try:
@@ -176,7 +176,7 @@ def _locked(file: Any) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except (BlockingIOError, PermissionError):  # PermissionError: how some network file systems say that it is locked
+        except (BlockingIOError, PermissionError):  # PermissionError: some network file systems' answer for a locked file
             return False
         except OSError:  # the file system cannot lock
             pass

@@ -1,4 +1,4 @@
-"""What a run is doing and how long is left, on a terminal as a live bar, elsewhere as a line now and then."""
+"""What a run is doing and how long is left: a live bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class Bar:
     task: TaskID
     start: float
     done: int = 0
-    told: float = 0.0
+    printed: float = 0.0
+    """When the latest line was printed, where there is no terminal."""
     advanced: float = 0.0
     """When the latest work was done, which may have been one shard of many minutes."""
 
     @property
     def left(self) -> float | None:
-        """Seconds: what is left at the mean speed until the latest work was done, less the time since; None until something is done."""
+        """Seconds left at the mean speed up to the latest finished work, less the time since; None until something is done."""
         if not self.done:
             return None
         at_latest = (self.advanced - self.start) / self.done * (self.total - self.done)
@@ -47,15 +48,15 @@ class Bar:
         now = self.progress.clock()
         self.done, self.advanced = self.done + amount, now
         self.progress.live.update(self.task, completed=self.done)
-        if not self.progress.console.is_terminal and (now - self.told > LINE_EVERY or self.done >= self.total):
-            self.told = now
+        if not self.progress.console.is_terminal and (now - self.printed > LINE_EVERY or self.done >= self.total):
+            self.printed = now
             self.progress.console.print(
                 f"{self.name}: {self.done}/{self.total} {self.unit}, {now - self.start:.0f} s, about {self.left or 0.0:.0f} s left", highlight=False
             )
 
 
 class _LeftColumn(ProgressColumn):
-    """How long is left, where that can be said."""
+    """The time left, where it is known."""
 
     max_refresh = 0.5
 
@@ -68,7 +69,7 @@ class _LeftColumn(ProgressColumn):
 
 
 class Progress:
-    """The display of one run; a context manager. `clock` gives seconds that never go back."""
+    """The display of one run; a context manager. `clock` returns monotonic seconds."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
@@ -101,7 +102,7 @@ class Progress:
     def phase(self, text: str, *, may_refuse: bool = False) -> Iterator[None]:
         """A phase of unknown length: on a terminal a line while it lasts, elsewhere one when it begins.
 
-        Of a phase that `may_refuse` the request, the latter comes when it has ended well: a refusal is told in one line.
+        For a phase that `may_refuse` the request, the line comes after its success: a refusal is a single line.
         """
         if not self.console.is_terminal and not may_refuse:
             self.say(text)
@@ -119,7 +120,7 @@ class Progress:
         """A phase with `total` units of work."""
         task = self.live.add_task(name, total=total, unit=unit)
         now = self.clock()
-        bar = Bar(progress=self, name=name, total=total, unit=unit, task=task, start=now, told=now)
+        bar = Bar(progress=self, name=name, total=total, unit=unit, task=task, start=now, printed=now)
         self.live.update(task, bar=bar)
         self.say(f"{name} {total} {unit}")
         try:

@@ -18,7 +18,7 @@ from typing import Any
 
 
 def _leave(*_: object) -> None:
-    print("interrupted: the same command goes on from here", file=sys.stderr, flush=True)
+    print("interrupted: the same command resumes from here", file=sys.stderr, flush=True)
     os._exit(130)  # an exception would be raised in whichever module is being imported, which may turn it into another
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sweep; the exit status."""
     console = Console(stderr=True)
     return run_command(
-        _parser(), arguments, lambda options: _run(options, console), out=_out_of, interrupted="interrupted: the same command goes on from here"
+        _parser(), arguments, lambda options: _run(options, console), out=_out_of, interrupted="interrupted: the same command resumes from here"
     )
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 FOLDER = "errors"
-TOLD_IN = "; the traceback is in "
-"""Between what an error says and its file."""
+SEE_FILE = "; the traceback is in "
+"""Joins an error's message to the name of its file."""
 _LONGEST = 150
 
 
 def keep(out: Path | None, name: str, text: str) -> str:
     """Write `text` as `<out>/errors/<name>.txt`; the file's path, relative to `out`.
 
-    Where there is no such folder, or it cannot be written, into the folder for temporary files: then the absolute path. Where that cannot be written
-    either, a few words that say so: what is kept here must not hide what it is about.
+    Where `out` is missing or cannot be written, the file goes to the folder for temporary files, and its path is absolute. Where that fails too,
+    a few words say so: a failure here must not hide the error itself.
     """
     if out is not None and out.is_dir():
         try:
@@ -37,7 +37,7 @@ def keep(out: Path | None, name: str, text: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    """A name as a file name; a long one is cut, and told from others by its digest."""
+    """A name as a file name; a long one is cut and made unique by its digest."""
     quoted = quote(name.replace("/", "__"), safe=" @+=,")
     if len(quoted) > _LONGEST:
         quoted = f"{quoted[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -255,5 +255,5 @@ def test_an_interruption_while_modules_are_imported_is_told_in_one_line(folder: 
     assert any("libtorch" in Path(place.path).name for place in psutil.Process(process.pid).memory_maps())
     process.send_signal(signal.SIGINT)
     assert run.finish(process) == 130, run.log
-    assert one_line(run.log) == "interrupted: the same command goes on from here"
+    assert one_line(run.log) == "interrupted: the same command resumes from here"
     assert not run.out.exists()

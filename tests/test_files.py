@@ -175,8 +175,8 @@ class Plain(MemoryFileSystem):
 
     store: ClassVar[dict[str, Any]] = {}
 
-    def pipe_file(self, path: str, value: bytes, **more: Any) -> None:
-        if more:
+    def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
+        if options:
             raise TypeError("unexpected keyword")
         super().pipe_file(path, value)
 
@@ -187,7 +187,7 @@ class Racing(MemoryFileSystem):
     store: ClassVar[dict[str, Any]] = {}
     error: Exception = FileExistsError("taken")
 
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         assert mode == "create"
         super().pipe_file(path, b"theirs")
         raise self.error
@@ -254,10 +254,10 @@ def test_a_cache_that_can_neither_link_nor_create_exclusively_is_refused_in_a_li
 ) -> None:
     real = os.open
 
-    def refuse(path: Any, flags: int, *more: Any, **how: Any) -> int:
+    def refuse(path: Any, flags: int, *arguments: Any, **how: Any) -> int:
         if flags & os.O_EXCL and str(path).endswith(".claim"):
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        return real(path, flags, *more, **how)
+        return real(path, flags, *arguments, **how)
 
     monkeypatch.setattr(os, "open", refuse)
     (tmp_path / "sweep.yaml").write_text(text(data, "tiny/object-knn"))
@@ -279,7 +279,7 @@ def test_a_sweep_that_cannot_fit_is_refused_with_what_it_takes(
     plan = here.planned(tmp_path, text(data, "tiny/object-knn"))
     least = least_bytes(plan, plan.shard_work)
     assert least == sum(
-        4 * 16 * plan.infos["tiny_vit"].embed_dim * {"cls": 1, "mean": 1, "cls+mean": 2}[one] for one in plan.studies[0].banks["test"]
+        4 * 16 * plan.infos["tiny_vit"].embed_dim * {"cls": 1, "mean": 1, "cls+mean": 2}[readout] for readout in plan.studies[0].banks["test"]
     )
     with_free(monkeypatch, least - 1)
     assert sweep(tmp_path) == WRONG
@@ -293,9 +293,9 @@ def test_a_dry_run_shows_what_is_free(data: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "sweep.yaml").write_text(text(data, "tiny/part-knn"))
     with_free(monkeypatch, 3 * 2**30)
     assert sweep(tmp_path, "--dry-run") == OK
-    told = capsys.readouterr().out
-    assert "3.0 GiB free in the cache" in told
-    assert "more than there is room for" not in told
+    output = capsys.readouterr().out
+    assert "3.0 GiB free in the cache" in output
+    assert "more than there is room for" not in output
     with_free(monkeypatch, 100)
     assert sweep(tmp_path, "--dry-run") == OK, "how many patches there are, only the images tell"
     assert "that is more than there is room for" in capsys.readouterr().out
@@ -305,7 +305,10 @@ def test_views_whose_images_tell_how_many_items_count_for_nothing_certain(data: 
     plan = here.planned(tmp_path, text(data, "tiny/part-knn"))
     assert least_bytes(plan, plan.shard_work) == 0
     dropped = here.planned(tmp_path, text(data, "tiny/dropped-tokens"))
-    altered = [replace(work, passes=tuple(one for one in work.passes if one.view.alteration is not None)) for work in dropped.shard_work]
+    altered = [
+        replace(work, passes=tuple(encoder_pass for encoder_pass in work.passes if encoder_pass.view.alteration is not None))
+        for work in dropped.shard_work
+    ]
     assert any(work.passes for work in altered)
     assert least_bytes(dropped, altered) == 0
     assert bytes_of_banks(plan, plan.shard_work, lambda *_: 4.0) > 0

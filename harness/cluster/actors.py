@@ -1,4 +1,4 @@
-"""The Ray actor that owns one device, and the crew of them: stream → encoder → bank parts."""
+"""The Ray actor that owns one device, and the crew of such actors: stream → encoder → bank parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ActorSettings:
 class EncoderActor:
     """Encodes shards that it is leased, one at a time, and publishes their bank parts.
 
-    Its constructor does nothing that can fail: what an actor needs comes with `start`, a call of its own, whose failure says why.
+    Its constructor does nothing that can fail: setup happens in `start`, a separate call whose failure says why.
     """
 
     def __init__(self, settings: ActorSettings, encoders: dict[str, EncoderSpec]) -> None:
@@ -47,7 +47,7 @@ class EncoderActor:
         return os.getpid()
 
     def start(self) -> str:
-        """Take the device and open the cache; the node's address. Raises what `portable` makes of whatever went wrong."""
+        """Take the device and open the cache; the node's address. Raises the `portable` form of any error."""
         settings = self._settings
         try:
             compute = Compute(settings.precision, settings.gpus > 0, settings.threads)
@@ -63,7 +63,7 @@ class EncoderActor:
         """Publish every part of `work`; the number of rows.
 
         Raises ShardError where the shard cannot be used, RunError where a part cannot be written or this is not the device that its bank names,
-        OSError where another try may do better, and Unexpected for whatever nobody raises on purpose.
+        OSError where a retry may succeed, and Unexpected for unexpected exceptions.
         """
         try:
             return self._encode(work, attempt)
@@ -95,7 +95,7 @@ class EncoderCrew:
         self.actors: list[Any] = [self._start() for _ in range(count)]
 
     def _start(self) -> Any:
-        # a lost lease is this harness's to give again, to whichever actor is free: Ray neither retries the call nor revives the actor
+        # the harness itself leases lost work again, to any free actor: Ray neither retries the call nor revives the actor
         remote = ray.remote(num_cpus=self._settings.cpus, num_gpus=self._settings.gpus, max_restarts=0, max_task_retries=0)(EncoderActor)
         return remote.remote(self._settings, self._encoders)
 
@@ -116,13 +116,13 @@ class EncoderCrew:
         _kill(actor)
 
     def release(self) -> None:
-        """Give every actor's resources back: a search that waits for them would wait for ever."""
+        """Free every actor's resources: a search that waits for them would wait for ever."""
         for actor in self.actors:
             _kill(actor)
         self.actors = []
 
 
 def _kill(actor: Any) -> None:
-    """One that is thought lost may only be out of reach, and would hold its cores or its GPU for ever."""
+    """Kill an actor for good: one that seems lost may only be out of reach, and would hold its cores or GPU for ever."""
     with contextlib.suppress(RayError, ValueError):  # gone already
         ray.kill(actor, no_restart=True)

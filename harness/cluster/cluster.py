@@ -28,7 +28,7 @@ from harness.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run computes on."""
+    """The hardware that a run computes on."""
 
     device_type: str
     precision: Precision
@@ -47,13 +47,13 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What one computer has for actors."""
+    """One computer's resources for actors."""
 
     cores: int
     gpus: int
 
     def places(self, cpus: int, share: float) -> int:
-        """Actors of `cpus` cores and `share` GPUs (0, a fraction of one, or whole ones) that fit: no fraction lies across two GPUs."""
+        """Actors of `cpus` cores and `share` GPUs (0, a fraction of one, or whole ones) that fit: no fraction spans two GPUs."""
         by_cores = self.cores // cpus
         if not share:
             return by_cores
@@ -61,7 +61,7 @@ class Node:
 
 
 class Cluster:
-    """A context manager; leaves no process of a local Ray behind. Raises RequestError where a dashboard is asked for that there cannot be."""
+    """A context manager; leaves no process of a local Ray behind. Raises RequestError where a requested dashboard is impossible."""
 
     def __init__(self, address: str | None, resources: Resources, *, dashboard: bool, progress: Progress) -> None:
         if dashboard:
@@ -72,7 +72,7 @@ class Cluster:
         self._progress = progress
         self._started = False
         self._resting = contextlib.ExitStack()
-        """What a local Ray leaves on the machine, to be tidied up once it has ended."""
+        """Cleans up what a local Ray leaves on the machine, once it has ended."""
 
     def __enter__(self) -> Cluster:
         return self
@@ -82,8 +82,8 @@ class Cluster:
             if self._started or ray.is_initialized():
                 ray.shutdown(wait_for_processes=self._address is None)
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            told = str(error).strip().splitlines() or [type(error).__name__]
-            raise RunError(f"Ray was lost: {told[0]}; the same command goes on from here") from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise RunError(f"Ray was lost: {lines[0]}; the same command resumes from here") from error
 
     def start(self) -> None:
         """Start the local Ray, or join the cluster; once. Raises RequestError where no cluster answers, RunError where no Ray starts."""
@@ -104,7 +104,7 @@ class Cluster:
             self._start_local(quiet)
 
     def _start_local(self, options: dict[str, Any]) -> None:
-        """A Ray of our own, whatever RAY_ADDRESS or another Ray's files in the temporary folder name."""
+        """Start a separate Ray, regardless of RAY_ADDRESS and of another Ray's files in the temporary folder."""
         resources = self._resources
         count = local_cores()
         cpus = count if resources.actors == "auto" else max(count, resources.actors * resources.threads)
@@ -114,9 +114,9 @@ class Cluster:
         store = local_ray.store_options(folder)
         try:
             context = ray.init(address="local", num_cpus=cpus, include_dashboard=self._dashboard, _temp_dir=str(folder), **store, **options)
-        except Exception as error:  # Ray raises whatever it comes upon: RuntimeError, OSError, ValueError, TimeoutError
-            told = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RunError(f"Ray: expected to start one here, got: {told}; look at the disk and memory that are free, then run again") from error
+        except Exception as error:  # Ray raises RuntimeError, OSError, ValueError, TimeoutError and others
+            complaint = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RunError(f"Ray: expected to start one here, got: {complaint}; look at the disk and memory that are free, then run again") from error
         if self._dashboard:
             self._progress.say(f"dashboard: http://{context.dashboard_url}")
 
@@ -125,11 +125,11 @@ class Cluster:
         try:
             ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            told = str(error).strip().splitlines()[0]
-            raise RequestError(f"--address {address}: expected a running Ray cluster, got: {told}; start one with ray up cluster.yaml") from None
+            complaint = str(error).strip().splitlines()[0]
+            raise RequestError(f"--address {address}: expected a running Ray cluster, got: {complaint}; start one with ray up cluster.yaml") from None
 
     def machine(self) -> Machine:
-        """What there is to compute on, and how it is shared out. Raises RequestError for what can never be satisfied."""
+        """The machine of the run and how its resources are divided. Raises RequestError for a request that can never be met."""
         if self._address is not None:
             self.start()
             return self._remote_machine()
@@ -155,49 +155,49 @@ class Cluster:
         return EncoderCrew(count, settings, encoders)
 
     def _wants_gpu(self, available: bool) -> bool:
-        asked = self._resources.gpus_per_actor
-        if asked == "auto":
+        requested = self._resources.gpus_per_actor
+        if requested == "auto":
             return available
-        if asked > 0 and not available:
-            raise RequestError(f"resources.gpus_per_actor: expected 0 or auto where there is no GPU, got {asked:g}")
-        return asked > 0
+        if requested > 0 and not available:
+            raise RequestError(f"resources.gpus_per_actor: expected 0 or auto where there is no GPU, got {requested:g}")
+        return requested > 0
 
     def _remote_machine(self) -> Machine:
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpu = self._wants_gpu(any(resources.get("GPU", 0) > 0 for resources in found))
-        nodes = [Node(cores=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)) if gpu else 0) for resources in found]
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpu = self._wants_gpu(any(resources.get("GPU", 0) > 0 for resources in alive))
+        nodes = [Node(cores=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)) if gpu else 0) for resources in alive]
         places, share = self._places(nodes, gpu), self._gpu_share(gpu)
         try:
-            device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_look).remote(gpu, self._resources.precision))
+            device, precision = ray.get(ray.remote(num_cpus=1, num_gpus=share)(_device_of_worker).remote(gpu, self._resources.precision))
         except RayTaskError as error:
-            raise error.cause from None  # what a worker says, and not where Ray was when it said so
+            raise error.cause from None  # the worker's error, without Ray's own frames
         return self._machine(places, device, precision, share)
 
     def _gpu_share(self, gpu: bool) -> float:
-        asked = self._resources.gpus_per_actor
-        return 0.0 if not gpu else 1.0 if asked == "auto" else asked
+        requested = self._resources.gpus_per_actor
+        return 0.0 if not gpu else 1.0 if requested == "auto" else requested
 
     def _cpus(self, gpu: bool) -> int:
         return 1 if gpu else self._resources.threads
 
     def _places(self, nodes: Sequence[Node], gpu: bool) -> int:
-        """How many actors Ray finds a place for. Raises RequestError where there is none, or fewer than are asked for."""
+        """The number of actors that fit. Raises RequestError where none fits, or fewer than requested."""
         resources, share, cpus = self._resources, self._gpu_share(gpu), self._cpus(gpu)
         most, widest = sum(node.places(cpus, share) for node in nodes), max(node.cores for node in nodes)
         if resources.threads > widest:
-            raise RequestError(f"resources.threads: expected at most the {widest} cores that there are, got {resources.threads}")
+            raise RequestError(f"resources.threads: expected at most the {widest} cores available, got {resources.threads}")
         if not most:
             raise RequestError(f"resources.gpus_per_actor: expected no more GPUs than a node has, and a core beside them, got {share:g}")
         if resources.actors != "auto" and resources.actors > most:
-            what = f"{sum(node.cores for node in nodes)} cores at {cpus} an actor"
-            what += f" and {sum(node.gpus for node in nodes)} GPUs at {share:g}" if gpu else ""
-            raise RequestError(f"resources.actors: expected at most {most} with {what}, got {resources.actors}")
+            capacity = f"{sum(node.cores for node in nodes)} cores at {cpus} per actor"
+            capacity += f" and {sum(node.gpus for node in nodes)} GPUs at {share:g}" if gpu else ""
+            raise RequestError(f"resources.actors: expected at most {most} with {capacity}, got {resources.actors}")
         return most
 
-    def _machine(self, places: int, found: str, precision: Precision, share: float) -> Machine:
+    def _machine(self, places: int, device: str, precision: Precision, share: float) -> Machine:
         resources = self._resources
         return Machine(
-            device_type=found,
+            device_type=device,
             precision=precision,
             actors=places if resources.actors == "auto" else resources.actors,
             gpus=share,
@@ -209,7 +209,7 @@ class Cluster:
 
 
 def _check_dashboard(address: str | None) -> None:
-    """Raises RequestError where `--dashboard` cannot have its effect."""
+    """Raise RequestError where `--dashboard` has no effect."""
     if address is not None:
         raise RequestError(f"--dashboard: expected no --address beside it, got {address}; a cluster has its own dashboard, or none")
     try:
@@ -218,8 +218,8 @@ def _check_dashboard(address: str | None) -> None:
         raise RequestError(f"--dashboard: expected the packages of Ray's dashboard, got: {error}; pip install 'ray[default]'") from None
 
 
-def _look(gpu: bool, precision: str) -> tuple[str, Precision]:
-    """Device type and precision, as a worker finds them."""
+def _device_of_worker(gpu: bool, precision: str) -> tuple[str, Precision]:
+    """Device type and precision on a worker."""
     return device_type(gpu), resolve_precision(precision, gpu)
 
 
@@ -232,7 +232,7 @@ def local_gpus() -> int:
 
 
 def _refuse_silence(address: str) -> None:
-    """Raises RequestError where nothing listens at `host:port`; Ray itself would go on trying for minutes."""
+    """Raise RequestError where nothing listens at `host:port`; Ray itself would keep trying for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         return

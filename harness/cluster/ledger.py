@@ -1,8 +1,8 @@
-"""Which shard was seen, once: leases to actors, retries, and the account that comes of it.
+"""Every shard is seen once: leases to actors, retries, and the resulting account.
 
-An actor is started, and holds no lease until it says that it is ready; then it holds one shard at a time. A lease ends with its receipts, with the
-actor's loss, or with its time; a shard whose lease was lost, or that could not be read or written, is leased again, up to MAX_ATTEMPTS times in all.
-Parts are published whole, so that work done twice is counted once: the first part stays.
+An actor is started, and holds no lease until it reports that it is ready; then it holds one shard at a time. A lease ends with its receipts, with the
+loss of the actor, or with its timeout; a shard whose lease was lost, or that could not be read or written, is leased again, up to MAX_ATTEMPTS times
+in all. Parts are published whole, so that work done twice is counted once: the first part stays.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from harness.features.extract import ShardWork
 from harness.search.accounts import Lost
 
 MAX_ATTEMPTS = 4
-"""Leases of one shard."""
+"""Maximum number of leases of one shard."""
 MAX_STARTS = 4
-"""Starts in a row that an actor, or what replaces it, may fail in before it is given up."""
+"""Number of consecutive failed starts after which an actor, or its replacement, is given up."""
 START_TIMEOUT = 600.0
-"""Seconds until an actor that is not ready is started anew, and after which a run without any actor that is ready ends."""
+"""Seconds after which an actor that is not ready is started again, and after which a run without any ready actor ends."""
 PAUSE = 1.0
-"""Seconds before a shard that could not be read or written is leased again, three times as long after each attempt."""
+"""Seconds before a shard that could not be read or written is leased again, tripled after each attempt."""
 _POLL = 0.2
 _OF_A_CONSTRUCTOR = "error raised in its creation task"
 
@@ -41,21 +41,21 @@ class Crew(Protocol):
     """The actors that encode."""
 
     def start(self, actor: Any) -> ray.ObjectRef[Any]:
-        """What is there once the actor is ready, which may be never: no node has room for it, say."""
+        """A reference that resolves once the actor is ready, which may be never, such as where no node has room."""
 
     def lease(self, actor: Any, work: ShardWork, attempt: int) -> ray.ObjectRef[Any]: ...
 
     def replace(self, actor: Any) -> Any:
-        """Another actor, not yet ready, in place of one that is gone for good or has to go."""
+        """A new actor, not yet ready, in place of one that is lost or must be removed."""
 
     def dismiss(self, actor: Any) -> None:
-        """Do without this one from now on."""
+        """Remove this actor without a replacement."""
 
     actors: list[Any]
 
 
 class EventLog:
-    """What happened when, one JSON object a line: leases, receipts, losses. For people and for tests; nothing reads it back."""
+    """Events with their times, one JSON object per line: leases, receipts, losses. For people and for tests; the harness never reads it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class EventLog:
 
 
 def longest_first(todo: Sequence[ShardWork]) -> list[ShardWork]:
-    """By items, so that no actor is left alone with the longest at the end; in the order of `todo` where they are as many."""
+    """Sorted by items, so that no actor is left alone with the longest at the end; ties in the order of `todo`."""
     return sorted(todo, key=lambda work: work.items, reverse=True)
 
 
@@ -99,7 +99,7 @@ class _Start:
     actor: Any
     deadline: float
     failures: int
-    """In a row, of this actor and of those that it replaces."""
+    """Consecutive failures of this actor and of those that it replaces."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -116,7 +116,7 @@ class Ledger:
     on_done: Callable[[ShardWork], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     lost: dict[str, Lost] = field(default_factory=dict)
-    """Shard (as ShardWork.name) to what befell it."""
+    """Shard (ShardWork.name) → how it was lost."""
     _waiting: deque[_Turn] = field(default_factory=deque, init=False)
     _idle: list[Any] = field(default_factory=list, init=False)
     _starts: dict[Any, _Start] = field(default_factory=dict, init=False)
@@ -127,7 +127,7 @@ class Ledger:
     """When an actor was last ready or at work."""
 
     def run(self, todo: Sequence[ShardWork]) -> None:
-        """Raises RunError where the run cannot go on, such as on a full disk, or without an actor."""
+        """Lease until every shard is seen or lost. Raises RunError where the run cannot continue, such as on a full disk or without an actor."""
         self._waiting.extend(_Turn(work=work) for work in longest_first(todo))
         self._ready_at = self.clock()
         if self._waiting:
@@ -141,10 +141,10 @@ class Ledger:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     def _lease_all(self) -> None:
-        """Give every idle actor a shard whose time has come, and wait until something has come of any lease or start."""
+        """Give every idle actor a shard whose pause is over, and wait for the outcome of any lease or start."""
         now = self.clock()
         ready = (turn for turn in self._waiting if turn.not_before <= now)
-        for turn in list(islice(ready, len(self._idle))):  # no more are looked at than can be leased: there may be tens of thousands
+        for turn in list(islice(ready, len(self._idle))):  # visits no more turns than can be leased: there may be tens of thousands
             actor = self._idle.pop()
             self._waiting.remove(turn)
             self.log.write("lease", shard=turn.work.name, attempt=turn.attempt, actor=str(actor))
@@ -158,7 +158,7 @@ class Ledger:
         if self._leases or self._starts:
             ray.wait([*self._leases, *self._starts], timeout=_POLL)
         elif self._idle:
-            time.sleep(min(_POLL, self.pause))  # all that is left waits for its pause to end
+            time.sleep(min(_POLL, self.pause))  # all remaining shards wait for their pause to end
 
     def _settle_leases(self) -> None:
         for reference in _finished(self._leases):
@@ -171,7 +171,7 @@ class Ledger:
             self._start(self.crew.replace(lease.actor), failures=0)
 
     def _settle(self, lease: _Lease, reference: Any) -> None:
-        """Take a lease's outcome. An actor that is out of order is replaced; one that only could not read or write is used again."""
+        """Take a lease's outcome. A broken actor is replaced; one that merely could not read or write is used again."""
         turn = lease.turn
         try:
             ray.get(reference)
@@ -187,7 +187,7 @@ class Ledger:
                 self._lose_lease(turn, in_one_line(cause))
                 self._start(self.crew.replace(lease.actor), failures=0)
                 return
-        except RayError as error:  # out of memory, a lost worker, a lost node, a lost result: whatever it is, there is no receipt
+        except RayError as error:  # out of memory, a lost worker, node or result: in any case there is no receipt
             self._lose_lease(turn, _reason(error))
             self._start(self.crew.replace(lease.actor), failures=0)
             return
@@ -209,16 +209,16 @@ class Ledger:
         self.on_done(turn.work)
 
     def _explained(self, name: str, cause: BaseException, error: RayTaskError) -> str:
-        """What an answer says; of an exception that nobody raised on purpose, also where its traceback is."""
+        """The reason from an answer; for an unexpected exception, also where its traceback is."""
         if isinstance(cause, HarnessError) and not isinstance(cause, Unexpected):
             return in_one_line(cause)
         text = cause.traceback if isinstance(cause, Unexpected) else error.traceback_str
-        return f"{in_one_line(cause)}{tracebacks.TOLD_IN}{tracebacks.keep(self.out, name, text)}"
+        return f"{in_one_line(cause)}{tracebacks.SEE_FILE}{tracebacks.keep(self.out, name, text)}"
 
     # --- actors -------------------------------------------------------------------------------------------------------
 
     def _start(self, actor: Any, *, failures: int) -> None:
-        """Wait for an actor to be ready, beside everything else."""
+        """Start an actor and wait for it in the background."""
         try:
             reference = self.crew.start(actor)
         except RayError as error:
@@ -240,18 +240,18 @@ class Ledger:
         self._end_without_actors()
         now = self.clock()
         for reference in [reference for reference, start in self._starts.items() if now > start.deadline]:
-            self._start(self.crew.replace(self._starts.pop(reference).actor), failures=0)  # a node may come back; until then this costs nothing
+            self._start(self.crew.replace(self._starts.pop(reference).actor), failures=0)  # a node may return; until then this costs nothing
 
     def _end_without_actors(self) -> None:
-        """Raises RunError where no actor is ready, and none will be, or none has been for as long as a start may take."""
+        """Raise RunError where no actor is ready and none will be, or none has been for as long as a start may take."""
         now = self.clock()
         if self._idle or self._leases or not self._waiting:
             self._ready_at = now
         elif not self._starts:
             raise RunError(f"no actor could be started: {self._trouble}; what is encoded stays: run again to go on")
         elif now - self._ready_at > self.start_timeout:
-            told = f": {self._trouble}" if self._trouble else "; look at `ray status` for nodes that are missing or full"
-            raise RunError(f"no actor was ready within {self.start_timeout:g} s{told}; what is encoded stays: run again to go on")
+            hint = f": {self._trouble}" if self._trouble else "; look at `ray status` for nodes that are missing or full"
+            raise RunError(f"no actor was ready within {self.start_timeout:g} s{hint}; what is encoded stays: run again to go on")
 
     def _fail_start(self, start: _Start, reason: str, *, again: bool) -> None:
         self._trouble = reason
@@ -263,7 +263,7 @@ class Ledger:
 
 
 def _finished(references: Mapping[Any, Any]) -> list[Any]:
-    """Those of which something has come."""
+    """The references that have resolved."""
     return list(ray.wait(list(references), num_returns=len(references), timeout=0)[0]) if references else []
 
 
@@ -272,6 +272,6 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _reason(error: RayError) -> str:
-    """One line of what Ray says; of a constructor that failed its own error, which comes last."""
+    """One line of Ray's message; for a failed constructor its own error, which comes last."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if _OF_A_CONSTRUCTOR in lines[0] else lines[0]

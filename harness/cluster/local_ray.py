@@ -1,4 +1,4 @@
-"""What a Ray of our own needs of a machine: a short folder for its sockets, shared memory, a token; and what becomes of Ctrl-C meanwhile."""
+"""What a local Ray needs from a machine: a short folder for its sockets, shared memory, a token; and the handling of Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from harness.errors import RequestError
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket (sun_path, less its end)."""
 LONGEST_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
-"""What Ray puts behind its folder's path, process ids of 7 digits."""
+"""Length of what Ray appends to its folder's path, with process ids of 7 digits."""
 PREFIX = "partwise-"
 RANDOM_CHARACTERS = 8  # characters that tempfile adds to a name
 SHARED_MEMORY = Path("/dev/shm")
 ENOUGH_SHARED = 1 << 30
-"""Bytes of shared memory from which on Ray shares it out as it likes."""
+"""Bytes of shared memory from which on Ray's defaults apply."""
 _STORE = 256 << 20
 """Bytes of Ray's object store where it has to lie in a folder: receipts and requests pass through it, features never do."""
 _TOKEN = secrets.token_hex(32)
@@ -35,7 +35,7 @@ _TOKEN = secrets.token_hex(32)
 def make_folder(candidates: Sequence[str] | None = None) -> Path:
     """A new folder for Ray's session, in the first place that can be written and whose sockets' paths are not too long.
 
-    Of our own, so that no other Ray's session, running or killed, anybody's, lies in it. Raises RequestError where there is no such place.
+    A separate folder, so that no session of another Ray, running or killed, lies in it. Raises RequestError where there is no such place.
     """
     places = list(dict.fromkeys(candidates if candidates is not None else _places()))
     reasons = []
@@ -72,24 +72,24 @@ def store_options(folder: Path, shared: Path = SHARED_MEMORY, enough: int = ENOU
 
 
 def _free(folder: Path) -> int:
-    """Bytes that this user can write there; 0 where nothing can be."""
+    """Bytes that this user can write there; 0 where the folder is not writable."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
-        found = os.statvfs(folder)
+        status = os.statvfs(folder)
     except OSError:
         return 0
-    return found.f_bavail * found.f_frsize
+    return status.f_bavail * status.f_frsize
 
 
 @contextlib.contextmanager
 def writable_token(folder: Path) -> Iterator[None]:
-    """Ray keeps its token in the home folder; where that cannot be written, and no other is named, one is kept in `folder` while the block lasts."""
+    """Keep a token in `folder` for the block, where Ray cannot keep it in the home folder and no other is named."""
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_TOKEN") or (os.path.isfile(given) if given else _can_keep_token()):
         yield
         return
-    file = folder / "auth_token"  # Ray makes one of its own in the home folder alone
+    file = folder / "auth_token"  # Ray creates one only in the home folder
     file.touch(mode=0o600)
     file.write_text(_TOKEN)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
@@ -116,7 +116,7 @@ def _can_keep_token() -> bool:
 def interrupt_later() -> Iterator[None]:
     """Ctrl-C waits for the end of the block, and is raised there; a second one is raised at once.
 
-    While Ray starts or stops, an exception may be swallowed, or leave processes behind that nobody knows of.
+    While Ray starts or stops, an exception may be swallowed, or leave unknown processes behind.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

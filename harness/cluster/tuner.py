@@ -121,7 +121,7 @@ class Proposer(Searcher):  # type: ignore[misc]
                 return
             reason = f"gave up after {MAX_FAILURES + 1} attempts: {reason}"
         if "traceback" in result:
-            reason += tracebacks.TOLD_IN + tracebacks.keep(self._out, self._states[index].study.id, result["traceback"])
+            reason += tracebacks.SEE_FILE + tracebacks.keep(self._out, self._states[index].study.id, result["traceback"])
         self.errors.setdefault(index, reason)
 
     def explain(self, index: int, error: BaseException) -> None:

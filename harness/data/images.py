@@ -1,6 +1,6 @@
-"""A picture's bytes to 8-bit RGB, and a label map's to its labels: bounded in pixels, and never on a scale that is only guessed.
+"""A picture's bytes → 8-bit RGB, and a label map's bytes → labels: bounded in pixels, and never on a guessed scale.
 
-Whatever a file makes Pillow raise costs the sample that it belongs to, and nothing else.
+Any error of Pillow on a file costs the sample that it belongs to, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from harness.errors import HarnessError, SampleError
 
 MAX_PIXELS = 178_956_970
-"""Pixels of a picture or label map, unless its manifest states `max_pixels`: what Pillow itself refuses to go beyond."""
+"""Maximum number of pixels of a picture or label map, unless its manifest states `max_pixels`: Pillow's own limit."""
 Range = tuple[float, float]
 """The values of black and of white."""
 
@@ -52,11 +52,11 @@ _GREYS: Mapping[str, _Grey] = {
 _WORDS_IN_INTEGERS = ("PNG", "PPM")
 """Formats of at most 16 bits, whose grey Pillow may give as mode I."""
 _PPM_TOP = 65535
-"""Pillow scales a PGM's or PPM's values of more than 8 bits from the range that the file states to this one; a file that states it tells nothing."""
+"""Pillow scales a PGM's or PPM's values of more than 8 bits from the file's range to this one; a file that states this range says nothing."""
 _REACH = 1 / 4
-"""Values of 16 bits are taken to use the type's range where they go beyond this share of it: 12 bits in 16, the usual other case, stay far below."""
+"""16-bit values are taken to use the type's range if they exceed this share of it: 12 bits in 16, the usual other case, stay far below."""
 _PROGRAMS = ("EPS",)
-"""Formats that Pillow has other programs decode."""
+"""Formats that Pillow decodes with external programs."""
 PIXELS_AT_ONCE = 2**22
 _WHITE_IS_ZERO = 0  # of TIFF's tag PhotometricInterpretation
 _WORD_MODES = re.compile(";16[BLN]")  # of Pillow's raw modes: RGB;16B, RGBA;16L, …, but not BGR;16, which is 5, 6 and 5 bits
@@ -67,15 +67,15 @@ def decode_rgb(data: bytes, *, value_range: Range | None = None, max_pixels: int
     """uint8 [H, W, 3] of a JPEG, PNG, WebP or another format that Pillow reads; `value_range` is that of grey values wider than 8 bits.
 
     Grey, palette and CMYK images become RGB as Pillow converts them, alpha is dropped, and, as in the pipelines that the published numbers come from,
-    neither an EXIF rotation nor a colour profile is applied. Raises SampleError where the image is broken, too large, or of values whose range is
-    not known.
+    neither an EXIF rotation nor a colour profile is applied. Raises SampleError where the image is broken, too large, or has values of unknown
+    range.
     """
     with decoding("image"), _opened(data, max_pixels) as image:
         return to_rgb(image, value_range)
 
 
 def decode_labels(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 or uint16 [H, W] of a PNG of one channel, the member `name`. Raises SampleError where it is none, or too large."""
+    """uint8 or uint16 [H, W] of a PNG of one channel, the member `name`. Raises SampleError where it is not one, or too large."""
     with decoding(name), _opened(data, max_pixels, ("PNG",)) as image:
         labels: np.ndarray = np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
     if labels.ndim != 2:
@@ -85,21 +85,21 @@ def decode_labels(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np
 
 @contextmanager
 def decoding(member: str) -> Iterator[None]:
-    """Whatever goes wrong within is the fault of one sample's member."""
+    """Turn any error in the block into a SampleError about one sample's member."""
     try:
         yield
     except HarnessError:
         raise
     except MemoryError as error:
         raise SampleError(f"{member} that does not fit into memory") from error
-    except Exception as error:  # a damaged file takes decoders down in every way: OSError, RuntimeError, TypeError, SystemError, struct.error …
+    except Exception as error:  # a damaged file breaks decoders in many ways: OSError, RuntimeError, TypeError, SystemError, struct.error …
         raise SampleError(f"broken {member}") from error
 
 
 @contextmanager
 def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """An image of which only the header was read, of at most `max_pixels`."""
-    with _opening:  # the limit is Pillow's global, and says neither height nor width
+    with _opening:  # Pillow's limit is global, and its error names neither height nor width
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(io.BytesIO(data), formats=formats)
@@ -141,7 +141,7 @@ def _converted(image: Image.Image) -> Image.Image:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Image]]:
-    """(rows and columns, part) of an image, across its longer side: conversions and copies of a large one would take several times its own memory."""
+    """(rows and columns, part) of an image, across its longer side: conversions and copies of a large image would take several times its memory."""
     width, height = image.size
     if width * height <= PIXELS_AT_ONCE:
         yield (slice(None), slice(None)), image
@@ -154,21 +154,21 @@ def _strips(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Ima
 
 
 def _halved(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a channel, of which Pillow keeps the upper 8."""
+    """Whether the file has 16 bits per channel, of which Pillow keeps the upper 8."""
     if _ppm_top(image) == _PPM_TOP:
         return True
     return isinstance(image, ImageFile.ImageFile) and any(_WORD_MODES.search(str(tile.args)) for tile in image.tile)
 
 
 def _ppm_top(image: Image.Image) -> int | None:
-    """The value of white that a PGM's or PPM's header states, of a file that is not read yet; None for other formats, and where it scales nothing."""
+    """The value of white that a PGM's or PPM's header states, for a file not read yet; None for other formats, and where Pillow scales nothing."""
     if not isinstance(image, ImageFile.ImageFile) or image.format != "PPM":
         return None
     return next((int(tile.args[-1]) for tile in image.tile if tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple)), None)
 
 
 def _check_colour(image: Image.Image, value_range: Range | None) -> None:
-    """16-bit colour comes as its upper 8 bits: right where it uses the whole range, and not to be mended where it does not."""
+    """16-bit colour comes as its upper 8 bits: correct where it uses the whole range, and beyond repair where it does not."""
     extrema = image.getextrema()
     bands = [extrema] if len(image.getbands()) == 1 else extrema
     tops = [int(high) for name, (_, high) in zip(image.getbands(), bands, strict=True) if name not in "AaX"]  # type: ignore[misc, arg-type]
@@ -196,13 +196,13 @@ def _grey(image: Image.Image, value_range: Range | None) -> np.ndarray:
 
 
 def _values(image: Image.Image, unit: float) -> np.ndarray:
-    """float64 [H, W] of grey, as the file holds it: Pillow's `unit` is so much of the file's own."""
+    """float64 [H, W] of grey, as in the file: one step of Pillow's values is `unit` steps of the file's."""
     values: np.ndarray = np.asarray(image).astype(np.float64)
     return values if unit == 1 else np.rint(values * unit)
 
 
 def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None, unit: float) -> Range:
-    """The values of black and of white. Raises SampleError where they are not known, or are not those of this image."""
+    """The values of black and of white. Raises SampleError where they are unknown, or do not fit this image."""
     extremes = [(float(part.min()), float(part.max())) for part in (_values(strip, unit) for _, strip in _strips(image))]
     low, high = min(least for least, _ in extremes), max(most for _, most in extremes)
     if not all(math.isfinite(value) for pair in extremes for value in pair):
@@ -220,7 +220,7 @@ def _checked_range(image: Image.Image, kind: _Grey, value_range: Range | None, u
 
 def _own_range(kind: _Grey, low: float, high: float) -> Range:
     """The type's range, where values from `low` to `high` use it. Raises SampleError, with the remedy, where they may be on another scale."""
-    if kind.range is not None and (kind.is_stated or high == 0 or high > kind.range[1] * _REACH):  # nothing but zero is black on any scale
+    if kind.range is not None and (kind.is_stated or high == 0 or high > kind.range[1] * _REACH):  # zero alone is black on any scale
         return kind.range
     seen = f"{low:.9g} to {high:.9g}"
     as_fraction = kind.is_fraction and 0 < high <= 1
@@ -234,5 +234,5 @@ def _own_range(kind: _Grey, low: float, high: float) -> Range:
 
 
 def _power(value: float) -> float:
-    """The largest value of the least number of bits, 8 or more, that `value` fits in."""
+    """The largest value of the smallest number of bits, 8 or more, that holds `value`."""
     return 2.0 ** max(8, int(value).bit_length()) - 1

@@ -1,6 +1,6 @@
 """A data set's manifest: `<root>/<data set>/manifest.json`, read once, checked whole, never changed.
 
-The manifest is the only thing that the harness knows of a data set: which splits it has, which shards hold them, what their samples carry, and the
+The manifest is all that the harness knows about a data set: which splits it has, which shards hold them, what their samples carry, and the
 size and digest that every shard must have.
 """
 
@@ -32,7 +32,7 @@ from harness.errors import ManifestError, nearest
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 MAX_BYTES = 64 * 2**20
-"""No manifest is larger: a hundred thousand shards take about 16 MiB."""
+"""Maximum size of a manifest: a hundred thousand shards take about 16 MiB."""
 
 REMEDY = "correct this file, or build the data set again if a recipe wrote it (docs/datasets.md says what belongs in it)"
 
@@ -47,7 +47,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 _OPTIONAL = ("range", "max_pixels")
-"""Fields that a manifest's text has only where it states them: manifests written before there were any keep their text."""
+"""Fields that a manifest's text has only where it states them: manifests older than the fields keep their text."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _COMPRESSED = re.compile(r"\.(tar\.[a-z0-9]{1,4}|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.tar")
@@ -55,18 +55,18 @@ _PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What every sample of a data set is held to."""
+    """The rules that every sample of a data set must meet."""
 
     annotations: frozenset[str]
     classes: int
     """Labels are below this."""
     parts: frozenset[str]
     mask_values: Mapping[str, int]
-    """By kind of label map: its labels are below this. Kinds whose labels have no names may hold any."""
+    """Kind of label map → its labels are below this. Kinds whose labels have no names may hold any."""
     value_range: Range | None = None
     """Black and white of grey values wider than 8 bits; None where the data set does not state it."""
     max_pixels: int = MAX_PIXELS
-    """Pixels that an image or a label map may have."""
+    """Maximum number of pixels of an image or a label map."""
 
 
 class _Frozen(BaseModel):
@@ -97,7 +97,7 @@ class Split(_Frozen):
 
     samples: Count
     official: Text | None = None
-    """What the data set itself calls this split, where that differs."""
+    """The data set's own name of this split, where it differs."""
     shards: tuple[Shard, ...]
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class Split(_Frozen):
 
 
 class Manifest(_Frozen):
-    """Everything that is known of a data set before a shard is opened."""
+    """Everything that is known about a data set before a shard is opened."""
 
     schema_version: Literal[1] = Field(alias="schema")
     dataset: Name
@@ -123,17 +123,17 @@ class Manifest(_Frozen):
     part_of: dict[str, Text | None] = Field(default_factory=dict)
     """The object that a part belongs to; None where it belongs to no single one."""
     annotations: tuple[Annotation, ...]
-    """What the samples carry beside the image."""
+    """What the samples hold besides the image."""
     mask_classes: dict[MaskKind, tuple[Text, ...]] = Field(default_factory=dict)
     """Names of the values of a label map: value i is `mask_classes[kind][i]`."""
     levels: dict[Name, tuple[Count, ...]] = Field(default_factory=dict)
     """Coarser levels of the labels by name: label i lies in class `levels[name][i]` of that level."""
     counterparts: dict[Name, tuple[tuple[Count, ...], ...]] = Field(default_factory=dict)
-    """By the name of another data set: label i means what any of the labels `counterparts[name][i]` means there; no label, where there is none."""
+    """Name of another data set → for label i, the labels `counterparts[name][i]` with the same meaning there; empty where there is none."""
     range: tuple[Number, Number] | None = None
-    """The values of black and of white in grey pictures of more than 8 bits; None where 16-bit ones use all of their type's range."""
+    """The values of black and of white in grey pictures of more than 8 bits; None where 16-bit pictures use the full range of their type."""
     max_pixels: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    """Pixels that an image or a label map may have; None for `images.MAX_PIXELS`."""
+    """Maximum number of pixels of an image or a label map; None for `images.MAX_PIXELS`."""
     splits: dict[Name, Split]
 
     @model_validator(mode="after")
@@ -171,7 +171,7 @@ class Manifest(_Frozen):
 
     @property
     def rules(self) -> Rules:
-        """What every sample is held to."""
+        """The rules that every sample must meet."""
         return Rules(
             annotations=frozenset(self.annotations),
             classes=len(self.classes),
@@ -183,15 +183,15 @@ class Manifest(_Frozen):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """What the manifest states of how its pictures are decoded: part of the identity of what is made of them. Empty where it states nothing."""
+        """The manifest's statements on how pictures are decoded: part of the identity of everything made from them. Empty where there are none."""
         stated = {"range": self.range and list(self.range), "max_pixels": self.max_pixels}
         return {f"decoded_{name}": value for name, value in stated.items() if value is not None}
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises ManifestError where there is none."""
         if name not in self.splits:
-            known = ", ".join(self.splits)
-            raise ManifestError(f"{self.dataset}: expected one of the splits {known}, got {_shown(name)}{nearest(name, self.splits)}")
+            listed = ", ".join(self.splits)
+            raise ManifestError(f"{self.dataset}: expected one of the splits {listed}, got {_shown(name)}{nearest(name, self.splits)}")
         return self.splits[name]
 
     def to_json(self) -> str:
@@ -225,7 +225,7 @@ def load_manifest(root: str, dataset: str) -> Manifest:
 
 
 def parse_manifest(text: bytes, url: str) -> Manifest:
-    """A manifest from its JSON text; `url` is what errors call it. Raises ManifestError as `load_manifest` does."""
+    """A manifest from its JSON text; `url` is its name in errors. Raises ManifestError as `load_manifest` does."""
     text = text.removeprefix(codecs.BOM_UTF8)  # as some editors write
     try:
         plain = json.loads(text, object_pairs_hook=_object)
@@ -252,7 +252,7 @@ def _read(root: str, dataset: str, url: str) -> bytes:
             text: bytes = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ManifestError(f"{url}: no such file; expected a data set's manifest{_neighbours(root, dataset)}") from None
-    except Exception as error:  # every file system has its own errors, and each of them means the same here
+    except Exception as error:  # every file system has its own errors, which all mean the same here
         raise ManifestError(f"{url}: expected a readable manifest, got {type(error).__name__}: {_one_line(error)}") from None
     if len(text) > MAX_BYTES:
         raise ManifestError(f"{url}: expected at most {MAX_BYTES} bytes, got more; is this a manifest?")
@@ -263,12 +263,12 @@ def _neighbours(root: str, dataset: str) -> str:
     """Which data sets `root` does hold, for an error message."""
     try:
         system, path = fsspec.core.url_to_fs(root)
-        found = sorted(str(file).rsplit("/", 2)[-2] for file in system.glob(f"{path.rstrip('/')}/*/{FILE_NAME}"))
-    except Exception:  # only a hint: whatever went wrong was told already
+        held = sorted(str(file).rsplit("/", 2)[-2] for file in system.glob(f"{path.rstrip('/')}/*/{FILE_NAME}"))
+    except Exception:  # only a hint: the fault itself is already reported
         return ""
-    if not found:
+    if not held:
         return f"; {root} holds no data set"
-    return f"; {root} holds {', '.join(found[:10])}{', …' if len(found) > 10 else ''}{nearest(dataset, found)}"
+    return f"; {root} holds {', '.join(held[:10])}{', …' if len(held) > 10 else ''}{nearest(dataset, held)}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
@@ -276,16 +276,16 @@ def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     return dict(pairs)
 
 
-def _no_duplicates(what: str, names: tuple[str, ...] | list[str]) -> None:
+def _no_duplicates(noun: str, names: tuple[str, ...] | list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"expected {what} that differ, got {_shown(name)} twice")
+            raise ValueError(f"expected {noun} that differ, got {_shown(name)} twice")
         seen.add(name)
 
 
 def _first(error: ValidationError) -> str:
-    """The first of pydantic's complaints, in one line: where, what was expected, what was there."""
+    """The first of pydantic's complaints, in one line: place, expected, got."""
     first = error.errors(include_url=False)[0]
     where = _one_line(".".join(str(step) for step in first["loc"])) or "manifest"
     if first["type"] == "extra_forbidden":

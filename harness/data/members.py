@@ -1,4 +1,4 @@
-"""The members of a shard, one after the other, whatever its bytes are: read as a stream, never unpacked, and never larger than a shard may be."""
+"""The members of a shard, one after the other, for arbitrary bytes: read as a stream, never unpacked, and never larger than a shard may be."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import IO
 from harness.errors import ShardError, in_one_line
 
 TAR_END = 1024  # a complete tar ends in two zero blocks of 512 bytes
-_START = 10  # bytes that tell what a file is
+_START = 10  # bytes that identify a file's format
 _HEADER_BYTES = 2**20
-"""Of one extended header: names of a megabyte are no names."""
+"""Maximum size of one extended header: a name of a megabyte is not a name."""
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _READS_AT_END = 3
-"""How often `tarfile` may ask for more at the end of a file; it would skip what a header promises for years."""
+"""How often `tarfile` may read at the end of a file; it would try for years to skip what a header promises."""
 _META = re.compile(r"__[^/]*__($|/)")
-"""WebDataset's own members, which belong to no sample."""
+"""WebDataset's own members, which do not belong to a sample."""
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _COMPRESSED = {
     b"\x1f\x8b": "gzip; decompress it (gunzip)",
@@ -31,19 +31,19 @@ _COMPRESSED = {
     b"PK\x03\x04": "zip; unzip it and pack its files with tar",
     b"7z\xbc\xaf\x27\x1c": "7-Zip; unpack it and pack its files with tar",
 }
-"""First bytes of what is no plain tar (which begins with a name, BZhang.jpg it may be), what made it, and what to do about it."""
+"""First bytes of files that are not a plain tar (which begins with a name, possibly BZhang.jpg) → the format and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unread:
-    """Stands in the place of a member's bytes that were not read."""
+    """Stands for a member's bytes that were not read."""
 
     reason: str
 
 
 class HashingReader(io.RawIOBase):
-    """Passes a stream through, keeping its digest, its length and its last bytes. Raises OSError where the stream cannot be read, whatever it raises:
-    a store's own exception must not be taken for a damaged tar."""
+    """Passes a stream through, keeping its digest, its length and its last bytes. Raises OSError where the stream cannot be read, whatever the
+    stream raises: a store's own exception must not be taken for a damaged tar."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -81,7 +81,7 @@ class HashingReader(io.RawIOBase):
             return self._stream.read(size)
         except OSError:
             raise
-        except Exception as error:  # of a store behind a URL: many of their exceptions are no OSError
+        except Exception as error:  # of a store behind a URL: many of their exceptions are not an OSError
             raise OSError(in_one_line(error)) from error
 
 
@@ -95,9 +95,9 @@ class _Header(tarfile.TarInfo):
 
 
 def read_members(reader: HashingReader, most: int) -> Iterator[tuple[str, bytes | Unread]]:
-    """(name, bytes) of every member of a tar that belongs to a sample, in its order; none may have more than `most` bytes.
+    """(name, bytes) of every member of a tar that belongs to a sample, in order; none may have more than `most` bytes.
 
-    Raises tarfile.TarError, or whatever else a damaged header makes of `tarfile`, where the tar does not go on, and OSError where it cannot be read.
+    Raises tarfile.TarError, or any other error of `tarfile` on a damaged header, where the tar is damaged, and OSError where it cannot be read.
     """
     with tarfile.open(fileobj=reader, mode="r|", tarinfo=_Header) as tar:
         while (member := tar.next()) is not None:
@@ -122,13 +122,13 @@ def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes
 def key_and_member(name: str) -> tuple[str, str] | tuple[None, None]:
     """WebDataset's rule: the key is everything up to the first dot of the file's name, the member's name the rest; none for names without."""
     match = _NAME.fullmatch(name)
-    if match is None or match[2].startswith("__"):  # which WebDataset keeps for itself
+    if match is None or match[2].startswith("__"):  # reserved by WebDataset
         return None, None
     return match[1], match[2]
 
 
 def refuse_compressed(url: str, start: bytes) -> None:
-    """Raises ShardError where `start`, the first bytes of a file, are those of an archive that is no plain tar."""
+    """Raise ShardError where `start`, the first bytes of a file, are those of an archive that is not a plain tar."""
     for magic, remedy in _COMPRESSED.items():
         if start.startswith(magic):
             raise ShardError(f"{url}: expected a plain tar, got one compressed with {remedy}, and write its new bytes and sha256 into manifest.json")

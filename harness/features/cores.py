@@ -1,4 +1,4 @@
-"""How many cores this process may use: those that it may run on, and no more than the quota of its control group pays for."""
+"""The number of cores that this process may use: those that it may run on, within the quota of its control group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def available(root: Path = Path("/")) -> int:
 def quota(root: Path = Path("/")) -> float:
     """CPUs' worth of time that the control group of this process and those above it allow, infinite where none sets a limit.
 
-    A group's quota is for all below it, so the smallest one counts. Version 2: `cpu.max`, "<quota or max> <period>" in microseconds; version 1:
+    A quota covers all groups below its own, so the smallest one counts. Version 2: `cpu.max`, "<quota or max> <period>" in microseconds; version 1:
     `cpu.cfs_quota_us`, -1 for none, and `cpu.cfs_period_us`. Source: the kernel's admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst.
     """
     return min(map(_quota_of, _groups(root)), default=math.inf)
@@ -26,7 +26,7 @@ def quota(root: Path = Path("/")) -> float:
 def _groups(root: Path) -> Iterator[Path]:
     """Folders of this process's control groups, each with those above it.
 
-    A container sees its own group as the root of the file system whatever path /proc names, so that the root is always among them.
+    A container sees its own group as the root of the file system, whatever path /proc names, so the root is always included.
     """
     mount = root / "sys/fs/cgroup"
     yield mount

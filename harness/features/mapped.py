@@ -1,4 +1,4 @@
-"""Arrays of many files as one, read where they lie: what keeps a bank larger than memory usable.
+"""Arrays of many files as one, read in place, so that a bank larger than memory stays usable.
 
 Shape legend: N rows.
 """
@@ -13,18 +13,18 @@ import numpy as np
 from harness.core import FeatureArray
 
 HELD_BYTES = 2**32
-"""Largest array that is copied into memory as a whole: 4 GiB, the 768 float32 of each image of ImageNet-1k."""
+"""Size in bytes of the largest array that is copied into memory as a whole: 4 GiB, the 768 float32 of each image of ImageNet-1k."""
 
 
 class Parts:
-    """Arrays [n, ...] of one dtype and row shape, one after the other, or chosen rows of them, of which only what is asked for is copied."""
+    """Arrays [n, ...] of one dtype and row shape, one after the other, or chosen rows of them; only requested rows are copied."""
 
     def __init__(self, parts: Sequence[np.ndarray], index: np.ndarray | None = None) -> None:
         self._parts = tuple(parts)
         """At least one."""
         self._ends = np.cumsum([len(part) for part in parts])
         self._index = index
-        """int64 [N] rows of the joined parts; None for all of them in their order."""
+        """int64 [N] rows of the concatenated parts; None for all rows in order."""
         self.dtype = parts[0].dtype
         self.shape: tuple[int, ...] = (int(self._ends[-1]) if index is None else len(index), *parts[0].shape[1:])
 
@@ -55,16 +55,16 @@ class Parts:
         return Parts(self._parts, index if self._index is None else self._index[index])
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        its_part = np.searchsorted(self._ends, rows, side="right")
-        for number in np.unique(its_part):
-            part, here = self._parts[number], np.flatnonzero(its_part == number)
+        gathered = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        part_of_row = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(part_of_row):
+            part, here = self._parts[number], np.flatnonzero(part_of_row == number)
             lines = rows[here] - (self._ends[number] - len(part))
             if here[-1] - here[0] == lines[-1] - lines[0] == len(here) - 1 and np.all(np.diff(lines) == 1):
-                found[here[0] : here[-1] + 1] = part[lines[0] : lines[-1] + 1]  # without a copy in between
+                gathered[here[0] : here[-1] + 1] = part[lines[0] : lines[-1] + 1]  # without a copy in between
             else:
-                found[here] = part[lines]
-        return found
+                gathered[here] = part[lines]
+        return gathered
 
     @staticmethod
     def of(arrays: Sequence[FeatureArray]) -> Parts:
@@ -79,7 +79,7 @@ class Parts:
 
 
 def joined(arrays: Sequence[FeatureArray]) -> FeatureArray:
-    """All rows of one array or more: in memory where they are no more than HELD_BYTES, else where they lie."""
+    """All rows of one array or more: in memory up to HELD_BYTES, else read in place."""
     if len(arrays) == 1:
         return arrays[0]
     if sum(array.nbytes for array in arrays) > HELD_BYTES:
@@ -88,7 +88,7 @@ def joined(arrays: Sequence[FeatureArray]) -> FeatureArray:
 
 
 def taken(array: FeatureArray, index: np.ndarray) -> FeatureArray:
-    """The rows at `index`, int64 [n]: in memory where they are no more than HELD_BYTES, else where they lie."""
+    """The rows at `index`, int64 [n]: in memory up to HELD_BYTES, else read in place."""
     if len(index) * math.prod(array.shape[1:]) * array.dtype.itemsize > HELD_BYTES:
         return Parts.of([array]).chosen(index)
     return array[index]

@@ -1,4 +1,4 @@
-"""Readouts: tokens to rows.
+"""Readouts: tokens → rows.
 
 A readout is written `<pooling>[@<block>]`: `cls`, `mean` (of the patch tokens), `cls+mean` (concatenated), `tokens` (the patch grid), `all` (the
 cls where there is one, then the patch tokens, as a sequence without a grid; registers are left out) or `projection`, of the encoder's output after
@@ -45,7 +45,7 @@ class Readout:
 
 
 def parse_readout(text: str) -> Readout:
-    """Raises RequestError where `text` is no readout."""
+    """The readout that `text` names. Raises RequestError where it is not a readout."""
     match = _PATTERN.fullmatch(text)
     if match is None or match["pooling"] not in POOLINGS or (match["pooling"] == "projection" and match["block"]):
         raise RequestError(f"readout: expected one of {', '.join(POOLINGS)}, optionally with @<block>, got {text!r}")
@@ -83,9 +83,9 @@ def read(tokens: Tokens, readout: Readout, info: EncoderInfo) -> torch.Tensor:
         return patches if source.cls is None else torch.cat([source.cls[:, None].to(patches.dtype), patches], dim=1)
     if readout.pooling == "mean":
         return source.patches.float().mean(dim=(1, 2))
-    found = tokens.projection if readout.pooling == "projection" else source.cls
-    if found is None:
+    vector = tokens.projection if readout.pooling == "projection" else source.cls
+    if vector is None:
         raise ValueError(f"{info.name} gave no {readout.pooling}")
     if readout.pooling == "cls+mean":
-        return torch.cat([found.float(), source.patches.float().mean(dim=(1, 2))], dim=1)
-    return found.float()
+        return torch.cat([vector.float(), source.patches.float().mean(dim=(1, 2))], dim=1)
+    return vector.float()

@@ -1,6 +1,6 @@
-"""A look into the shards before anything is started: whether a split has a sample that the run can use.
+"""A check of the shards before anything is started: whether a split has a sample that the run can use.
 
-The first usable sample ends the look at its split. What is usable, the run's own reader and decoder decide.
+The first usable sample ends the check of its split. The run's own reader and decoder decide what is usable.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from harness.errors import RequestError, ShardError
 from harness.plan.plan import Plan
 
 PER_SHARD, PER_SPLIT = 32, 96
-"""Unusable samples after which a look goes on to the next shard, and after which it has seen enough of the split."""
+"""Number of unusable samples after which the check turns to the next shard, and after which it is done with the split."""
 SECONDS = 10.0
-"""After which a look ends that has not seen enough; its split then counts as usable."""
+"""Seconds after which an undecided check ends; its split then counts as usable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Loss:
     dataset: str
     split: str
     reason: str
-    """The first reason, as the ledger words it, and of how many samples."""
+    """The first reason, in the ledger's words, and the number of samples."""
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.split} has no usable sample: {self.reason}"
@@ -37,11 +37,11 @@ class Loss:
 def lost_splits(plan: Plan, unread: Iterable[tuple[str, str]]) -> list[Loss]:
     """The splits among `unread`, (data set, split), of which no sample is usable.
 
-    Raises RequestError where that is so of every split that the plan reads of a data set: its studies could only fail.
+    Raises RequestError where that holds for every split of a data set that the plan reads: its studies could only fail.
     """
     losses = []
     for dataset, split in dict.fromkeys(unread):
-        loss = look(plan.source(dataset, split), dataset, split)
+        loss = find_loss(plan.source(dataset, split), dataset, split)
         losses += [loss] if loss else []
     for dataset in dict.fromkeys(loss.dataset for loss in losses):
         mine = [loss for loss in losses if loss.dataset == dataset]
@@ -51,8 +51,8 @@ def lost_splits(plan: Plan, unread: Iterable[tuple[str, str]]) -> list[Loss]:
     return losses
 
 
-def look(source: Source, dataset: str, split: str, clock: Callable[[], float] = time.monotonic) -> Loss | None:
-    """None where the split has a usable sample, where it is empty, or where the time was over before enough was seen."""
+def find_loss(source: Source, dataset: str, split: str, clock: Callable[[], float] = time.monotonic) -> Loss | None:
+    """None where the split has a usable sample, where it is empty, or where the time ran out before the check was decided."""
     deadline, unusable, unreadable, reasons = clock() + SECONDS, 0, 0, list[tuple[str, str]]()
     for url, shard in _spread([(url, shard) for url, shard in source.shards if shard.samples]):
         audit = _Bounded(shard=shard.file, expected=shard.samples)
@@ -84,7 +84,7 @@ class _Enough(Exception):
 
 @dataclass(kw_only=True)
 class _Bounded(ShardAudit):
-    """An account that ends the reading of its shard: a reader passes over incomplete records without giving them out."""
+    """An account that ends the reading of its shard: a reader skips incomplete records without returning them."""
 
     def fail(self, key: str, reason: str | ShardError) -> None:
         super().fail(key, reason)
@@ -102,7 +102,7 @@ def _has_usable(url: str, shard: Shard, source: Source, audit: ShardAudit) -> bo
 
 
 def _spread(shards: list[tuple[str, Shard]]) -> Iterator[tuple[str, Shard]]:
-    """The first, the middle and the last, and then the others: one bad stretch is not taken for the whole."""
+    """The first, the middle and the last, then the others: one bad stretch does not stand for the whole."""
     places = dict.fromkeys((0, len(shards) // 2, len(shards) - 1, *range(len(shards))) if shards else ())
     for place in places:
         yield shards[place]

@@ -29,17 +29,17 @@ from harness.search.accounts import Accounts, Outcome
 from harness.search.propose import HeadScore
 from harness.search.state import StudyState
 from harness.search.study import StudyRunner, Value
-from harness.tracebacks import TOLD_IN
+from harness.tracebacks import SEE_FILE
 from harness.versions import counters
 
 UNLABELLED_NAMES = frozenset(
     {"background", "ground", "other", "others", "other objects", "not listed", "void", "ignore", "ignored", "none", "nothing", "unknown"}
 ) | {f"un{word}" for word in ("labelled", "labeled", "annotated", "defined")}
-"""Names of a label, in lower case, that say by themselves that it is no class. They decide of a note alone, never of a value."""
+"""Names of a label, in lower case, that mark it as not a class. They decide about a note only, never about a value."""
 NAMED_CLASSES = 5
-"""Most classes that a record names."""
+"""Maximum number of classes that a record names."""
 OF_A_SHARD = ("shard lost", "absent", "truncated", "sha256", "unexpected", "duplicate member", "members not adjacent")
-"""Reasons of a shard's account that are told of the shard, and name no sample that failed for them."""
+"""Reasons in a shard's account that concern the whole shard and name no failed sample."""
 
 
 def collect(out: Path, plan: Plan, outcomes: Sequence[Outcome], accounts: Accounts, cache: str, run_id: str) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
     seconds = sum(receipt.seconds for receipt in timed)
     created = state.score.created_at if state is not None and state.score is not None else None
     made_with = state.score.provenance if state is not None and state.score is not None and state.score.provenance else provenance()
-    remarks = _joined(_untrained(manifest, study, state), _left_out(task))
+    remarks = _join(_untrained(manifest, study, state), _left_out(task))
     for metric in task.metrics:
         value = values.get(metric.name)
         has_value = value is not None and value.value is not None
@@ -99,12 +99,14 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
             "n_failed": n_failed,
             "hyperparameters": json.dumps({"lr": head.lr, "readout": head.readout, "round": head.round, "head": head.head} if head else {}),
             "selected_on": study.selected_on,
-            "num_trials": len({(one.lr, one.readout) for one in state.heads}) if state is not None else 0,
+            "num_trials": len({(trial.lr, trial.readout) for trial in state.heads}) if state is not None else 0,
             "seed": plan.sweep.search.seed,
             "status": "undefined" if reason and status == "ok" else status,
             "error": _error_text(reason, error, value if has_value else None, remarks),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
-            "seconds": sum(one.seconds for one in state.rounds) + (state.score.seconds if state.score else 0.0) if state is not None else 0.0,
+            "seconds": sum(finished.seconds for finished in state.rounds) + (state.score.seconds if state.score else 0.0)
+            if state is not None
+            else 0.0,
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
             "device": plan.device_type,
             "precision": plan.precision_of(info),
@@ -119,8 +121,8 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
 
 
 def _error_text(reason: str | None, error: str | None, value: Value | None, remarks: str | None) -> str | None:
-    """Why a record has no value, why it is not ok, and what has to be known beside its value, if it has one, whether it is ok or not."""
-    return _joined(reason, error, remarks if value else None, *(value.notes if value else ()))
+    """Why a record has no value, why it is not ok, and notes on its value, if it has one, whether it is ok or not."""
+    return _join(reason, error, remarks if value else None, *(value.notes if value else ()))
 
 
 def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -> str | None:
@@ -134,7 +136,7 @@ def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -
 
 
 def _left_out(task: Task) -> str | None:
-    """Which named classes of a label map count neither in training nor in the value; None where their names say as much, or every class counts."""
+    """Which named classes of a label map count neither in training nor in the value; None where their names already say so, or every class counts."""
     field = next((name for name in ("ignore_index", "ignore_label") if name in task.protocol.fields), None)
     if field is None:
         return None
@@ -146,21 +148,21 @@ def _left_out(task: Task) -> str | None:
 def receipts_of(study: StudyPlan, accounts: Accounts, readout: str | None, *, own_view: bool = False) -> list[Receipt]:
     """Receipts of the banks that a record rests on: those of the chosen readout, or of all where none was chosen.
 
-    With `own_view`, those of the task's own view alone: what is seen another way, such as intact images beside altered ones, takes another time.
+    With `own_view`, only those of the task's own view: other views, such as intact images beside altered ones, take another time.
     """
     return [receipt for bank in _banks(study, readout, own_view=own_view) for receipt in accounts.of(bank)]
 
 
 def _banks(study: StudyPlan, readout: str | None, *, own_view: bool = False) -> list[BankSpec]:
-    own = study.task.view.identity
-    roles = [role for role in study.banks if not own_view or view_of(study.task, role).identity == own]
+    identity = study.task.view.identity
+    roles = [role for role in study.banks if not own_view or view_of(study.task, role).identity == identity]
     return [bank for role in roles for name, bank in study.banks[role].items() if readout is None or name == readout]
 
 
 def failed_samples(banks: Iterable[BankSpec], accounts: Accounts) -> int:
-    """Samples of the splits of `banks` that could not be seen, once each whatever number of banks are of a split.
+    """Samples of the splits of `banks` that could not be seen, each counted once however many banks a split has.
 
-    Of each shard the bank counts that lost most. A stream that was not read, as its study failed before, has lost nothing.
+    For each shard the bank with the most losses counts. A stream that was not read, because its study failed before, has lost nothing.
     """
     failed: dict[tuple[str, str, str], int] = {}
     for bank in banks:
@@ -192,7 +194,7 @@ def first_reason(receipts: Sequence[Receipt]) -> str:
 
 
 def failed_for(reason: str, receipt: Receipt) -> int:
-    """Failed samples that a reason accounts for: those that it names, or where it names none of them or not all, what the other reasons leave."""
+    """Failed samples that a reason accounts for: those that it names, or where it names none or not all, those that the other reasons leave."""
     if reason not in receipt.reasons:
         return 0
     names = receipt.reasons[reason]
@@ -210,14 +212,14 @@ def _verdict(outcome: Outcome, banks: Iterable[BankSpec], accounts: Accounts) ->
     troubled = [receipt for bank in banks for receipt in accounts.of(bank) if receipt.status != "ok"]
     losses = _losses([receipt for receipt in troubled if receipt.attempts])  # a stream that nobody has read has lost nothing
     if outcome.error is not None or score is None:
-        return "failed", unseen or _joined(outcome.error or "the search did not come to its end", losses), {}
+        return "failed", unseen or _join(outcome.error or "the search did not come to its end", losses), {}
     values = {value.metric: value for value in score.values}
     if score.error is not None or (unseen and all(value.value is None for value in score.values)):
-        return "failed", unseen or _joined(score.error, losses), values
+        return "failed", unseen or _join(score.error, losses), values
     return ("incomplete" if troubled else "ok"), _losses(troubled), values
 
 
-def _joined(*words: str | None) -> str | None:
+def _join(*words: str | None) -> str | None:
     return "; ".join(word for word in words if word) or None
 
 
@@ -228,18 +230,18 @@ def _losses(troubled: Sequence[Receipt]) -> str | None:
 
 
 def where_tracebacks_are(receipts: Sequence[Receipt]) -> str:
-    """Where the tracebacks of shards are that a fault of the program lost, for the end of a record's error."""
+    """Where the tracebacks of shards lost to a program fault are, for the end of a record's error."""
     reasons = [reason for receipt in receipts for reason in receipt.reasons.get("shard lost", ())]
-    files = sorted({reason.partition(TOLD_IN)[2] for reason in reasons if TOLD_IN in reason})
-    return "".join([TOLD_IN, ", ".join(files[:3])]) if files else ""
+    files = sorted({reason.partition(SEE_FILE)[2] for reason in reasons if SEE_FILE in reason})
+    return "".join([SEE_FILE, ", ".join(files[:3])]) if files else ""
 
 
 def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
     if outcome.state is None:
         return
     task = outcome.plan.task
-    for one in outcome.state.rounds:
-        for head in one.heads:
+    for finished in outcome.state.rounds:
+        for head in finished.heads:
             yield {
                 "run_id": run_id,
                 "encoder": outcome.plan.encoder.name,
@@ -252,7 +254,7 @@ def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
                 "metric": task.searched.name,
                 "val_value": None if head.value is None else sense(task.searched) * head.value,
                 "epochs": _epochs(task, head),
-                "seconds": one.seconds,
+                "seconds": finished.seconds,
                 "status": "failed" if head.value is None else "stopped" if head.stopped else "ok",
                 "error": head.error,
                 "study_id": outcome.state.study.id,
@@ -260,7 +262,7 @@ def _trials(outcome: Outcome, run_id: str) -> Iterator[dict[str, Any]]:
 
 
 def _epochs(task: Task, head: HeadScore) -> int | None:
-    """How long a head was trained: less than the protocol says where successive halving stopped it."""
+    """Epochs for which a head was trained: fewer than in the protocol where successive halving stopped it."""
     if head.epochs is not None or not task.probe.has_learning_rate:
         return head.epochs
     epochs: int | None = task.protocol.fields.get("epochs")
@@ -288,13 +290,13 @@ def _ledger(accounts: Accounts) -> Iterator[dict[str, Any]]:
 
 
 def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[str, Any]]]:
-    """`<encoder>/<task>.parquet` to its rows, those of all protocols together."""
+    """`<encoder>/<task>.parquet` → its rows, of all protocols together."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for outcome in outcomes:
         if outcome.state is None or outcome.state.score is None:
             continue
-        task, found = outcome.plan.task, getattr(outcome.state.score, column)
-        rows = [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)] if isinstance(found, dict) else found
+        task, content = outcome.plan.task, getattr(outcome.state.score, column)
+        rows = [dict(zip(content, cells, strict=True)) for cells in zip(*content.values(), strict=True)] if isinstance(content, dict) else content
         if rows:
             path = f"{file_name(outcome.plan.encoder.name)}/{task.name}.parquet"
             names = {"encoder": outcome.plan.encoder.name, "task": task.name, "protocol": task.protocol.name}
@@ -303,7 +305,7 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
 
 
 def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
-    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes that keep none leave nothing."""
+    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without heads leave nothing."""
     runner = StudyRunner(cache, torch.device("cpu"))
     for outcome in outcomes:
         if outcome.state is None or outcome.state.score is None or outcome.state.score.head is None:
@@ -314,7 +316,7 @@ def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
         path = out / "heads" / file_name(outcome.plan.encoder.name) / f"{task.name}@{task.protocol.name}.safetensors"
         try:
             state = runner.state(outcome.state.study, outcome.state.score.head)
-        except BankError:  # the cache was cleaned since; what was saved then stays
+        except BankError:  # the cache was cleaned since; an earlier file stays
             continue
         if state:
             with publish(path) as temporary:
@@ -322,7 +324,7 @@ def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
 
 
 def _save_encoders(out: Path, plan: Plan) -> None:
-    """`encoders.json`: what each encoder is, its preprocessing, and what became of every key of its checkpoint."""
+    """Write `encoders.json`: each encoder's description, its preprocessing, and the fate of every key of its checkpoint."""
     described = {name: asdict(info) for name, info in plan.infos.items()}
     with publish(out / "encoders.json") as temporary:
         temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a value was computed with: versions of the packages, and the commit of this code."""
+"""The software that computed a value: versions of the packages, and the commit of this code."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def provenance() -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": python_version()}
+    versions = {"python": python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+` where files of the code differ from it or are new; None outside a checkout."""
+    """The commit of the checkout that this code runs from, with `+` where files of the code are changed or new; None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

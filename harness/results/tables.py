@@ -1,6 +1,6 @@
-"""The tables that a run leaves behind: their schemas, in one place, and their atomic writing and reading.
+"""The tables that a run writes: their schemas, in one place, and their atomic writing and reading.
 
-Values such as accuracy, AP and IoU are fractions in [0, 1]; undefined is null, with the reason in `error`. JSON columns hold one JSON document a row.
+Values such as accuracy, AP and IoU are fractions in [0, 1]; undefined is null, with the reason in `error`. JSON columns hold one document per row.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ RESULTS = _schema(
     value=pa.float64(),
     ci_low=pa.float64(),  # 95 %, percentile bootstrap over images; Wilson's where that has no width at 0 and 1
     ci_high=pa.float64(),
-    n=pa.int64(),  # items that the value is of
+    n=pa.int64(),  # items that the value is computed from
     n_failed=pa.int64(),  # samples of the splits used that could not be seen
     hyperparameters=pa.string(),  # JSON
     selected_on=pa.string(),
     num_trials=pa.int64(),  # learning rates tried
     seed=pa.int64(),
     status=pa.string(),  # ok, incomplete, failed, undefined
-    error=pa.string(),  # why it is not ok, and what must be known beside the value
+    error=pa.string(),  # why it is not ok, and notes on the value
     bank_keys=pa.list_(pa.string()),
     seconds=pa.float64(),  # search and scoring of this study
     images_per_second=pa.float64(),  # of the encoder's passes over the task's view, per actor
@@ -90,7 +90,7 @@ LEDGER = _schema(
     seen=pa.int64(),
     failed=pa.int64(),
     duplicates=pa.int64(),
-    reasons=pa.string(),  # JSON: reason -> what it befell
+    reasons=pa.string(),  # JSON: reason -> affected members or samples
     attempts=pa.int64(),
     node=pa.string(),
     sha256=pa.string(),  # of the bytes that were read
@@ -136,7 +136,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table that any version of this code wrote, with the columns of `schema`: those that it lacks are null, those that are unknown are left out.
+    """A table that any version of this code wrote, with the columns of `schema`: missing ones are null, unknown ones are left out.
 
     Raises ValueError, which names the column, where a column is of another type, or the table of a later schema than this code knows.
     """

@@ -49,7 +49,7 @@ def test_a_machine_has_no_more_actors_than_places(resources: dict[str, Any], act
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ({"gpus_per_actor": 0.1, "actors": 3}, "resources.actors: expected at most 2 with 2 cores at 1 an actor and 1 GPUs at 0.1, got 3"),
+        ({"gpus_per_actor": 0.1, "actors": 3}, "resources.actors: expected at most 2 with 2 cores at 1 per actor and 1 GPUs at 0.1, got 3"),
         ({"gpus_per_actor": 2}, "resources.gpus_per_actor: expected no more GPUs than a node has"),
         ({"threads": 3}, "resources.threads: expected at most the 2 cores"),
     ],

@@ -167,7 +167,7 @@ def test_an_interruption_while_ray_stops_waits_until_it_has(monkeypatch: pytest.
 
 def test_a_ray_that_is_lost_ends_the_run_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    with pytest.raises(RunError, match="Ray was lost: System error: the GCS is gone; the same command goes on from here"), new():
+    with pytest.raises(RunError, match="Ray was lost: System error: the GCS is gone; the same command resumes from here"), new():
         raise RaySystemError("the GCS is gone\nand more")
 
 
@@ -211,6 +211,6 @@ def test_an_interruption_while_ray_starts_ends_the_run_and_leaves_no_process(tmp
     process.send_signal(signal.SIGINT)
     gates.open("ray")
     assert run.finish(process) == 130, run.log
-    assert run.log.splitlines()[-1] == "interrupted: the same command goes on from here"
+    assert run.log.splitlines()[-1] == "interrupted: the same command resumes from here"
     assert "Traceback" not in run.log
     assert not psutil.wait_procs(below, timeout=60)[1]

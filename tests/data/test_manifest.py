@@ -55,36 +55,36 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
 
 
 def test_a_manifest_is_read_whole(tmp_path: Path) -> None:
-    found = load_manifest(write(tmp_path, PLAIN), "toy")
-    assert found.schema_version == 1
-    assert found.classes == ("cat", "dog")
-    assert found.part_of == {"head": None, "tail": "dog"}
-    assert found.mask_classes == {"object": ("background", "figure")}
-    assert found.split("test").official == "val"
-    assert found.split("train").official is None
-    assert [shard.samples for shard in found.split("train").shards] == [3, 2]
-    assert shard_url(str(tmp_path), "toy", found.split("test").shards[0]) == f"{tmp_path}/toy/deep/test-00000.tar"
+    manifest = load_manifest(write(tmp_path, PLAIN), "toy")
+    assert manifest.schema_version == 1
+    assert manifest.classes == ("cat", "dog")
+    assert manifest.part_of == {"head": None, "tail": "dog"}
+    assert manifest.mask_classes == {"object": ("background", "figure")}
+    assert manifest.split("test").official == "val"
+    assert manifest.split("train").official is None
+    assert [shard.samples for shard in manifest.split("train").shards] == [3, 2]
+    assert shard_url(str(tmp_path), "toy", manifest.split("test").shards[0]) == f"{tmp_path}/toy/deep/test-00000.tar"
 
 
 def test_a_manifest_may_leave_out_what_it_does_not_have(tmp_path: Path) -> None:
     content = edited(lambda m: [m.pop(key) for key in ("parts", "part_of", "mask_classes")])
     content["annotations"] = ["label"]
-    found = load_manifest(write(tmp_path, content), "toy")
-    assert (found.parts, found.part_of, found.mask_classes) == ((), {}, {})
+    manifest = load_manifest(write(tmp_path, content), "toy")
+    assert (manifest.parts, manifest.part_of, manifest.mask_classes) == ((), {}, {})
 
 
 def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
-    found = load_manifest(write(tmp_path / "a", PLAIN), "toy")
-    again = load_manifest(write(tmp_path / "b", found.to_json()), "toy")
-    assert again == found
-    assert again.to_json() == found.to_json()
+    manifest = load_manifest(write(tmp_path / "a", PLAIN), "toy")
+    again = load_manifest(write(tmp_path / "b", manifest.to_json()), "toy")
+    assert again == manifest
+    assert again.to_json() == manifest.to_json()
 
 
 def test_the_manifest_of_the_docs_is_one(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     shown = text.split("## Shards of your own")[1].split("```json")[1].split("```")[0]
-    found = load_manifest(write(tmp_path, shown.replace("what sha256sum prints: 64 digits", SHA), "birds"), "birds")
-    assert found.rules.annotations == {"label"}
+    manifest = load_manifest(write(tmp_path, shown.replace("what sha256sum prints: 64 digits", SHA), "birds"), "birds")
+    assert manifest.rules.annotations == {"label"}
 
 
 def test_what_a_manifest_does_not_state_is_not_in_its_text(tmp_path: Path) -> None:
@@ -99,17 +99,17 @@ def test_what_a_manifest_does_not_state_is_not_in_its_text(tmp_path: Path) -> No
 
 
 def test_a_stated_range_and_bound_are_kept_and_tell_banks_apart(tmp_path: Path) -> None:
-    found = load_manifest(write(tmp_path / "a", {**PLAIN, "range": [0, 4095], "max_pixels": 10**9}), "toy")
-    assert (found.rules.value_range, found.rules.max_pixels) == ((0, 4095), 10**9)
-    assert found.decoding == {"decoded_range": [0, 4095], "decoded_max_pixels": 10**9}
-    assert load_manifest(write(tmp_path / "b", found.to_json()), "toy") == found
+    manifest = load_manifest(write(tmp_path / "a", {**PLAIN, "range": [0, 4095], "max_pixels": 10**9}), "toy")
+    assert (manifest.rules.value_range, manifest.rules.max_pixels) == ((0, 4095), 10**9)
+    assert manifest.decoding == {"decoded_range": [0, 4095], "decoded_max_pixels": 10**9}
+    assert load_manifest(write(tmp_path / "b", manifest.to_json()), "toy") == manifest
     assert load_manifest(write(tmp_path / "c", {**PLAIN, "range": [-1.5, 2]}), "toy").decoding == {"decoded_range": [-1.5, 2]}
 
 
 def test_a_manifest_cannot_be_changed(tmp_path: Path) -> None:
-    found = load_manifest(write(tmp_path, PLAIN), "toy")
+    manifest = load_manifest(write(tmp_path, PLAIN), "toy")
     with pytest.raises(ValidationError):
-        found.version = "2"  # type: ignore[misc]
+        manifest.version = "2"  # type: ignore[misc]
 
 
 def test_a_manifest_of_an_editor_that_writes_a_byte_order_mark_is_one(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ WRONG: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("content", "told"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_manifest_is_told_in_one_line(tmp_path: Path, content: object, told: str) -> None:
+@pytest.mark.parametrize(("content", "complaint"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_manifest_is_told_in_one_line(tmp_path: Path, content: object, complaint: str) -> None:
     root = write(tmp_path, content)
     with pytest.raises(ManifestError) as caught:
         load_manifest(root, "toy")
     message = str(caught.value)
-    assert told in message
+    assert complaint in message
     assert message.startswith(f"{root}/toy/manifest.json: ")
     assert "\n" not in message
     assert len(message) < 1000
@@ -250,6 +250,6 @@ def test_an_endless_manifest_is_not_read_to_its_end(tmp_path: Path, monkeypatch:
 
 
 def test_an_unknown_split_names_the_nearest() -> None:
-    found = Manifest.model_validate_json(json.dumps(PLAIN))
+    manifest = Manifest.model_validate_json(json.dumps(PLAIN))
     with pytest.raises(ManifestError, match="one of the splits train, test, got 'tests'; did you mean 'test'"):
-        found.split("tests")
+        manifest.split("tests")

@@ -361,17 +361,17 @@ def read_tar(data: bytes) -> str:
 def manifests() -> list[bytes]:
     shard = {"file": "train-00000.tar", "samples": 3, "bytes": 10240, "sha256": "0" * 64}
     about = {"schema": 1, "dataset": "toy", "version": "1", "license": "CC0-1.0", "source": "fuzz", "range": [0, 4095], "max_pixels": 10**6}
-    more = {"classes": ["a", "b"], "parts": list(PARTS), "part_of": {"head": "a"}, "annotations": ["label", "keypoints", "object"]}
+    labels = {"classes": ["a", "b"], "parts": list(PARTS), "part_of": {"head": "a"}, "annotations": ["label", "keypoints", "object"]}
     rest = {"mask_classes": {"object": ["ground", "figure"]}, "levels": {"top": [0, 0]}, "counterparts": {"toy2": [[0], []]}}
-    return [json.dumps({**about, **more, **rest, "splits": {"train": {"samples": 3, "shards": [shard]}}}).encode()]
+    return [json.dumps({**about, **labels, **rest, "splits": {"train": {"samples": 3, "shards": [shard]}}}).encode()]
 
 
 def read_manifest(data: bytes) -> str:
     try:
-        found: Manifest = parse_manifest(data, "m.json")
+        manifest: Manifest = parse_manifest(data, "m.json")
     except ManifestError as error:
         return "refused: " + one_line(str(error))[:60]
-    if parse_manifest(found.to_json().encode(), "m.json") != found:
+    if parse_manifest(manifest.to_json().encode(), "m.json") != manifest:
         raise Fault("a manifest that is another one once it is written")
     return "sample"
 
@@ -450,7 +450,7 @@ def targets() -> dict[str, Target]:
 
 
 def run(name: str, target: Target, seed: int, indices: range, here: int) -> tuple[Counter[str], list[str]]:
-    """What came of each mutation, and the faults; `here` is a file that tells which one is being read, should the process die of it."""
+    """The outcome of each mutation, and the faults; `here` is a file that names the one being read, in case the process dies of it."""
     outcomes, faults = Counter[str](), list[str]()
     for index in indices:
         os.pwrite(here, f"{name} {index}".ljust(40).encode(), 0)
@@ -480,10 +480,10 @@ def child(options: argparse.Namespace, work: Path) -> int:
     for name, target in targets().items():
         if options.target in (None, name):
             count = options.mutations if options.target else options.mutations * target.share // 100
-            outcomes, more = run(name, target, options.seed, range(options.first, options.first + count), here)
-            faults += more
-            told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common(options.shown))
-            print(f"{name}: {sum(outcomes.values())} mutations, {len(outcomes)} outcomes, {len(more)} faults\n    {told}", flush=True)
+            outcomes, new_faults = run(name, target, options.seed, range(options.first, options.first + count), here)
+            faults += new_faults
+            counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common(options.shown))
+            print(f"{name}: {sum(outcomes.values())} mutations, {len(outcomes)} outcomes, {len(new_faults)} faults\n    {counted}", flush=True)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     print(f"memory: {most / 1e6:.0f} MB at most, beside {before / 1e6:.0f} MB of imports", flush=True)
     if most > MEMORY:

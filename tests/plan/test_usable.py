@@ -19,7 +19,7 @@ from harness.features.bank import Receipt
 from harness.features.extract import ShardWork
 from harness.plan import usable
 from harness.plan.plan import Plan
-from harness.plan.usable import PER_SHARD, look, lost_splits
+from harness.plan.usable import PER_SHARD, find_loss, lost_splits
 from harness.report import terminal, write_report
 from harness.results.collect import failed_for, first_reason
 from harness.results.tables import read_table
@@ -351,7 +351,7 @@ def test_a_look_reads_the_beginnings_of_few_shards(tmp_path: Path, monkeypatch: 
     real = usable.read_samples
     monkeypatch.setattr(usable, "read_samples", lambda url, *more: opened.append(Path(url).name) or real(url, *more))
     plan = planned(tmp_path)
-    loss = look(plan.source("tiny", "test"), "tiny", "test")
+    loss = find_loss(plan.source("tiny", "test"), "tiny", "test")
     assert loss is not None
     assert opened == ["test-000.tar", "test-003.tar", "test-005.tar"]
     assert loss.reason == f"missing member: json, all of the {3 * PER_SHARD} samples that were looked at ({MEMBERS})"
@@ -361,7 +361,7 @@ def test_a_look_that_ran_out_of_time_tells_nothing(tmp_path: Path) -> None:
     folder = tiny.build(tmp_path / "shards", splits={"train": 4, "test": 12}, per_shard=4)
     spoil(folder, "test", "cls")
     ticks = iter((0.0, 11.0))
-    assert look(planned(tmp_path).source("tiny", "test"), "tiny", "test", lambda: next(ticks)) is None
+    assert find_loss(planned(tmp_path).source("tiny", "test"), "tiny", "test", lambda: next(ticks)) is None
 
 
 @pytest.mark.parametrize("task", ["object-knn", "object-linear-streamed"])

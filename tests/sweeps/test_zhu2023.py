@@ -112,7 +112,7 @@ def files(sweep: Sweep) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def plans(shards: Path) -> dict[str, Plan]:
     """Each encoder has a pretraining head where the file that its sweep names has one."""
-    found = {}
+    plans = {}
     for path in FILES:
         sweep = load_sweep(path)
         with_head = [name for name, file in files(sweep).items() if file in WITH_HEAD]
@@ -120,8 +120,8 @@ def plans(shards: Path) -> dict[str, Plan]:
         def described(spec: EncoderSpec, with_head: Sequence[str] = with_head) -> EncoderInfo:
             return replace(describe(spec), projection_dim=8 if spec.name in with_head else None)
 
-        found[path.stem] = make_plan(small(sweep, shards), FOLDER, "cpu", "float32", info_of=described)
-    return found
+        plans[path.stem] = make_plan(small(sweep, shards), FOLDER, "cpu", "float32", info_of=described)
+    return plans
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
@@ -146,9 +146,9 @@ def test_a_sweep_names_the_papers_encoders_and_the_files_that_the_figures_are_of
     specs = [EncoderSpec.parse(entry, base=FOLDER) for entry in sweep.encoders]
     assert tuple(spec.name for spec in specs) == ENCODERS
     for spec in specs:
-        (told,) = {(figure.family, figure.checkpoints) for figure in table() if figure.encoder == spec.name and figure.protocols}
-        assert told[0] == family_of(spec).FAMILY
-        assert Path(spec.checkpoint or "").name in told[1]
+        (published,) = {(figure.family, figure.checkpoints) for figure in table() if figure.encoder == spec.name and figure.protocols}
+        assert published[0] == family_of(spec).FAMILY
+        assert Path(spec.checkpoint or "").name in published[1]
         assert Path(spec.checkpoint or "").parent == FOLDER.parent.parent / "checkpoints"
     assert sweep.name == f"zhu2023_{path.stem}"
     assert sweep.shards == str(FOLDER.parent.parent / "shards" / "data")
@@ -159,8 +159,8 @@ def test_the_encoders_are_of_the_architectures_that_the_figures_are_of_and_prepa
     for entry in load_sweep(FILES[0]).encoders:
         assert isinstance(entry, dict)
         info = describe(EncoderSpec.parse({"name": entry["name"], "encoder": entry["encoder"], "random": True}))
-        told = {(figure.family, figure.architecture) for figure in table() if figure.encoder == entry["name"] and figure.protocols}
-        assert told == {(info.family, info.architecture)}
+        published = {(figure.family, figure.architecture) for figure in table() if figure.encoder == entry["name"] and figure.protocols}
+        assert published == {(info.family, info.architecture)}
         assert info.preprocessing == OWN.get(entry["name"], IMAGENET)
 
 
@@ -170,7 +170,7 @@ def test_the_encoders_are_of_the_architectures_that_the_figures_are_of_and_prepa
 def records(plans: Mapping[str, Plan]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(sweep, a row of the results as that sweep would write it), were every checkpoint there and every readout chosen once."""
     for name, plan in plans.items():
-        for study in (one for one in plan.studies if one.undefined is None):
+        for study in (study for study in plan.studies if study.undefined is None):
             for metric in study.task.metrics:
                 for readout in study.task.readouts:
                     yield name, record(plan, study, metric.name, readout)
@@ -203,7 +203,7 @@ def rate(plan: Plan, study: StudyPlan) -> float | None:
 
 def paper_encoders(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """What encoders.json says of the paper's encoders, called as `sweep` calls them."""
-    told = {figure.encoder: figure for figure in table() if figure.protocols}
+    figure_of = {figure.encoder: figure for figure in table() if figure.protocols}
     specs = [EncoderSpec.parse(entry, base=FOLDER) for entry in sweep.encoders]
     chosen = {spec.name: decide(spec, OWN.get(spec.name, IMAGENET), "as its authors evaluate") for spec in specs}
     return {
@@ -211,8 +211,8 @@ def paper_encoders(sweep: Sweep) -> dict[str, dict[str, Any]]:
             "preprocessing": json.loads(json.dumps(asdict(chosen[spec.name].values))),
             "preprocessing_source": chosen[spec.name].source,
             "preprocessing_replaced": list(chosen[spec.name].replaced),
-            "family": told[spec.name].family,
-            "architecture": told[spec.name].architecture,
+            "family": figure_of[spec.name].family,
+            "architecture": figure_of[spec.name].architecture,
             "random": False,
             "notes": [],
             "load_report": {"file": Path(spec.checkpoint or "").name},
@@ -223,12 +223,12 @@ def paper_encoders(sweep: Sweep) -> dict[str, dict[str, Any]]:
 
 def compared(plans: Mapping[str, Plan]) -> tuple[list[Beside], list[Apart]]:
     """What each sweep's report sets beside the published figures, and apart from them."""
-    found = [
+    comparisons = [
         compare_published([row for name, row in records(plans) if name == path.stem], paper_encoders(load_sweep(path)))
         for path in FILES
         if path.stem in plans
     ]
-    return [one for each in found for one in each.beside], [one for each in found for one in each.apart]
+    return [match for comparison in comparisons for match in comparison.beside], [match for comparison in comparisons for match in comparison.apart]
 
 
 def key(figure: Published, task: str) -> tuple[Any, ...]:
@@ -237,21 +237,25 @@ def key(figure: Published, task: str) -> tuple[Any, ...]:
 
 def test_together_the_sweeps_repeat_every_published_figure_by_every_task_that_can(plans: Mapping[str, Plan]) -> None:
     beside, _ = compared(plans)
-    wanted = {key(figure, task) for figure in table() if figure.status == "published" and figure.protocols for task in figure.tasks}
-    assert {key(one.figure, one.record["task"]) for one in beside} == wanted
+    expected = {key(figure, task) for figure in table() if figure.status == "published" and figure.protocols for task in figure.tasks}
+    assert {key(match.figure, match.record["task"]) for match in beside} == expected
 
 
 def test_no_record_of_a_papers_protocol_stands_apart(plans: Mapping[str, Plan]) -> None:
     _, apart = compared(plans)
-    assert {(one.record["task"], one.record["protocol"], one.reasons) for one in apart if one.record["readout"] in one.figure.readouts} == set()
+    assert {
+        (mismatch.record["task"], mismatch.record["protocol"], mismatch.reasons)
+        for mismatch in apart
+        if mismatch.record["readout"] in mismatch.figure.readouts
+    } == set()
 
 
 def test_learning_rates_are_the_papers_but_where_they_are_studied(plans: Mapping[str, Plan]) -> None:
     beside, _ = compared({name: plan for name, plan in plans.items() if name != "lip_lr"})
-    for one in beside:
-        lr = json.loads(one.record["hyperparameters"])["lr"]
-        assert (lr is None) == (one.figure.lr is None)
-        assert lr == pytest.approx(one.figure.lr)
+    for match in beside:
+        lr = json.loads(match.record["hyperparameters"])["lr"]
+        assert (lr is None) == (match.figure.lr is None)
+        assert lr == pytest.approx(match.figure.lr)
 
 
 def test_the_study_of_lips_rates_tries_the_papers() -> None:
@@ -301,8 +305,8 @@ def test_data_sets_built_by_their_recipes_are_what_the_sweeps_ask_for(
         sweep = small(load_sweep(path), root)
         tasks = [task for task in sweep.tasks if (root / task.partition("/")[0]).exists()]
         plan = make_plan(sweep.model_copy(update={"tasks": tasks}), FOLDER, "cpu", "float32")
-        for one in plan.manifests.values():
-            assert one.version.partition(", partial:")[0] == DATA_SETS[one.dataset]["version"]
+        for manifest in plan.manifests.values():
+            assert manifest.version.partition(", partial:")[0] == DATA_SETS[manifest.dataset]["version"]
         assert len(plan.studies) == len(ENCODERS) * len(tasks)
 
 
