@@ -147,7 +147,7 @@ def test_the_metric_is_that_of_scikit_learn(tree: Path, values: dict[tuple[str, 
 
 
 def test_the_column_is_filled_in_and_a_run_from_before_is_read(tree: Path, outcome: dict[str, Any]) -> None:
-    assert {record["embed_dim"] for record in outcome["records"]} == {3}
+    assert {(record["embed_dim"], record["params_m"]) for record in outcome["records"]} == {(3, 0.0)}
     assert [(row["value"], row["embed_dim"]) for row in outcome["earlier"]] == [(0.25, None)]
     files = [tree / "earlier" / "results.parquet", tree / "out" / "results.parquet"]
     schema = RESULTS.append(pa.field("embed_dim", pa.int64()))
