@@ -1,4 +1,4 @@
-"""Files that appear whole, or that one process alone may make, on file systems with and without hard links; names of files; and the lock of a driver."""
+"""Files that appear whole, or that only one process may create, with and without hard links; names of files; and the lock of a driver."""
 
 from __future__ import annotations
 

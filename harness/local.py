@@ -24,7 +24,7 @@ from harness.plan.usable import lost_splits
 from harness.results.collect import records
 from harness.search.accounts import Accounts, Lost
 from harness.search.build import outcome_of
-from harness.search.runner import Runners
+from harness.search.runner import Runner
 from harness.search.state import StudyState
 
 Loader = Callable[[EncoderSpec], Encoder]
@@ -110,11 +110,11 @@ def encode(plan: Plan, store: BankStore, missing: Sequence[ShardWork], compute: 
     return lost
 
 
-def finish(state: StudyState, runners: Runners) -> str | None:
+def finish(state: StudyState, runner: Runner) -> str | None:
     """Bring a study to its end, step by step; why it could not be, if so."""
     try:
         while (step := state.next_step()) is not None:
-            state.take(step, runners.run(state.study, state.test, step).to_json())
+            state.take(step, runner.run(state.study, state.test, step).to_json())
     except HarnessError as error:
         return in_one_line(error)
     return None
@@ -157,14 +157,14 @@ def _scores(plan: Plan, cache: str, load_encoder: Loader, gpu: bool) -> list[Sco
     store, threads = BankStore(cache), plan.sweep.resources.threads
     lost_splits(plan, _splits(plan))
     lost = encode(plan, store, plan.shard_work, Compute(plan.precision, gpu, threads), load_encoder)
-    accounts, runners = Accounts(plan, store, lost), Runners(cache, gpu=gpu, threads=threads, load_encoder=load_encoder)
+    accounts, runner = Accounts(plan, store, lost), Runner(cache, gpu=gpu, threads=threads, load_encoder=load_encoder)
     verbosity, scores = optuna.logging.get_verbosity(), list[Score]()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         for study in plan.studies:
             outcome = outcome_of(plan, study, accounts)
             if outcome.state is not None:
-                outcome.error = finish(outcome.state, runners)
+                outcome.error = finish(outcome.state, runner)
             score = outcome.state.score if outcome.state is not None else None
             predictions = score.predictions if score is not None else {}
             scores += [Score(record=record, predictions=predictions) for record in records(plan, outcome, accounts, plan.run_id)]

@@ -25,7 +25,6 @@ def _leave(*_: object) -> None:
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)  # while torch and Ray are imported, which takes seconds
 
-import torch
 import yaml
 from rich.console import Console
 
@@ -48,10 +47,10 @@ from harness.report import terminal, write_report
 from harness.results.collect import collect
 from harness.search.accounts import Accounts, Lost, Outcome
 from harness.search.build import outcome_of
+from harness.search.head_store import HeadStore
 from harness.search.journal import Journal
 from harness.search.state import StudyState
-from harness.search.stream_feed import outdated
-from harness.search.study import StudyRunner
+from harness.search.stream_account import outdated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,11 +167,11 @@ def _encode(
 
 
 def _search(outcomes: Sequence[Outcome], out: Path, store: BankStore, cluster: Cluster, machine: Machine, progress: Progress) -> None:
-    journal, runner = Journal(out), StudyRunner(store.root, torch.device("cpu"))
+    journal, heads = Journal(out), HeadStore(store)
     pending: list[Outcome] = []
     for outcome in outcomes:
         if outcome.state is not None:
-            journal.load(outcome.state, runner.has_state)
+            journal.load(outcome.state, heads.has_round)
             if outcome.state.study.stream is not None:
                 _forget_outdated(outcome.state, journal, store)
             if outcome.state.steps_left:

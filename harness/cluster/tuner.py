@@ -27,7 +27,7 @@ from harness.features.device import check_device
 from harness.results.provenance import provenance
 from harness.search import steps
 from harness.search.journal import Journal
-from harness.search.runner import Runners
+from harness.search.runner import Runner
 from harness.search.state import StudyState
 from harness.search.steps import Step
 from harness.search.study import BankRef, Study
@@ -46,14 +46,14 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
     ) -> None:
         """Nothing that can fail: a trial whose setup fails has no way of saying why."""
         self._states, self._gpu, self._device_type = states, gpu, device_type
-        self._runners = Runners(cache, gpu=gpu, threads=threads)
+        self._runner = Runner(cache, gpu=gpu, threads=threads)
 
     def step(self) -> dict[str, Any]:
         """A step's outcome, or why it has none (`error`), whether another try may have one (`again`), and the traceback of what nobody raised."""
         try:
             check_device(self._device_type, gpu=self._gpu, node=ray.util.get_node_ip_address())
             study, test = self._states[self.config["study"]]
-            outcome = self._runners.run(study, test, steps.from_plain(self.config["step"]))
+            outcome = self._runner.run(study, test, steps.from_plain(self.config["step"]))
             return {"payload": outcome.to_json(), "done": True}
         except RunError as error:
             return {"error": in_one_line(error), "done": True}
@@ -90,7 +90,7 @@ class Proposer(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         for index, state in enumerate(self._states):
             running = [step for study, step in self._running.values() if study == index]
-            if index in self.errors or any(not isinstance(step, steps.Climb) for step in running):
+            if index in self.errors or any(not isinstance(step, steps.Rung) for step in running):
                 continue
             left = state.steps_left
             step = next((step for step in state.next_steps() if step not in running), None)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from harness.core import Task
@@ -18,7 +17,7 @@ from harness.data.manifest import Manifest
 from harness.data.shards import NAMED as NAMED_PER_REASON
 from harness.data.shards import with_count
 from harness.errors import BankError
-from harness.features.bank import BankSpec, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt
 from harness.files import file_name, publish
 from harness.metrics import sense
 from harness.metrics.levels import AtLevel
@@ -26,9 +25,10 @@ from harness.plan.plan import Plan, StudyPlan, view_of
 from harness.results.provenance import provenance
 from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
 from harness.search.accounts import Accounts, Outcome
+from harness.search.head_store import HeadStore
 from harness.search.propose import HeadScore
 from harness.search.state import StudyState
-from harness.search.study import StudyRunner, Value
+from harness.search.study import Value
 from harness.tracebacks import SEE_FILE
 from harness.versions import counters
 
@@ -305,8 +305,8 @@ def _per_task(outcomes: Sequence[Outcome], column: str) -> dict[str, list[dict[s
 
 
 def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
-    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes without heads leave nothing."""
-    runner = StudyRunner(cache, torch.device("cpu"))
+    """Keep the chosen heads' weights as `heads/<encoder>/<task>@<protocol>.safetensors`; probes that keep none leave nothing."""
+    heads = HeadStore(BankStore(cache))
     for outcome in outcomes:
         if outcome.state is None or outcome.state.score is None or outcome.state.score.head is None:
             continue
@@ -315,8 +315,8 @@ def _save_heads(out: Path, outcomes: Sequence[Outcome], cache: str) -> None:
             continue
         path = out / "heads" / file_name(outcome.plan.encoder.name) / f"{task.name}@{task.protocol.name}.safetensors"
         try:
-            state = runner.state(outcome.state.study, outcome.state.score.head)
-        except BankError:  # the cache was cleaned since; an earlier file stays
+            state = heads.state(outcome.state.study, outcome.state.score.head)
+        except BankError:  # the cache was cleaned since; what was saved then stays
             continue
         if state:
             with publish(path) as temporary:

@@ -1,7 +1,7 @@
 """Successive halving within a round: learning rates climb rungs of more and more epochs, and at each one the best of them go on.
 
 Synchronous: a rung is over when all of its heads are, so that who goes on depends on their values alone, and not on which of them came first. The
-climbs of one rung may run side by side.
+jobs of one rung may run side by side.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class RungResult:
     epochs: int
     """Epochs that it has behind it."""
     seconds: float = 0.0
-    """That this climb took; after an interruption, since then."""
+    """That this rung took; after an interruption, since then."""
     account: Mapping[str, Any] = field(default_factory=dict)
-    """What became of the samples in all its epochs, and what that took: plain values, for whoever climbs."""
+    """What became of the samples in all its epochs, and what that took: plain values, for whoever trains the head on."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -71,7 +71,7 @@ class Halving:
         return None if rungs is None else Halving(round_index=round_index, proposals=proposals, ends=rungs.ends, eta=rungs.eta)
 
     def open(self, done: Done) -> list[RungJob]:
-        """What is to be climbed next, in any order: what is missing of the lowest rung that is not over. Empty where the round is."""
+        """The jobs that come next, in any order: what is missing of the lowest rung that is not over. Empty where the round is."""
         return self._walk(done)[0]
 
     def heads(self, done: Done) -> list[HeadScore]:
@@ -96,5 +96,5 @@ class Halving:
         return [], heads
 
 
-def _after(head: HeadScore, climbed: RungResult) -> HeadScore:
-    return replace(head, value=climbed.value, error=climbed.error, epochs=climbed.epochs)
+def _after(head: HeadScore, result: RungResult) -> HeadScore:
+    return replace(head, value=result.value, error=result.error, epochs=result.epochs)

@@ -44,8 +44,8 @@ class Journal:
     def save(self, state: StudyState) -> None:
         """Journal what is new."""
         folder = self.folder(state.study)
-        for one in state.rounds:
-            _write(folder / f"round-{one.index}.json", one.to_json())
+        for finished in state.rounds:
+            _write(folder / f"round-{finished.index}.json", finished.to_json())
         if state.score is not None:
             _write(folder / "score.json", state.score.to_json())
 

@@ -23,9 +23,9 @@ class StudyState:
     rounds: list[Round] = field(default_factory=list)
     score: Score | None = None
     _fit: steps.Fit | None = None
-    """The round under way, where its heads climb."""
-    _climbed: dict[tuple[int, int], RungResult] = field(default_factory=dict)
-    """What they have climbed of it, by rung and head."""
+    """The round under way, where it has rungs."""
+    _rungs: dict[tuple[int, int], RungResult] = field(default_factory=dict)
+    """The results of those jobs that are done, by rung and head."""
 
     @property
     def planned_rounds(self) -> int:
@@ -40,7 +40,7 @@ class StudyState:
 
     @property
     def heads(self) -> list[HeadScore]:
-        return [head for one in self.rounds for head in one.heads]
+        return [head for finished in self.rounds for head in finished.heads]
 
     @property
     def steps_left(self) -> int:
@@ -81,7 +81,7 @@ class StudyState:
         return steps.Fit(round=index, proposals=tuple(proposals))
 
     def next_steps(self) -> Sequence[Step]:
-        """All that may run side by side: the climbs of a rung where a round has rungs, else the one step that comes next."""
+        """All that may run side by side: the jobs of a rung where a round has rungs, else the one step that comes next."""
         step = self._fit or self.next_step()
         if not isinstance(step, steps.Fit):
             return [] if step is None else [step]
@@ -89,16 +89,16 @@ class StudyState:
         if halving is None:
             return [step]
         self._fit = step
-        climbs = [steps.Climb(round=step.round, proposals=step.proposals, job=job) for job in halving.open(self._climbed)]
-        return climbs or [step]
+        jobs = [steps.Rung(round=step.round, proposals=step.proposals, job=job) for job in halving.open(self._rungs)]
+        return jobs or [step]
 
     def take(self, step: Step, payload: str) -> None:
         """Note what became of one of `next_steps`, as the outcome's own `to_json` tells it."""
-        if isinstance(step, steps.Climb):
-            self._climbed[step.job.rung, step.job.head] = RungResult.from_json(payload)
+        if isinstance(step, steps.Rung):
+            self._rungs[step.job.rung, step.job.head] = RungResult.from_json(payload)
         elif isinstance(step, steps.Fit):
             self.rounds.append(Round.from_json(payload))
-            self._fit, self._climbed = None, {}
+            self._fit, self._rungs = None, {}
         else:
             self.score = Score.from_json(payload)
 

@@ -21,10 +21,10 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climb:
+class Rung:
     """One rung of one head of a round whose heads are trained by successive halving."""
 
-    kind: ClassVar = "climb"
+    kind: ClassVar = "rung"
     round: int
     proposals: tuple[Proposal, ...]
     """Those of the whole round."""
@@ -39,7 +39,7 @@ class Score:
     chosen: HeadScore
 
 
-Step = Fit | Climb | Score
+Step = Fit | Rung | Score
 
 
 def to_plain(step: Step) -> dict[str, Any]:
@@ -57,6 +57,6 @@ def from_plain(plain: Mapping[str, Any]) -> Step:
     index, proposals = plain["round"], tuple((readout, value) for readout, value in plain["proposals"])
     if plain["kind"] == Fit.kind:
         return Fit(round=index, proposals=proposals)
-    if plain["kind"] == Climb.kind:
-        return Climb(round=index, proposals=proposals, job=RungJob(**plain["job"]))
-    raise ValueError(f"expected a step of kind fit, climb or score, got {plain['kind']!r}")
+    if plain["kind"] == Rung.kind:
+        return Rung(round=index, proposals=proposals, job=RungJob(**plain["job"]))
+    raise ValueError(f"expected a step of kind fit, rung or score, got {plain['kind']!r}")

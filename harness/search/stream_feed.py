@@ -1,301 +1,213 @@
-"""What a trial does that streams its images: one encoder pass over train serves all heads of the stack, then one over the selection split.
+"""Heads that are trained and scored while images stream through their encoder: one pass over train serves all heads of a stack.
 
-It owns its encoder, keeps a checkpoint, and publishes the account of every shard as a bank part without rows, so that the ledger and the records
-treat a stream as they treat a bank. `run_round` is given no test split, and `score` trains nothing.
+The feed owns its encoder, keeps a checkpoint of what is being trained, and publishes the account of every shard.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import fsspec
 import numpy as np
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
-from harness.core import Encoder, Metric, Predictions, Proposal, Rows, Scorer, State, StreamEncoder, StreamSetting, Trainer
+from harness.core import Encoder, Metric, Predictions, Proposal, Rows, Scorer, State, StreamSetting
 from harness.data.epochs import Epoch, merged
 from harness.data.shards import ShardAudit, Source, label_and_group, read_records
 from harness.encoders import EncoderSpec, load
-from harness.errors import HarnessError, ProbeError, RunError, ShardError, is_of_the_place
-from harness.features.bank import BankStore, PartRows, Receipt
+from harness.errors import ProbeError, RunError, ShardError, is_of_the_place
+from harness.features.bank import BankStore
 from harness.features.device import Compute, Precision
 from harness.features.rows import hold_out
 from harness.probes import stream_probe
 from harness.probes.lib.streaming import PaddedEncoder
-from harness.search.halving import Halving, RungJob, RungResult
+from harness.search.halving import Done, RungJob, RungResult
+from harness.search.head_store import HeadStore
 from harness.search.propose import HeadScore
-from harness.search.study import BankRef, Round, Score, Study, StudyRunner, labels_place, scored
-from harness.search.training import Position, Training, stream_of, worst_of
+from harness.search.stream_account import StreamAccount
+from harness.search.study import BankRef, Candidate, Predicted, Study
+from harness.search.training import Checkpoint, Training, source_of, stream_of, train_ref
 
 
-class StreamedRunner:
-    """Runs rounds and scores of streamed studies in one process; keeps the encoder that it loaded last."""
+class StreamFeed:
+    """Feeds studies in one precision; keeps the encoder that it loaded last."""
 
     def __init__(
-        self, cache: str, compute: Compute, clock: Callable[[], float] = time.monotonic, *, load_encoder: Callable[[EncoderSpec], Encoder] = load
+        self,
+        store: BankStore,
+        compute: Compute,
+        *,
+        load_encoder: Callable[[EncoderSpec], Encoder] = load,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = BankStore(cache)
-        self._heads = StudyRunner(cache, compute.device)
-        self._compute = compute
-        self._clock = clock
-        self._load_encoder = load_encoder
-        self._loaded: tuple[EncoderSpec, Any] | None = None
-        self._held: dict[str, frozenset[str]] = {}
-
-    def run_round(self, study: Study, index: int, proposals: Sequence[Proposal]) -> Round:
-        """Train `proposals` (readout, learning rate) as one stack on the train stream, and score every head on the selection split."""
-        halving = Halving.planned(study.probe, study.protocol, index, proposals)
-        if halving is not None:
-            return self._run_halving(study, index, halving)
-        start = time.perf_counter()
-        states: dict[str, torch.Tensor] = {}
-        try:
-            fitted, train = self._train(study, index, proposals)
-            self._note_labels(study, index, train.labels)
-            values = self._select(study, proposals, fitted, train)
-            for number, state in enumerate(fitted):
-                states |= {f"{number}/{name}": tensor.contiguous() for name, tensor in state.items() if values[number][0] is not None}
-        except HarnessError as error:
-            if is_of_the_place(error):
-                raise  # no answer: to be tried again
-            values = [(None, str(error)) for _ in proposals]
-        self._publish(study, index, states)
-        self._store.discard(*_checkpoint(study, index))
-        heads = tuple(
-            HeadScore(round=index, head=number, lr=rate, readout=readout, value=value, error=error)
-            for number, ((readout, rate), (value, error)) in enumerate(zip(proposals, values, strict=True))
-        )
-        return Round(index=index, heads=heads, seconds=time.perf_counter() - start)
-
-    def score(self, study: Study, chosen: HeadScore, held_back: BankRef) -> Score:
-        """The chosen head on the test stream, as it is: no refit."""
-        start = time.perf_counter()
-        setting = replace(self._setting(study), scored_classes=len(study.counterparts))
-        scorer = stream_probe(study.probe).scorer(setting, [(chosen.readout, self._heads.state(study, chosen))])
-        epoch = Epoch(source=_source(held_back), threads=stream_of(study).decode_threads)
-        found: list[Predictions] = []
-        for (one,) in predictions_of(scorer, epoch, stream_probe(study.probe).together(setting)):
-            if isinstance(one, ProbeError):
-                raise one
-            found.append(one)
-        self._account(held_back, epoch.audits, setting.encoder, starts=1)
-        score = scored(study, chosen, _joined(found) if found else None, self._heads.trained(study, chosen))
-        return replace(score, seconds=time.perf_counter() - start)
+        """`load_encoder` gives encoders on the CPU; `clock` says when a checkpoint is due."""
+        self._store, self._heads = store, HeadStore(store)
+        self._compute, self._clock, self._load_encoder = compute, clock, load_encoder
+        self._loaded: tuple[EncoderSpec, Encoder] | None = None
+        self._held_out: dict[str, frozenset[str]] = {}
 
     @property
     def precision(self) -> Precision:
         """What its encoder computes in."""
         return self._compute.precision
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    def stacks(self, proposals: Sequence[Proposal]) -> list[list[int]]:
+        """Positions in `proposals`: all of them are one stack, since one pass of the encoder serves them all."""
+        return [list(range(len(proposals)))]
 
-    def _train(self, study: Study, index: int, proposals: Sequence[Proposal]) -> tuple[list[dict[str, torch.Tensor]], _Account]:
-        """What each head is scored from, and the account of train."""
-        setting = self._setting(study)
-        trainer = stream_probe(study.probe).trainer(setting, proposals)
-        training = self._training(study, setting, trainer, proposals, _checkpoint(study, index))
+    def candidates(self, study: Study, index: int, proposals: Sequence[Proposal]) -> list[Candidate]:
+        """Train one stack on the train stream, and score every head on the selection split.
+
+        Publishes the accounts of both. Raises HarnessError where the stream cannot be trained on.
+        """
+        training, setting = self._training(study, proposals, Checkpoint.of(self._store, study, index))
         try:
             training.run()
         except ProbeError:
-            account = _account_of(training.progress, setting.encoder)
+            account = StreamAccount.of_training(training.progress, setting.encoder)
             if account.audits and not any(audit.seen for audit in account.audits):  # a record of this study says why
-                account.publish(self._store, _any(study.train))
+                account.publish(self._store, train_ref(study))
             raise
-        return trainer.fitted(), _account_of(training.progress, setting.encoder)
+        fitted, account = training.trainer.fitted(), StreamAccount.of_training(training.progress, setting.encoder)
+        self._heads.note_labels(study, index, training.progress.labels)
+        del training  # room for the heads that are scored
+        merits, lost = self._merits(study, proposals, fitted)
+        merged(account.audits, lost)
+        account.publish(self._store, train_ref(study))
+        return [
+            Candidate(value=value, error=error, state={} if value is None else state) for state, (value, error) in zip(fitted, merits, strict=True)
+        ]
 
-    def _training(
-        self, study: Study, setting: StreamSetting, trainer: Trainer[Any], proposals: Sequence[Proposal], place: tuple[str, str]
-    ) -> Training:
-        """The training of `proposals`, to be gone on with where the checkpoint in `place` left it."""
-        _summed(study)  # said before anything is trained
-        return Training(
-            study=study,
-            source=_source(_any(study.train)),
-            held=self.held_out(study),
-            trainer=trainer,
-            progress=self._resumed(place, proposals, trainer),
-            save=lambda progress: self._save(place, progress, trainer, setting.encoder),
-            clock=self._clock,
-        )
+    def clear(self, study: Study, index: int) -> None:
+        """Discard the checkpoint of a round whose heads are published."""
+        Checkpoint.of(self._store, study, index).discard()
 
-    def _resumed(self, place: tuple[str, str], proposals: Sequence[Proposal], trainer: Trainer[Any]) -> Position:
-        """Where the checkpoint says that this very training is, the heads being brought there; the beginning, where there is none."""
-        fresh = Position(proposals=[list(one) for one in proposals], starts=1)
-        data = self._store.read_bytes(*place)
-        if data is None:
-            return fresh
-        tensors = load_tensors(data)
-        progress = Position(**json.loads(bytes(tensors.pop("progress").tolist())))
-        if progress.proposals != fresh.proposals:
-            return fresh
-        trainer.load([_of_head(tensors, number) for number in range(len(proposals))])
-        return replace(progress, starts=progress.starts + 1)
-
-    def _save(self, place: tuple[str, str], progress: Position, trainer: Trainer[Any], encoder: StreamEncoder) -> None:
-        told = replace(progress, images=progress.images + encoder.images, seconds=progress.seconds + encoder.seconds)
-        tensors = {f"{number}/{name}": tensor.contiguous() for number, state in enumerate(trainer.state()) for name, tensor in state.items()}
-        tensors["progress"] = torch.tensor(list(json.dumps(asdict(told)).encode()), dtype=torch.uint8)
-        self._store.publish(place, save_tensors(tensors), replace=True)
-
-    def _publish(self, study: Study, index: int, states: State) -> None:
-        """The states of a round's heads, each under its number: what a head is scored from."""
-        self._store.publish(("studies", study.id, f"round-{index}.safetensors"), save_tensors(dict(states)), replace=True)
-
-    def _note_labels(self, study: Study, index: int, labels: Sequence[int]) -> None:
-        """Keep the labels that a round was trained on, for its score to tell which tested ones are not among them."""
-        self._store.publish(labels_place(study, index), json.dumps(list(labels)).encode(), replace=True)
-
-    def held_out(self, study: Study) -> frozenset[str]:
-        """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
-        if not study.holds_out:
-            return frozenset()
-        ref = _any(study.train)
-        if ref.bank.key not in self._held:
-            found: dict[str, tuple[int | None, str]] = {}
-            for key, label, group in labels_of(_source(ref)):
-                found.setdefault(key, (label, group))
-            targets = np.array([-1 if label is None else label for label, _ in found.values()], np.int64)
-            groups = [group for _, group in found.values()]
-            rows = Rows(keys=list(found), groups=groups, targets=targets, features=np.zeros((len(found), 0), np.float32))
-            self._held[ref.bank.key] = frozenset(hold_out(rows, seed=study.seed)[1].keys)
-        return self._held[ref.bank.key]
+    def predictions(self, study: Study, head: HeadScore, state: State, test: BankRef) -> Predicted:
+        """The head on the test stream, as it is: no refit. Raises ProbeError where it diverged; publishes the account of test."""
+        probe, setting = stream_probe(study.probe), replace(self._setting(study), scored_classes=len(study.counterparts))
+        epoch = Epoch(source=source_of(test), threads=stream_of(study).decode_threads)
+        parts: list[Predictions] = []
+        for (part,) in predicted(probe.scorer(setting, [(head.readout, state)]), epoch, probe.together(setting)):
+            if isinstance(part, ProbeError):
+                raise part
+            parts.append(part)
+        self._publish_account(test, epoch, setting)
+        return Predicted(predictions=_joined(parts) if parts else None, trained=self._heads.labels(study, head.round))
 
     # --- successive halving -------------------------------------------------------------------------------------------
 
-    def climb(self, study: Study, index: int, proposals: Sequence[Proposal], climb: RungJob) -> RungResult:
-        """Train one head of a round on to the end of a rung, and score it on the selection split; known from then on, and not done again.
-
-        The climbs of one rung may run in different processes that share the cache.
-        """
-        place, key = _climb(study, index, climb), {"proposal": list(proposals[climb.head])}
-        data = self._store.read_bytes(*place)
-        kept = None if data is None else json.loads(data)
-        if kept is not None and kept["key"] == key:
-            return RungResult.from_json(kept["climbed"])
-        start = time.perf_counter()
-        try:
-            found = self._climbed(study, index, proposals[climb.head], climb)
-        except HarnessError as error:
-            if is_of_the_place(error):
-                raise
-            found = RungResult(value=None, error=str(error), epochs=0)
-        found = replace(found, seconds=time.perf_counter() - start)
-        self._store.publish(place, json.dumps({"key": key, "climbed": found.to_json()}).encode(), replace=True)
-        return found
-
-    def _run_halving(self, study: Study, index: int, halving: Halving) -> Round:
-        """Climb what is not climbed yet, rung by rung; keep the networks of those that came to the end, and the account of train."""
-        done: dict[tuple[int, int], RungResult] = {}
-        while climbs := halving.open(done):
-            for climb in climbs:
-                done[climb.rung, climb.head] = self.climb(study, index, halving.proposals, climb)
-        start = time.perf_counter()
-        heads = halving.heads(done)
-        finished = [head for head in heads if head.value is not None and not head.stopped]
-        fresh = any(self._store.read_bytes(*_checkpoint(study, index, head.head)) is not None for head in finished)
-        if fresh or not self._heads.has_state(study, index):
-            self._publish(study, index, self._networks(study, index, halving, finished))
-        self._account_of_climbs(study, done)
-        for head in heads:
-            self._store.discard(*_checkpoint(study, index, head.head))
-        seconds = sum(one.seconds for one in done.values()) + time.perf_counter() - start
-        return Round(index=index, heads=tuple(heads), seconds=seconds)
-
-    def _climbed(self, study: Study, index: int, proposal: Proposal, climb: RungJob) -> RungResult:
-        training, encoder, error = self._trained(study, index, climb.head, proposal, climb.epochs)
+    def rung(self, study: Study, index: int, proposal: Proposal, job: RungJob) -> RungResult:
+        """Train one head of a round to the end of a rung, from where the rung below it ended, and score it on the selection split."""
+        training, setting, error = self._trained(study, index, job.head, proposal, job.epochs)
         progress = training.progress
         account = {
             "audits": progress.audits,
             "lost": {},
-            "starts": progress.starts - climb.rung,  # each rung begins with what the one below it left
-            "images": progress.images + encoder.images,
-            "seconds": progress.seconds + encoder.seconds,
+            "starts": progress.starts - job.rung,  # each rung begins with what the one below it left
+            "images": progress.images + setting.encoder.images,
+            "seconds": progress.seconds + setting.encoder.seconds,
         }
         if error is not None:
             return RungResult(value=None, error=error, epochs=progress.epoch, account=account)
         fitted = training.trainer.fitted()
         del training  # room for the one that is scored
-        ((value, error),), account["lost"] = self._measured(study, [proposal], fitted)
-        return RungResult(value=value, error=error, epochs=climb.epochs, account=account)
+        ((value, error),), account["lost"] = self._merits(study, [proposal], fitted)
+        return RungResult(value=value, error=error, epochs=job.epochs, account=account)
 
-    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, StreamEncoder, str | None]:
-        """One head at the end of so many epochs, the encoder of its stream, and why it did not come to that end, if so."""
-        setting = self._setting(study)
-        trainer = stream_probe(study.probe).trainer(setting, [proposal])
-        training = self._training(study, setting, trainer, [proposal], _checkpoint(study, index, head))
+    def has_checkpoint(self, study: Study, index: int, head: int) -> bool:
+        """Whether a head was trained since the round's heads were last published."""
+        return Checkpoint.of(self._store, study, index, head).exists()
+
+    def network(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> State:
+        """The whole network of a head at its end; what the cache has lost is trained again, to the same bits."""
+        training, _, _ = self._trained(study, index, head, proposal, epochs)
+        self._heads.note_labels(study, index, training.progress.labels)  # the same for all heads: they saw the same images
+        state: State = training.trainer.fitted()[0]
+        return state
+
+    def end_rungs(self, study: Study, index: int, done: Done) -> None:
+        """Publish the account of train in all the rungs of a round whose heads are published, and discard their checkpoints."""
+        StreamAccount.of_rungs(done).publish(self._store, train_ref(study))
+        for head in sorted({head for _, head in done}):
+            Checkpoint.of(self._store, study, index, head).discard()
+
+    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, StreamSetting, str | None]:
+        """One head at the end of so many epochs, and why it did not come to that end, if so."""
+        training, setting = self._training(study, [proposal], Checkpoint.of(self._store, study, index, head))
         training.until = epochs
         try:
             training.run()
         except ProbeError as error:
-            return training, setting.encoder, str(error)
-        return training, setting.encoder, None
+            return training, setting, str(error)
+        return training, setting, None
 
-    def _networks(self, study: Study, index: int, halving: Halving, finished: Sequence[HeadScore]) -> dict[str, torch.Tensor]:
-        """The whole networks of those that came to the end; what the cache has lost is trained again, to the same bits."""
-        states: dict[str, torch.Tensor] = {}
-        for head in finished:
-            training, _, _ = self._trained(study, index, head.head, halving.proposals[head.head], halving.ends[-1])
-            states |= {f"{head.head}/{name}": tensor.contiguous() for name, tensor in training.trainer.fitted()[0].items()}
-            self._note_labels(study, index, training.progress.labels)  # the same for all: they saw the same images
-        return states
+    # --- training -----------------------------------------------------------------------------------------------------
 
-    def _account_of_climbs(self, study: Study, done: Mapping[tuple[int, int], RungResult]) -> None:
-        """Publish what became of train: of every shard the worst of all heads' epochs."""
-        last = {head: one.account for (_, head), one in sorted(done.items())}  # an account holds all that came before it
-        worst: list[dict[str, Any]] = []
-        for account in last.values():
-            if account.get("audits"):
-                worst = worst_of(worst, [ShardAudit(**audit) for audit in account["audits"]])
-        audits = [ShardAudit(**audit) for audit in worst]
-        merged(audits, next((account["lost"] for account in last.values() if account.get("lost")), {}))
-        images, seconds, starts = ([account.get(name, 0) for account in last.values()] for name in ("images", "seconds", "starts"))
-        _Account(audits=audits, images=sum(images), seconds=sum(seconds), starts=max(starts)).publish(self._store, _any(study.train))
+    def _training(self, study: Study, proposals: Sequence[Proposal], checkpoint: Checkpoint) -> tuple[Training, StreamSetting]:
+        """The training of `proposals`, from where the checkpoint left it."""
+        setting = self._setting(study)
+        trainer = stream_probe(study.probe).trainer(setting, proposals)
+        _summed(study)  # refused before anything is trained
+        training = Training(
+            study=study,
+            source=source_of(train_ref(study)),
+            held=self.held_out(study),
+            trainer=trainer,
+            progress=checkpoint.resume(proposals, trainer),
+            save=lambda progress: checkpoint.save(progress, trainer, setting.encoder),
+            clock=self._clock,
+        )
+        return training, setting
+
+    def held_out(self, study: Study) -> frozenset[str]:
+        """Keys of the stratified tenth of train that heads are chosen on; none where there is a val split."""
+        if not study.holds_out:
+            return frozenset()
+        ref = train_ref(study)
+        if ref.bank.key not in self._held_out:
+            first: dict[str, tuple[int | None, str]] = {}
+            for key, label, group in labels_of(source_of(ref)):
+                first.setdefault(key, (label, group))
+            targets = np.array([-1 if label is None else label for label, _ in first.values()], np.int64)
+            groups = [group for _, group in first.values()]
+            rows = Rows(keys=list(first), groups=groups, targets=targets, features=np.zeros((len(first), 0), np.float32))
+            self._held_out[ref.bank.key] = frozenset(hold_out(rows, seed=study.seed)[1].keys)
+        return self._held_out[ref.bank.key]
 
     # --- selection ----------------------------------------------------------------------------------------------------
 
-    def _select(self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State], train: _Account) -> list[tuple[float | None, str | None]]:
-        """Each head's value on the selection split, or why it has none; publishes the accounts of train and of val."""
-        values, lost = self._measured(study, proposals, fitted)
-        merged(train.audits, lost)
-        train.publish(self._store, _any(study.train))
-        return values
-
-    def _measured(
+    def _merits(
         self, study: Study, proposals: Sequence[Proposal], fitted: Sequence[State]
     ) -> tuple[list[tuple[float | None, str | None]], dict[str, dict[str, str]]]:
-        """Each head's value, or why it has none, and what of train was lost on the way (shard to key to reason); publishes the account of val."""
-        setting = self._setting(study)
-        scorer = stream_probe(study.probe).scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
-        ref = _any(study.train if study.holds_out else study.val)
-        held = self.held_out(study)
-        epoch = Epoch(source=_source(ref), threads=stream_of(study).decode_threads)
+        """Each head's value on the selection split, or why it has none, and what of train was lost on the way (shard to key to reason).
+
+        Publishes the account of val.
+        """
+        setting, probe = self._setting(study), stream_probe(study.probe)
+        scorer = probe.scorer(setting, [(readout, state) for (readout, _), state in zip(proposals, fitted, strict=True)])
+        ref = train_ref(study) if study.holds_out else next(iter(study.val.values()))
+        held_out = self.held_out(study)
+        epoch = Epoch(source=source_of(ref), threads=stream_of(study).decode_threads)
         if study.holds_out:
-            epoch.wanted = held.__contains__
+            epoch.wanted = held_out.__contains__
         chosen_by = _summed(study)
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)
-        for batch in predictions_of(scorer, epoch, stream_probe(study.probe).together(setting)):
-            for number, found in enumerate(batch):
-                if isinstance(found, ProbeError):
-                    errors[number] = str(found)
+        for batch in predicted(scorer, epoch, probe.together(setting)):
+            for number, predictions in enumerate(batch):
+                if isinstance(predictions, ProbeError):
+                    errors[number] = str(predictions)
                     continue
-                counts, before = chosen_by.counts(found, study.classes).sum(axis=0), sums[number]
+                counts, before = chosen_by.counts(predictions, study.classes).sum(axis=0), sums[number]
                 sums[number] = counts if before is None else before + counts
-        values = [_value(study, total, error) for total, error in zip(sums, errors, strict=True)]
+        merits = [study.merit(total) if error is None else (None, error) for total, error in zip(sums, errors, strict=True)]
         if study.holds_out:
-            return values, epoch.lost_of
-        self._account(ref, epoch.audits, setting.encoder, starts=1)
-        return values, {}
+            return merits, epoch.lost_of
+        self._publish_account(ref, epoch, setting)
+        return merits, {}
 
-    # --- what both need -----------------------------------------------------------------------------------------------
+    # --- what all need ------------------------------------------------------------------------------------------------
 
     def _setting(self, study: Study) -> StreamSetting:
         stream = stream_of(study)
@@ -313,70 +225,10 @@ class StreamedRunner:
         padded = PaddedEncoder(encoder, self._compute, stream.batch_size)
         return StreamSetting(encoder=padded, protocol=study.protocol, classes=study.classes, seed=study.seed)
 
-    def _account(self, ref: BankRef, audits: Sequence[ShardAudit], encoder: StreamEncoder, *, starts: int) -> None:
-        _Account(audits=list(audits), images=encoder.images, seconds=encoder.seconds, starts=starts).publish(self._store, ref)
-
-
-@dataclass(kw_only=True)
-class _Account:
-    """What became of a stream's samples, and what that cost."""
-
-    audits: list[ShardAudit]
-    images: int
-    seconds: float
-    starts: int
-    labels: tuple[int, ...] = ()
-    """Those that were trained on."""
-
-    def publish(self, store: BankStore, ref: BankRef) -> None:
-        """As bank parts without rows; images and seconds are shared out by the shards' samples."""
-        total = sum(audit.expected for audit in self.audits) or 1
-        for audit in self.audits:
-            share = audit.expected / total
-            receipt = Receipt.of(
-                audit,
-                bank_key=ref.bank.key,
-                attempts=self.starts,
-                node=socket.gethostname(),
-                rows=0,
-                seconds=self.seconds * share,
-                images=round(self.images * share),
-            )
-            store.write_part(ref.bank, PartRows(), receipt)
-
-
-def _account_of(progress: Position, encoder: StreamEncoder) -> _Account:
-    return _Account(
-        audits=[ShardAudit(**audit) for audit in progress.audits],
-        images=progress.images + encoder.images,
-        seconds=progress.seconds + encoder.seconds,
-        starts=progress.starts,
-        labels=tuple(progress.labels),
-    )
-
-
-def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:
-    """Whether the account of a stream is gone, or a shard of it that was not what its manifest says has been repaired since."""
-    for ref in refs:
-        for url, shard in _source(ref).shards:
-            receipt = store.receipt(ref.bank, shard.file)
-            if receipt is None:
-                return True
-            if receipt.status != "ok" and receipt.sha256 != shard.sha256 and _sha256(url) == shard.sha256:
-                return True
-    return False
-
-
-def _sha256(url: str) -> str | None:
-    """Digest of a file, or None where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with fsspec.open(url, "rb") as stream:
-            while data := stream.read(1 << 20):
-                digest.update(data)
-    except Exception:  # each store has errors of its own
-        return None
-    return digest.hexdigest()
+    def _publish_account(self, ref: BankRef, epoch: Epoch, setting: StreamSetting) -> None:
+        """Of a stream that was scored."""
+        encoder = setting.encoder
+        StreamAccount(audits=epoch.audits, images=encoder.images, seconds=encoder.seconds, starts=1).publish(self._store, ref)
 
 
 def _summed(study: Study) -> Metric:
@@ -388,24 +240,18 @@ def _summed(study: Study) -> Metric:
     return study.searched
 
 
-def predictions_of(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:
+def predicted(scorer: Scorer[Any], epoch: Epoch, batch_size: int) -> Iterable[list[Predictions | ProbeError]]:
     """Predictions of every head, some samples at a time."""
     keys: list[str] = []
     batch: list[Any] = []
-    for one in epoch.read(scorer.view):
-        keys.append(one.key)
-        batch.append(one.value)
+    for sample in epoch.read(scorer.view):
+        keys.append(sample.key)
+        batch.append(sample.value)
         if sum(map(scorer.inputs, batch)) >= batch_size:
             yield scorer.predict(keys, batch)
             keys, batch = [], []
     if batch:
         yield scorer.predict(keys, batch)
-
-
-def _value(study: Study, total: np.ndarray | None, error: str | None) -> tuple[float | None, str | None]:
-    if error is not None or total is None:
-        return None, error or "the selection split has no such items"
-    return study.merit(total)
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
@@ -429,29 +275,3 @@ def labels_of(source: Source) -> Iterable[tuple[str, int | None, str]]:
         except ShardError as error:
             if is_of_the_place(error):
                 raise  # another part of train would be held out
-
-
-def _of_head(tensors: State, number: int) -> dict[str, torch.Tensor]:
-    prefix = f"{number}/"
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _checkpoint(study: Study, index: int, head: int | None = None) -> tuple[str, str]:
-    """In the folder of the train stream, so that what discards its accounts discards this. Of one head, where each is trained alone."""
-    return _any(study.train).bank.key, f"checkpoint-{study.id}-{index}{'' if head is None else f'-{head}'}.safetensors"
-
-
-def _climb(study: Study, index: int, climb: RungJob) -> tuple[str, str]:
-    """How a climb went, beside the checkpoints; it stays when the round is over."""
-    return _any(study.train).bank.key, f"climb-{study.id}-{index}-{climb.rung}-{climb.head}.json"
-
-
-def _any(refs: Mapping[str, BankRef]) -> BankRef:
-    """All readouts of a stream come out of one."""
-    return next(iter(refs.values()))
-
-
-def _source(ref: BankRef) -> Source:
-    if ref.source is None:
-        raise ProbeError(f"stream {ref.bank.key}: expected its shards, got none; this study reads banks")
-    return ref.source

@@ -18,7 +18,7 @@ from harness.features.extract import Extractor
 from harness.plan.plan import Plan, make_plan
 from harness.search.accounts import Accounts
 from harness.search.build import state_of, study_of
-from harness.search.runner import Runners
+from harness.search.runner import Runner
 from harness.search.state import StudyState
 from harness.search.study import Round
 from tests.helpers import tiny
@@ -122,19 +122,19 @@ def test_a_streamed_study_of_one_id_has_the_same_heads_whatever_the_runs_precisi
         cache = tmp_path / precision
         accounts = Accounts(plan, BankStore(str(cache)), {})
         states = [state_of(plan, study, accounts) for study in plan.studies]
-        runners = Runners(str(cache), gpu=False, threads=1)
-        rounds[precision] = {state.study.id: weights_of(runners, state, cache) for state in states}
+        runner = Runner(str(cache), gpu=False, threads=1)
+        rounds[precision] = {state.study.id: weights_of(runner, state, cache) for state in states}
     shared = rounds["float32"].keys() & rounds["bf16"].keys()
     assert len(shared) == 1, "the study of the encoder that computes in float32 alone"
     for identity in shared:
         assert rounds["float32"][identity] == rounds["bf16"][identity]
 
 
-def weights_of(runners: Runners, state: StudyState, cache: Path) -> bytes:
+def weights_of(runner: Runner, state: StudyState, cache: Path) -> bytes:
     """What the first round of a study keeps in the cache, run by a process that has run those of other studies before."""
     step = state.next_step()
     assert step is not None
-    outcome = runners.run(state.study, state.test, step)
+    outcome = runner.run(state.study, state.test, step)
     assert isinstance(outcome, Round)
     assert [head.error for head in outcome.heads] == [None] * len(outcome.heads)
     data = BankStore(str(cache)).read_bytes("studies", state.study.id, "round-0.safetensors")

@@ -14,7 +14,7 @@ from harness.results.collect import collect
 from harness.search.accounts import Accounts
 from harness.search.build import outcome_of
 from harness.search.journal import Journal
-from harness.search.runner import Runners
+from harness.search.runner import Runner
 
 
 def planned(folder: Path, text: str) -> Plan:
@@ -28,10 +28,10 @@ def run(folder: Path, text: str) -> list[dict[str, Any]]:
     plan, cache = planned(folder, text), str(folder / "cache")
     store = BankStore(cache)
     accounts = Accounts(plan, store, encode(plan, store, plan.missing(store), Compute("float32", False, 1)))
-    runners = Runners(cache, gpu=False, threads=1)
+    runner = Runner(cache, gpu=False, threads=1)
     outcomes = [outcome_of(plan, study, accounts) for study in plan.studies]
     for outcome in outcomes:
         if outcome.state is not None:
-            outcome.error = finish(outcome.state, runners)
+            outcome.error = finish(outcome.state, runner)
             Journal(folder / "out").save(outcome.state)
     return collect(folder / "out", plan, outcomes, accounts, cache, plan.run_id)

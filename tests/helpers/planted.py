@@ -30,8 +30,8 @@ from harness.features.readouts import parse_readout, unavailable
 from harness.plan.plan import POOLS
 from harness.probes import grid
 from harness.search.propose import choose, first_rates
-from harness.search.stream_feed import StreamedRunner
-from harness.search.study import BankRef, Score, Stream, Study, StudyRunner
+from harness.search.runner import Runner
+from harness.search.study import BankRef, Score, Stream, Study
 from harness.tasks import select
 from tests.helpers import tiny
 
@@ -193,10 +193,9 @@ class World:
         Of banks that are extracted from the tars, or of the tars as they stream by.
         """
         chosen = select([f"planted/{task}"], str(self.shards), overrides)[0][0]
-        streamed = chosen.feed == "streamed"
         study, refs = self._study(encoder, chosen, lr)
         rates = first_rates(*lr, 2) if chosen.probe.has_learning_rate else grid(chosen.probe.name, chosen.protocol.fields)
-        runner = self._streamed_runner(encoder) if streamed else StudyRunner(str(self.cache), torch.device("cpu"))
+        runner = Runner(str(self.cache), gpu=False, threads=1, load_encoder=lambda spec: ENCODERS[spec.name])
         heads = runner.run_round(study, 0, [(readout, rate) for readout in study.readouts for rate in rates]).heads
         head = choose(heads, study.readouts)
         assert head is not None, [each.error for each in heads]
@@ -225,9 +224,6 @@ class World:
             stream=self._stream_of(encoder) if task.feed == "streamed" else None,
         )
         return study, refs
-
-    def _streamed_runner(self, encoder: str) -> StreamedRunner:
-        return StreamedRunner(str(self.cache), Compute("float32", False, 1), load_encoder=lambda _: ENCODERS[encoder])
 
     @staticmethod
     def _stream_of(encoder: str) -> Stream:

@@ -29,8 +29,9 @@ from harness.probes.lib.features import batch_order
 from harness.results.tables import read_table
 from harness.search import build
 from harness.search.accounts import Accounts
+from harness.search.bank_feed import BankFeed
+from harness.search.runner import Runner
 from harness.search.state import StudyState
-from harness.search.study import StudyRunner
 from harness.sweep import main
 from harness.tasks import select
 from tests.helpers import tiny
@@ -238,9 +239,10 @@ def test_heads_are_trained_on_crops_and_chosen_on_other_images_as_they_are(data:
     best = {"epoch": "best"} if task == "object-mlp" else {}
     plan = plan_of(data, tmp_path, [f"{dataset}/{task}"], train_views=3, crop_scale=[0.5, 1.0], **best)
     state = state_of(plan, tmp_path / "cache")
-    study, runner = state.study, StudyRunner(str(tmp_path / "cache"), CPU)
+    study, runner = state.study, Runner(str(tmp_path / "cache"), gpu=False, threads=1)
+    feed = BankFeed(BankStore(str(tmp_path / "cache")), CPU)
     assert study.holds_out == (dataset == "noval") == (HELD_OUT in plan.studies[0].banks)
-    trained, selection = runner.training_rows(study, "cls"), runner.selection_rows(study, "cls")
+    trained, selection = feed.training_rows(study, "cls"), feed.selection_rows(study, "cls")
     assert trained is not None
     held = 0 if dataset == "tiny" else 3
     assert (len(trained), len(selection)) == ((36 * 3, 18) if dataset == "tiny" else ((40 - held) * 3, held))

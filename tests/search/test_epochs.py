@@ -13,7 +13,9 @@ from harness.core import FittedStack, Rows
 from harness.errors import RequestError
 from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.probes import probe
-from harness.search.study import BankRef, Study, StudyRunner
+from harness.search.head_store import HeadStore
+from harness.search.runner import Runner
+from harness.search.study import BankRef, Study
 from harness.tasks import select
 from tests.helpers import tiny
 
@@ -78,7 +80,7 @@ def after_each_epoch(name: str, train: Rows, val: Rows) -> list[list[tuple[float
 
 @pytest.mark.parametrize("name", sorted(QUICK))
 def test_the_best_epoch_on_the_selection_split_is_kept(name: str, tmp_path: Path) -> None:
-    store, runner = BankStore(str(tmp_path)), StudyRunner(str(tmp_path), CPU)
+    store, runner = BankStore(str(tmp_path)), Runner(str(tmp_path), gpu=False, threads=1)
     best, last = study_of(store, name, "best"), study_of(store, name, "last")
     assert best.id != last.id
     looks = after_each_epoch(name, store.rows(best.train["cls"].bank), store.rows(best.val["cls"].bank))
@@ -90,7 +92,7 @@ def test_the_best_epoch_on_the_selection_split_is_kept(name: str, tmp_path: Path
     for head, each in zip(runner.run_round(best, 0, proposals).heads, looks, strict=True):
         first = int(np.argmax([accuracy for accuracy, _ in each]))
         assert (head.value, head.epochs) == (each[first][0], first + 1)
-        state = runner.state(best, head)
+        state = HeadStore(store).state(best, head)
         assert all(torch.equal(state[key], tensor) for key, tensor in each[first][1].items())
         chosen.append(first)
     assert min(chosen) < 11, "an epoch before the last one is the best of some head"

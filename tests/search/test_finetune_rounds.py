@@ -1,4 +1,4 @@
-"""Fine-tuning in rounds: who climbs which rung, what an interruption costs (nothing), what is scored, what is accounted for."""
+"""Fine-tuning in rounds: who comes to which rung, what an interruption costs (nothing), what is scored, what is accounted for."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from harness.probes.lib.streaming import PaddedEncoder
 from harness.search import build, steps
 from harness.search.accounts import Accounts
 from harness.search.halving import Halving, RungJob, RungResult
+from harness.search.head_store import HeadStore
 from harness.search.propose import HeadScore, choose, propose, survivors
+from harness.search.runner import Runner
 from harness.search.state import StudyState
 from harness.search.steps import Step
-from harness.search.stream_feed import StreamedRunner
-from harness.search.study import BankRef, Round, Score, Study, StudyRunner
+from harness.search.study import BankRef, Round, Score, Study
 from harness.tasks import select
 from tests.helpers import tiny
 
@@ -81,8 +82,8 @@ def studied(root: Path, folder: Path, **how: Any) -> tuple[Study, dict[str, Bank
     return state.study, dict(state.test), accounts
 
 
-def runner_in(folder: Path, compute: Compute) -> StreamedRunner:
-    return StreamedRunner(str(folder / "cache"), compute)
+def runner_in(folder: Path) -> Runner:
+    return Runner(str(folder / "cache"), gpu=False, threads=1)
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
@@ -135,9 +136,9 @@ CURVES = [[0.2, 0.3, 0.9], [0.5, 0.6, 0.6], [0.4, 0.7, 0.8], [0.6, 0.5, 0.4], [N
 """Value of each of eight heads at the ends of three rungs."""
 
 
-def climbed(climb: RungJob) -> RungResult:
-    value = CURVES[climb.head][climb.rung]
-    return RungResult(value=value, error=None if value is not None else "diverged", epochs=climb.epochs if value is not None else 0)
+def result_of(job: RungJob) -> RungResult:
+    value = CURVES[job.head][job.rung]
+    return RungResult(value=value, error=None if value is not None else "diverged", epochs=job.epochs if value is not None else 0)
 
 
 HALVING = Halving(round_index=0, proposals=[("mean", 10.0 ** -(index + 1)) for index in range(len(CURVES))], ends=(2, 4, 8), eta=2)
@@ -149,12 +150,12 @@ HEADS = [(0.2, 2, True), (0.6, 4, True), (0.8, 8, False), (0.5, 4, True), (None,
 def test_heads_climb_as_halving_by_hand_whatever_comes_first(order: int) -> None:
     done: dict[tuple[int, int], RungResult] = {}
     seen: list[set[int]] = [set(), set(), set()]
-    while climbs := HALVING.open(done):
-        climb = random.Random(order).choice(climbs)
-        assert (climb.rung, climb.head) not in done
-        assert climb.epochs == (2, 4, 8)[climb.rung]
-        seen[climb.rung].add(climb.head)
-        done[climb.rung, climb.head] = RungResult.from_json(climbed(climb).to_json())
+    while jobs := HALVING.open(done):
+        job = random.Random(order).choice(jobs)
+        assert (job.rung, job.head) not in done
+        assert job.epochs == (2, 4, 8)[job.rung]
+        seen[job.rung].add(job.head)
+        done[job.rung, job.head] = RungResult.from_json(result_of(job).to_json())
     assert seen == [set(range(8)), {1, 2, 3, 7}, {2, 7}]
     heads = HALVING.heads(done)
     assert [(one.value, one.epochs, one.stopped) for one in heads] == HEADS
@@ -187,25 +188,25 @@ def searched(state: StudyState, order: int) -> tuple[list[Round], int]:
         if config == Searcher.FINISHED:
             return state.rounds, most
         trial, step = running.pop(draws.randrange(len(running)) if order else 0)
-        if isinstance(step, steps.Climb):
+        if isinstance(step, steps.Rung):
             rate = step.proposals[step.job.head][1]
             outcome: Any = RungResult(value=value_of(rate or 0.0, step.job.rung), error=None, epochs=step.job.epochs)
         elif isinstance(step, steps.Fit):
-            assert not running, "a round ends when all its climbs have"
+            assert not running, "a round ends when all its rungs have"
             halving = Halving.planned("finetune", state.study.protocol, step.round, step.proposals)
             assert halving is not None
             done: dict[tuple[int, int], RungResult] = {}
-            while climbs := halving.open(done):
-                for one in climbs:
-                    value = value_of(halving.proposals[one.head][1] or 0.0, one.rung)
-                    done[one.rung, one.head] = RungResult(value=value, error=None, epochs=one.epochs)
+            while jobs := halving.open(done):
+                for job in jobs:
+                    value = value_of(halving.proposals[job.head][1] or 0.0, job.rung)
+                    done[job.rung, job.head] = RungResult(value=value, error=None, epochs=job.epochs)
             outcome = Round(index=step.round, heads=tuple(halving.heads(done)), seconds=0.0)
         else:
             outcome = Score(head=step.chosen, values=(), n=1, seconds=0.0)
         proposer.on_trial_complete(trial, {"payload": outcome.to_json()})
 
 
-def test_climbs_of_a_rung_run_side_by_side_and_their_order_changes_nothing(data: Path, tmp_path: Path) -> None:
+def test_jobs_of_a_rung_run_side_by_side_and_their_order_changes_nothing(data: Path, tmp_path: Path) -> None:
     (first, most), *others = [searched(state_of(data, tmp_path / str(order))[0], order) for order in range(4)]
     assert most == 3, "the stack of the sweep"
     assert len(first) == 2
@@ -242,9 +243,9 @@ def test_rounds_of_stopped_heads_survive_the_journal() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_efficientnet"])
-def test_a_planted_task_is_learned(architecture: str, data: Path, compute: Compute, tmp_path: Path) -> None:
+def test_a_planted_task_is_learned(architecture: str, data: Path, tmp_path: Path) -> None:
     study, test, _ = studied(data, tmp_path, architecture=architecture, epochs=9, eta=3, drop_path=0.0)
-    runner = runner_in(tmp_path, compute)
+    runner = runner_in(tmp_path)
     proposals: list[tuple[str, float | None]] = [("mean", 1e-6), ("mean", 1e-3), ("mean", 1e-2)]
     found = runner.run_round(study, 0, proposals)
     chosen = choose(found.heads, study.readouts)
@@ -283,7 +284,7 @@ def by_hand(study: Study, rate: float, epochs: int, compute: Compute) -> tuple[f
 
 def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(data: Path, compute: Compute, tmp_path: Path) -> None:
     study, _, _ = studied(data, tmp_path)
-    found = runner_in(tmp_path, compute).run_round(study, 0, PROPOSALS)
+    found = runner_in(tmp_path).run_round(study, 0, PROPOSALS)
     assert len(found.heads) == 4
     first = [by_hand(study, rate, 1, compute)[0] for rate in RATES]
     going = [one.head for one in survivors(scores(list(first), list(RATES)), 2)]
@@ -296,24 +297,24 @@ def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(dat
             continue
         value, state = by_hand(study, RATES[head.head], 2, compute)
         assert head.value == value
-        kept = StudyRunner(str(tmp_path / "cache"), compute.device).state(study, head)
+        kept = HeadStore(BankStore(str(tmp_path / "cache"))).state(study, head)
         assert kept.keys() == state.keys()
         assert all(torch.equal(kept[name], state[name]) for name in state)
     states = load_file(tmp_path / "cache" / "studies" / study.id / "round-0.safetensors")
     assert {int(name.split("/")[0]) for name in states} == set(going), "only what can be chosen is kept"
 
 
-def test_climbs_in_processes_of_their_own_give_the_same_bits(data: Path, compute: Compute, tmp_path: Path) -> None:
+def test_rungs_in_processes_of_their_own_give_the_same_bits(data: Path, tmp_path: Path) -> None:
     alone, _, _ = studied(data, tmp_path / "alone")
-    whole = runner_in(tmp_path / "alone", compute).run_round(alone, 0, PROPOSALS)
+    whole = runner_in(tmp_path / "alone").run_round(alone, 0, PROPOSALS)
     study, _, accounts = studied(data, tmp_path / "apart")
     halving = Halving.planned(study.probe, study.protocol, 0, PROPOSALS)
     assert halving is not None
     done: dict[tuple[int, int], RungResult] = {}
-    while climbs := halving.open(done):
-        for climb in reversed(climbs):
-            done[climb.rung, climb.head] = runner_in(tmp_path / "apart", compute).climb(study, 0, PROPOSALS, climb)
-    found = runner_in(tmp_path / "apart", compute).run_round(study, 0, PROPOSALS)
+    while jobs := halving.open(done):
+        for job in reversed(jobs):
+            done[job.rung, job.head] = runner_in(tmp_path / "apart").run_rung(study, 0, PROPOSALS, job)
+    found = runner_in(tmp_path / "apart").run_round(study, 0, PROPOSALS)
     assert found.heads == whole.heads
     assert found.seconds >= sum(one.seconds for one in done.values()) > 0
     first, second = (tmp_path / name / "cache" / "studies" / study.id / "round-0.safetensors" for name in ("alone", "apart"))
@@ -330,7 +331,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize(("architecture", "saves"), [("test_vit", 1), ("test_vit", 6), ("test_vit", 29), ("test_efficientnet", 7)])
 def test_an_interrupted_round_goes_on_to_the_same_bits(
-    architecture: str, saves: int, data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, saves: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def study_in(name: str) -> Study:
         return studied(data, tmp_path / name, every_step=name == "stopped", architecture=architecture, drop_path=0.2)[0]
@@ -339,8 +340,8 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
         return (tmp_path / name / "cache" / "studies" / study.id / "round-0.safetensors").read_bytes()
 
     straight, study = study_in("straight"), study_in("stopped")
-    whole = runner_in(tmp_path / "straight", compute).run_round(straight, 0, PROPOSALS)
-    runner, written = runner_in(tmp_path / "stopped", compute), 0
+    whole = runner_in(tmp_path / "straight").run_round(straight, 0, PROPOSALS)
+    runner, written = runner_in(tmp_path / "stopped"), 0
     publish = BankStore.publish
 
     def counted(store: BankStore, names: Sequence[str], data: bytes, *, replace: bool = False) -> bool:
@@ -357,25 +358,25 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
     steps: list[int] = []
     step = FinetuneTrainer.step
     monkeypatch.setattr(FinetuneTrainer, "step", lambda self, batch, at, total: (steps.append(at), step(self, batch, at, total)))
-    again = runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
+    again = runner_in(tmp_path / "stopped").run_round(study, 0, PROPOSALS)
     assert again.heads == whole.heads
     assert published("stopped", study) == published("straight", straight)
     # an epoch of five steps for four heads, and another one for two of them; each epoch saves once more at its end, but for the last one of a head
     assert len(steps) == 30 - (saves - saves // 6)
     assert not list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
 
-    assert runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS).heads == whole.heads
+    assert runner_in(tmp_path / "stopped").run_round(study, 0, PROPOSALS).heads == whole.heads
     assert len(steps) == 30 - (saves - saves // 6), "what is done is not done again"
     if saves == 1:
         (tmp_path / "stopped" / "cache" / "studies" / study.id / "round-0.safetensors").unlink()
-        runner_in(tmp_path / "stopped", compute).run_round(study, 0, PROPOSALS)
+        runner_in(tmp_path / "stopped").run_round(study, 0, PROPOSALS)
         assert published("stopped", study) == published("straight", straight), "what the cache has lost is made again"
 
 
 @pytest.mark.parametrize("dataset", ["tiny", "noval"])
-def test_the_account_says_that_every_sample_was_seen_once(dataset: str, data: Path, compute: Compute, tmp_path: Path) -> None:
+def test_the_account_says_that_every_sample_was_seen_once(dataset: str, data: Path, tmp_path: Path) -> None:
     study, test, accounts = studied(data, tmp_path, task=f"{dataset}/finetune")
-    runner = runner_in(tmp_path, compute)
+    runner = runner_in(tmp_path)
     found = runner.run_round(study, 0, PROPOSALS[1:3])
     assert all(head.error is None and head.value is not None for head in found.heads)
     chosen = choose(found.heads, study.readouts)
@@ -389,7 +390,7 @@ def test_the_account_says_that_every_sample_was_seen_once(dataset: str, data: Pa
     assert {one.attempts for one in receipts["train"]} == {1}
 
 
-def test_a_broken_image_costs_that_sample_and_is_named(compute: Compute, tmp_path: Path) -> None:
+def test_a_broken_image_costs_that_sample_and_is_named(tmp_path: Path) -> None:
     folder = tiny.build(tmp_path / "root")
     rng = np.random.default_rng(0)
     records = [tiny.members(rng, f"train-{index:05d}", index % 3) for index in range(12)]
@@ -398,29 +399,29 @@ def test_a_broken_image_costs_that_sample_and_is_named(compute: Compute, tmp_pat
     manifest["splits"]["train"]["shards"][0] = tiny.write_tar(folder / "train-000.tar", records)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     study, _, accounts = studied(tmp_path / "root", tmp_path)
-    found = runner_in(tmp_path, compute).run_round(study, 0, PROPOSALS[1:3])
+    found = runner_in(tmp_path).run_round(study, 0, PROPOSALS[1:3])
     assert all(head.value is not None for head in found.heads)
     (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
     assert [(one.status, one.seen, one.failed) for one in accounts.of(train)] == [("incomplete", 11, 1), ("ok", 12, 0), ("ok", 12, 0)]
     assert accounts.of(train)[0].reasons == {"broken image": ["train-00005"]}
 
 
-def test_a_round_needs_no_test_shards_and_leaves_the_encoder_alone(compute: Compute, tmp_path: Path) -> None:
+def test_a_round_needs_no_test_shards_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
     folder = tiny.build(tmp_path / "root")
     study, _, _ = studied(tmp_path / "root", tmp_path)
     for shard in folder.glob("test-*.tar"):
         shard.unlink()
-    loaded: list[Any] = []
-    runner = StreamedRunner(str(tmp_path / "cache"), compute, load_encoder=lambda spec: (loaded.append(load(spec)), loaded[-1])[1])
+    assert study.stream is not None
+    encoder = load(study.stream.encoder)
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1, load_encoder=lambda _: encoder)
     assert runner.run_round(study, 0, PROPOSALS[1:3]).heads[0].value is not None
-    (encoder,) = loaded
     assert encoder.module.digest() == encoder.info.weights_sha256
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
 
 
-def test_a_rate_that_diverges_costs_itself_alone(data: Path, compute: Compute, tmp_path: Path) -> None:
+def test_a_rate_that_diverges_costs_itself_alone(data: Path, tmp_path: Path) -> None:
     study, _, _ = studied(data, tmp_path)
-    found = runner_in(tmp_path, compute).run_round(study, 0, [("mean", 1e30), ("mean", 1e-3)])
+    found = runner_in(tmp_path).run_round(study, 0, [("mean", 1e30), ("mean", 1e-3)])
     assert (found.heads[0].value, found.heads[0].stopped) == (None, False)
     assert "search below it" in (found.heads[0].error or "")
     assert (found.heads[1].epochs, found.heads[1].stopped) == (2, False)

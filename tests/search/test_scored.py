@@ -16,16 +16,18 @@ from PIL import Image
 from harness.config import load_sweep
 from harness.core import Predictions, Rows
 from harness.features.bank import BankStore
-from harness.features.device import Compute, device_type
+from harness.features.device import device_type
 from harness.metrics import metric
 from harness.plan.plan import make_plan
 from harness.results.collect import records
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts
+from harness.search.bank_feed import trained_labels
 from harness.search.build import outcome_of, state_of
 from harness.search.propose import HeadScore
-from harness.search.stream_feed import StreamedRunner
-from harness.search.study import Score, Study, estimate, scored, trained_labels, untrained_labels
+from harness.search.runner import Runner
+from harness.search.scoring import scored, untrained_labels, value_of
+from harness.search.study import Score, Study
 from harness.sweep import main
 from tests.helpers import tiny
 
@@ -65,13 +67,13 @@ def table(*items: tuple[str, int, int, float]) -> Predictions:
 def test_queries_without_a_relevant_row_are_not_scored_and_are_told() -> None:
     queries = table(("a", 0, 0, 1.0), ("b", 0, 1, 0.5), ("c", 1, 0, np.nan), ("d", -1, 0, np.nan))
     for name in ("AP", "mAP"):
-        found = estimate(metric(name), queries, study(name))
+        found = value_of(metric(name), queries, study(name))
         assert found.n == 2
         assert found.notes == ("2 of 4 items are not scored: nothing in their gallery is relevant to them",)
 
 
 def test_retrieval_of_nothing_relevant_is_undefined_and_says_so() -> None:
-    found = estimate(metric("AP"), table(("a", 0, 1, np.nan), ("b", 1, 0, np.nan)), study("AP"))
+    found = value_of(metric("AP"), table(("a", 0, 1, np.nan), ("b", 1, 0, np.nan)), study("AP"))
     assert (found.value, found.n, found.notes) == (None, 0, ())
     assert found.reason == "no query has anything relevant in its gallery"
 
@@ -79,14 +81,14 @@ def test_retrieval_of_nothing_relevant_is_undefined_and_says_so() -> None:
 def test_items_without_a_label_are_not_scored() -> None:
     items = table(("a", 0, 0, 1.0), ("b", 1, 1, 0.5), ("c", 1, 0, 0.5), ("d", -1, 0, 0.5))
     for name in ("accuracy", "mean_class_accuracy"):
-        found = estimate(metric(name), items, study(name))
+        found = value_of(metric(name), items, study(name))
         assert (found.n, found.notes) == (3, ("1 of 4 items are not scored: they have no label",))
 
 
 def test_images_count_once_however_many_confusion_cells_they_have() -> None:
     keys, targets, predictions = ["a", "a", "a", "b"], np.array([0, 0, 1, 1]), np.array([0, 1, 1, 0])
     cells = Predictions(keys=keys, groups=keys, targets=targets, predictions=predictions, scores=np.full(4, 7.0))
-    assert [estimate(metric(name), cells, study(name)).n for name in ("mIoU", "mAcc", "aAcc")] == [2, 2, 2]
+    assert [value_of(metric(name), cells, study(name)).n for name in ("mIoU", "mAcc", "aAcc")] == [2, 2, 2]
 
 
 def test_each_metric_of_a_task_has_items_of_its_own() -> None:
@@ -105,9 +107,9 @@ def test_an_empty_test_split_has_no_items() -> None:
 
 def test_why_a_value_has_no_interval_is_said_beside_it() -> None:
     perfect = table(("a", 0, 0, 1.0), ("b", 1, 1, 1.0))
-    assert estimate(metric("AP"), perfect, study("AP")).notes == ("no interval: every resample has the same value",)
-    assert estimate(metric("accuracy"), perfect, study("accuracy")).notes == ()
-    alone = estimate(metric("AP"), table(("a", 0, 0, 0.4)), study("AP"))
+    assert value_of(metric("AP"), perfect, study("AP")).notes == ("no interval: every resample has the same value",)
+    assert value_of(metric("accuracy"), perfect, study("accuracy")).notes == ()
+    alone = value_of(metric("AP"), table(("a", 0, 0, 0.4)), study("AP"))
     assert alone.notes == ("no interval: an interval needs at least two groups",)
 
 
@@ -189,7 +191,7 @@ def test_a_stream_notes_what_it_was_trained_on(lopsided: Path, tmp_path: Path, t
     (tmp_path / "sweep.yaml").write_text(text.replace('"size": 64', '"size": 32'))
     plan = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, device_type(False), "float32")
     state = state_of(plan, plan.studies[0], Accounts(plan, BankStore(str(tmp_path / "cache")), {}))
-    runner = StreamedRunner(str(tmp_path / "cache"), Compute("float32", False, 1))
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
     (head,) = runner.run_round(state.study, 0, [(readout, 1e-3)]).heads
     score = runner.score(state.study, head, state.test[readout])
     assert score.untrained == (2,)

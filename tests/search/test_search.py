@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
@@ -24,9 +23,9 @@ from harness.search import steps
 from harness.search.halving import RungJob
 from harness.search.journal import Journal
 from harness.search.propose import HeadScore, choose, first_rates, propose
-from harness.search.runner import Runners
+from harness.search.runner import Runner
 from harness.search.state import StudyState
-from harness.search.study import BankRef, Round, Score, Study, StudyRunner
+from harness.search.study import BankRef, Round, Score, Study
 
 READOUTS = ("cls", "mean")
 
@@ -189,7 +188,7 @@ def test_what_is_proposed_does_not_depend_on_who_finishes_first() -> None:
     [
         steps.Fit(round=1, proposals=(("cls", 0.1), ("mean@-3", 1 / 3))),
         steps.Fit(round=0, proposals=(("cls", None),)),
-        steps.Climb(round=0, proposals=(("mean", 1e-3), ("mean", 1e-5)), job=RungJob(head=1, rung=0, epochs=2)),
+        steps.Rung(round=0, proposals=(("mean", 1e-3), ("mean", 1e-5)), job=RungJob(head=1, rung=0, epochs=2)),
         steps.Score(chosen=replace(head(1 / 3, 0.7), epochs=4)),
     ],
 )
@@ -200,7 +199,7 @@ def test_a_step_goes_through_json_and_comes_back_as_it_was(step: steps.Step) -> 
 
 
 def test_a_step_of_no_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a step of kind fit, climb or score, got 'rest'"):
+    with pytest.raises(ValueError, match="expected a step of kind fit, rung or score, got 'rest'"):
         steps.from_plain({"kind": "rest", "round": 0, "proposals": []})
 
 
@@ -337,22 +336,15 @@ def test_a_lost_process_is_told_with_what_ray_says_of_it() -> None:
     assert proposer.errors[0].startswith(f"the trial's process was lost {MAX_FAILURES + 1} times: RayActorError: The actor ")
 
 
-class Reads:
-    """A runner whose rounds end in an exception."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def run_round(self, *_: Any) -> Round:
-        raise self._error
-
-
 def step_ending_in(error: Exception, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def run_round(*_: Any) -> Round:
+        raise error
+
     monkeypatch.setattr(search.time, "sleep", lambda _: None)
     trial = StudyTrial.__new__(StudyTrial)
     trial.config = {"study": 0, "step": steps.to_plain(steps.Fit(round=0, proposals=(("cls", 0.1),)))}
     trial.setup(trial.config, states=[(study("a"), {})], cache="", gpu=False, threads=1, device_type=device_type(False))
-    monkeypatch.setattr(Runners, "runner_of", lambda *_: Reads(error))
+    monkeypatch.setattr(Runner, "run_round", run_round)
     return trial.step()
 
 
@@ -384,7 +376,7 @@ def bank_of(shard: str) -> BankRef:
 def test_a_bank_that_cannot_be_read_is_no_outcome_of_a_round(tmp_path: Path) -> None:
     lost = replace(study("a"), train={"cls": bank_of("a.tar")}, val={"cls": bank_of("b.tar")})
     with pytest.raises(BankError, match="run the sweep again"):
-        StudyRunner(str(tmp_path), torch.device("cpu")).run_round(lost, 0, [("cls", 0.1)])
+        Runner(str(tmp_path), gpu=False, threads=1).run_round(lost, 0, [("cls", 0.1)])
     assert not (tmp_path / "studies").exists()
 
 

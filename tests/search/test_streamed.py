@@ -33,8 +33,10 @@ from harness.probes.lib.streaming import PaddedEncoder
 from harness.probes.segmentation import SegmentationFields, SegmentationHead, confusion, logits, slide, warmed_up, windows
 from harness.search import build
 from harness.search.accounts import Accounts
-from harness.search.stream_feed import StreamedRunner, labels_of
-from harness.search.study import BankRef, Study, StudyRunner
+from harness.search.head_store import HeadStore
+from harness.search.runner import Runner
+from harness.search.stream_feed import StreamFeed, labels_of
+from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
 from tests.helpers import tiny
 
@@ -435,7 +437,7 @@ def test_without_augmentation_the_stream_gives_the_banked_probe(
         step(self, batch, at, steps)
 
     monkeypatch.setattr(StreamedHeads, "step", noting)
-    runner = StreamedRunner(str(tmp_path / "cache"), compute)
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
     rates = [0.01, 0.1]
     found = runner.run_round(study, 0, [("cls", rate) for rate in rates])
 
@@ -452,7 +454,7 @@ def test_without_augmentation_the_stream_gives_the_banked_probe(
     monkeypatch.setattr(heads, "batch_order", lambda rows, size, generator: next(epochs))
     banked = linear.PROBE.fit(rows, rates, classes=3, protocol=study.protocol, seed=study.seed, device=torch.device("cpu"))
     for head in range(2):
-        streamed = StudyRunner(str(tmp_path / "cache"), compute.device).state(study, found.heads[head])
+        streamed = HeadStore(BankStore(str(tmp_path / "cache"))).state(study, found.heads[head])
         torch.testing.assert_close(streamed["weight"], banked.state(head)["weight"], rtol=1e-5, atol=1e-6)
 
 
@@ -541,7 +543,7 @@ def proposals_of(task: str) -> list[tuple[str, float | None]]:
 
 
 def stopping_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt a runner right after it has written so many checkpoints."""
+    """Interrupt whatever runs right after it has written so many checkpoints."""
     written = 0
     publish = BankStore.publish
 
@@ -559,7 +561,7 @@ def stopping_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("dataset", "saves"), [("tiny", 1), ("tiny", 5), ("tiny", 7), ("broken_tail", 5)])
 def test_an_interrupted_round_goes_on_to_the_same_bits(
-    data: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, dataset: str, saves: int
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, dataset: str, saves: int
 ) -> None:
     def study_in(folder: Path) -> Study:
         plan = plan_of(data, folder, f"{dataset}/{task}")
@@ -571,14 +573,14 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
         return (folder / "cache" / "studies" / study.id / "round-0.safetensors").read_bytes()
 
     straight = study_in(tmp_path / "straight")
-    whole = StreamedRunner(str(tmp_path / "straight" / "cache"), compute).run_round(straight, 0, proposals_of(task))
+    whole = Runner(str(tmp_path / "straight" / "cache"), gpu=False, threads=1).run_round(straight, 0, proposals_of(task))
     study = study_in(tmp_path / "stopped")
-    runner = StreamedRunner(str(tmp_path / "stopped" / "cache"), compute)
+    runner = Runner(str(tmp_path / "stopped" / "cache"), gpu=False, threads=1)
     stopping_after(saves, monkeypatch)
     with pytest.raises(Stopped):
         runner.run_round(study, 0, proposals_of(task))
     assert list((tmp_path / "stopped" / "cache").glob("*/checkpoint-*"))
-    resumed = StreamedRunner(str(tmp_path / "stopped" / "cache"), compute)
+    resumed = Runner(str(tmp_path / "stopped" / "cache"), gpu=False, threads=1)
     steps: list[int] = []
     for kind in TRAINERS:
         step = kind.step
@@ -592,9 +594,9 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("task", SEEN)
-def test_the_account_says_that_every_sample_was_seen_once(data: Path, compute: Compute, tmp_path: Path, task: str) -> None:
+def test_the_account_says_that_every_sample_was_seen_once(data: Path, tmp_path: Path, task: str) -> None:
     study, test, accounts = studied(data, tmp_path, f"tiny/{task}")
-    runner = StreamedRunner(str(tmp_path / "cache"), compute)
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
     found = runner.run_round(study, 0, proposals_of(task))
     assert all(head.error is None and head.value is not None for head in found.heads)
     score = runner.score(study, found.heads[0], test[found.heads[0].readout])
@@ -604,26 +606,26 @@ def test_the_account_says_that_every_sample_was_seen_once(data: Path, compute: C
     assert all(one.status == "ok" for each in receipts.values() for one in each)
 
 
-def test_a_round_needs_no_test_shards(data: Path, compute: Compute, tmp_path: Path) -> None:
+def test_a_round_needs_no_test_shards(data: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     folder = tiny.build(root)
     study, test, _ = studied(root, tmp_path, "tiny/object-linear-streamed")
     for shard in folder.glob("test-*.tar"):
         shard.unlink()
     assert "test-000.tar" not in repr(study)
-    runner = StreamedRunner(str(tmp_path / "cache"), compute)
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
     found = runner.run_round(study, 0, [("cls", 0.1)])
     assert found.heads[0].value is not None
     score = runner.score(study, found.heads[0], test["cls"])
     assert score.values[0].value is None, "nothing could be seen"
 
 
-def test_a_broken_image_costs_that_sample_and_is_named(compute: Compute, tmp_path: Path) -> None:
+def test_a_broken_image_costs_that_sample_and_is_named(tmp_path: Path) -> None:
     root = tmp_path / "root"
     folder = tiny.build(root)
     break_image(folder, 5)
     study, _, accounts = studied(root, tmp_path, "tiny/object-linear-streamed")
-    found = StreamedRunner(str(tmp_path / "cache"), compute).run_round(study, 0, [("cls", 0.1)])
+    found = Runner(str(tmp_path / "cache"), gpu=False, threads=1).run_round(study, 0, [("cls", 0.1)])
     assert found.heads[0].value is not None
     (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
     receipts = accounts.of(train)
@@ -642,10 +644,10 @@ def test_without_a_val_split_a_tenth_of_train_is_held_out(
     for kind in TRAINERS:
         before = kind.draw
         monkeypatch.setattr(kind, "draw", lambda self, sample, rng, before=before: (trained.add(sample.key), before(self, sample, rng))[1])
-    runner = StreamedRunner(str(tmp_path / "cache"), compute)
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
     found = runner.run_round(study, 0, proposals_of(task))
     assert all(head.value is not None for head in found.heads)
-    held = runner.held_out(study)
+    held = StreamFeed(BankStore(str(tmp_path / "cache")), compute).held_out(study)
     assert len(held) == 3  # round(0.1 × 14), and of 13 twice
     assert not held & trained
     assert len(trained) == 37
@@ -653,9 +655,9 @@ def test_without_a_val_split_a_tenth_of_train_is_held_out(
     assert sum(one.seen for one in accounts.of(train)) == 40
 
 
-def test_a_rate_that_diverges_costs_its_own_head_alone(data: Path, compute: Compute, tmp_path: Path) -> None:
+def test_a_rate_that_diverges_costs_its_own_head_alone(data: Path, tmp_path: Path) -> None:
     study, _, _ = studied(data, tmp_path, "tiny/object-linear-streamed")
-    found = StreamedRunner(str(tmp_path / "cache"), compute).run_round(study, 0, [("cls", 0.1), ("cls", 1e38)])
+    found = Runner(str(tmp_path / "cache"), gpu=False, threads=1).run_round(study, 0, [("cls", 0.1), ("cls", 1e38)])
     assert found.heads[0].value is not None
     assert found.heads[1].value is None
     assert "search below it" in (found.heads[1].error or "")

@@ -22,7 +22,8 @@ from harness.probes import attentive, defaults, heads
 from harness.probes.lib.streaming import PaddedEncoder
 from harness.search.accounts import Accounts
 from harness.search.build import state_of
-from harness.search.stream_feed import StreamedRunner, predictions_of
+from harness.search.runner import Runner
+from harness.search.stream_feed import predicted
 from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
 from tests.helpers import tiny
@@ -158,7 +159,7 @@ def test_batch_statistics_are_those_of_the_protocols_batches_whatever_the_encode
     (state,) = trained(setting, [0.5], samples)
     assert attentive.PROBE.together(setting) == size
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
-    scores = np.concatenate([one.scores for (one,) in predictions_of(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)])  # type: ignore[arg-type]
+    scores = np.concatenate([one.scores for (one,) in predicted(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)])  # type: ignore[arg-type]
     pictures = torch.stack([scorer.view(one).image for one in samples])
     (tokens,) = setting.encoder(pictures, lambda found: [found.patches.flatten(1, 2)])
     keys = [one.key for one in samples]
@@ -177,7 +178,7 @@ def test_running_statistics_do_not_depend_on_what_is_scored_together() -> None:
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
     found = {}
     for size in (3, 20):
-        parts = [one.scores for (one,) in predictions_of(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)]  # type: ignore[arg-type]
+        parts = [one.scores for (one,) in predicted(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)]  # type: ignore[arg-type]
         found[size] = np.concatenate(parts)
     np.testing.assert_allclose(found[3], found[20], rtol=1e-5)
 
@@ -218,7 +219,7 @@ def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any],
 
 def test_it_learns_the_colours_of_a_data_set_from_its_tars(data: Path, tmp_path: Path) -> None:
     study, test = studied(data, tmp_path, f"tiny/{TASK}@release", epochs=6, bn_batch=9)
-    runner = StreamedRunner(str(tmp_path / "cache"), Compute("float32", False, 1))
+    runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
     found = runner.run_round(study, 0, [("all", 0.05), ("all", 0.2)])
     assert max(head.value or 0.0 for head in found.heads) > 0.6, "chance is a third"
     score = runner.score(study, max(found.heads, key=lambda head: head.value or 0.0), test["all"])
@@ -230,6 +231,6 @@ def test_it_learns_the_colours_of_a_data_set_from_its_tars(data: Path, tmp_path:
 
 def test_attention_heads_that_do_not_fit_cost_the_round_and_say_why(data: Path, tmp_path: Path) -> None:
     study, _ = studied(data, tmp_path, f"tiny/{TASK}", attention_heads=7)
-    found = StreamedRunner(str(tmp_path / "cache"), Compute("float32", False, 1)).run_round(study, 0, [("all", 0.1)])
+    found = Runner(str(tmp_path / "cache"), gpu=False, threads=1).run_round(study, 0, [("all", 0.1)])
     assert found.heads[0].value is None
     assert "7 attention heads" in (found.heads[0].error or "")

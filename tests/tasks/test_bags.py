@@ -28,7 +28,8 @@ from harness.plan.plan import make_plan
 from harness.probes import is_decided
 from harness.results.tables import read_table
 from harness.search.propose import HeadScore, choose, first_rates
-from harness.search.study import BankRef, Score, Study, StudyRunner
+from harness.search.runner import Runner
+from harness.search.study import BankRef, Score, Study
 from harness.sweep import main
 from harness.tasks import select, templates
 from tests.helpers import tiny
@@ -311,7 +312,7 @@ class Walk:
             contents="",
             decided=decided,
         )
-        runner = StudyRunner(str(self._cache), torch.device("cpu"))
+        runner = Runner(str(self._cache), gpu=False, threads=1)
         head: HeadScore | None = HeadScore(round=0, head=0, lr=None, readout=readout, value=None, error=None)
         if not decided:
             rates: Sequence[float | None] = first_rates(0.1, 1.0, 2) if task.probe.has_learning_rate else (None,)

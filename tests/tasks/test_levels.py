@@ -14,7 +14,7 @@ from harness.data.manifest import load_manifest
 from harness.errors import ManifestError, ProbeError, RequestError
 from harness.metrics import metric
 from harness.results.tables import read_table
-from harness.search.study import translated
+from harness.search.scoring import translated
 from harness.sweep import main
 from harness.tasks import select
 from tests.helpers import tiny

@@ -34,7 +34,8 @@ from harness.results.collect import receipts_of, records
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts, Outcome
 from harness.search.propose import choose, first_rates
-from harness.search.study import BankRef, Score, Study, StudyRunner
+from harness.search.runner import Runner
+from harness.search.study import BankRef, Score, Study
 from harness.tasks import select
 from tests.helpers import tiny
 from tests.helpers.runs import ROOT, Run
@@ -167,7 +168,7 @@ class World:
     def __init__(self, shards: Path, cache: Path) -> None:
         self._shards, self._store = str(shards), BankStore(str(cache))
         self._encoders = encoders()
-        self._runner = StudyRunner(str(cache), torch.device("cpu"))
+        self._runner = Runner(str(cache), gpu=False, threads=1)
 
     def points(self, encoder: str, task: str, lr: tuple[float, float] = (0.3, 3.0), stack: int = 2, **overrides: Any) -> list[Score]:
         """What every point of `<data set>/<task>[@<protocol>]` finds in an encoder."""
