@@ -8,15 +8,28 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import torch
+from harness.search.runners import Runners
 from ray.cluster_utils import Cluster
 
-from tests.helpers import tiny
+from harness.cluster.tuner import SearchSettings, run_search
+from harness.errors import RunError
+from harness.features.bank import BankStore
+from harness.features.device import Compute, device_type
+from harness.local import encode, finish
+from harness.search.accounts import Accounts
+from harness.search.build import outcome_of
+from harness.search.journal import Journal
+from harness.search.study import StudyRunner
+from tests.helpers import here, tiny
 from tests.helpers.gates import Gates
 from tests.helpers.runs import Run, same_values
 
@@ -144,6 +157,54 @@ def test_a_node_that_is_lost_and_not_replaced_costs_its_shards_time_and_nothing_
     assert len(losses) == 1, "the one that was leased to it"
     assert not [event for event in run.events if event["event"] == "failed"]
     same_values(alone, run)
+
+
+@pytest.mark.slow
+def test_a_search_whose_nodes_are_all_lost_ends_in_one_line_and_goes_on_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.build(tmp_path / "shards")
+    plan = here.planned(tmp_path, tiny.sweep_text(tmp_path / "shards", tasks=["tiny/object-linear"], protocol={"epochs": 5}))
+    cache = str(tmp_path / "cache")
+    store = BankStore(cache)
+    accounts = Accounts(plan, store, encode(plan, store, plan.missing(store), Compute("float32", False, 1)))
+    lost, resumed, undisturbed = (outcome_of(plan, plan.studies[0], accounts).state for _ in range(3))
+    assert lost is not None
+    assert resumed is not None
+    assert undisturbed is not None
+    assert finish(undisturbed, Runners(cache, gpu=False, threads=1)) is None
+    settings = SearchSettings(
+        out=tmp_path / "out", cache=cache, concurrent=1, cpus=1, gpus=0, threads=1, device_type=device_type(False), node_timeout=2.0
+    )
+    gates = Gates(tmp_path / "gates")
+    gates.close("round", at=1)  # the first one is done
+    with two_nodes(gates, monkeypatch) as nodes, ThreadPoolExecutor(1) as beside:
+
+        def lose_all_nodes() -> None:
+            gates.wait("round", 1)
+            for node in list(nodes.worker_nodes):
+                nodes.remove_node(node, allow_graceful=False)
+
+        ray.init(address=nodes.address, log_to_driver=False)
+        try:
+            losing = beside.submit(lose_all_nodes)
+            with pytest.raises(RunError) as caught:
+                run_search([lost], settings, lambda _: None)
+            losing.result()
+            assert str(caught.value) == (
+                "no node could run a trial for 2 s: expected one with 1 CPUs and 0 GPUs, got 0 CPUs and 0 GPUs; "
+                "look at `ray status` for nodes that are missing or too small; what is done stays: run again to go on"
+            )
+            gates.open("round")
+            nodes.add_node(num_cpus=1)
+            Journal(settings.out).load(resumed, StudyRunner(cache, torch.device("cpu")).has_state)
+            assert resumed.rounds == lost.rounds
+            assert len(resumed.rounds) == 1
+            assert run_search([resumed], settings, lambda _: None) == {}
+        finally:
+            ray.shutdown()
+    assert resumed.score is not None
+    assert undisturbed.score is not None
+    assert resumed.score.values == undisturbed.score.values
+    assert resumed.score.predictions == undisturbed.score.predictions
 
 
 def test_an_actor_killed_within_a_lease_changes_nothing(alone: Run, folder: Path) -> None:

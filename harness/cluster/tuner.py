@@ -36,6 +36,10 @@ MAX_FAILURES = 3
 """How often a step is run again whose process died, or that could not read, write or find the memory."""
 PAUSE = 1.0
 """Seconds before such a step is tried again by another process, or by the same one."""
+NODE_TIMEOUT = 600.0
+"""Seconds without any node that could run a trial after which a search ends, as encoding waits for an actor; Tune itself would wait for ever."""
+_LOOK = 1.0
+"""Seconds between two looks at the nodes."""
 
 
 class StudyTrial(tune.Trainable):  # type: ignore[misc]
@@ -153,6 +157,34 @@ class Losses(tune.Callback):  # type: ignore[misc]
             self._proposer.explain(trial.config["study"], error.cause if isinstance(error, RayTaskError) else error)
 
 
+class Nodes(tune.Callback):  # type: ignore[misc]
+    """Ends a search that has had no node for its trials for too long: all were lost, or those that came instead are too small."""
+
+    def __init__(self, *, cpus: float, gpus: float, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._needs, self._timeout, self._clock = {"CPU": cpus, "GPU": gpus}, timeout, clock
+        self._fit_at = self._looked_at = clock()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raises RunError, which ends the Tuner; what is journalled stays."""
+        now = self._clock()
+        if now - self._looked_at < _LOOK:
+            return
+        self._looked_at = now
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= amount for name, amount in self._needs.items()) for node in nodes):
+            self._fit_at = now
+        elif now - self._fit_at > self._timeout:
+            raise RunError(
+                f"no node could run a trial for {self._timeout:g} s: expected one with {_counted(self._needs)}, "
+                f"got {'; '.join(map(_counted, nodes)) or 'none that is alive'}; "
+                "look at `ray status` for nodes that are missing or too small; what is done stays: run again to go on"
+            )
+
+
+def _counted(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """What a search may use."""
@@ -164,10 +196,15 @@ class SearchSettings:
     gpus: float
     threads: int
     device_type: str
+    node_timeout: float = NODE_TIMEOUT
+    """Seconds without any node that could run a trial after which the search ends."""
 
 
 def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: Callable[[StudyState], None]) -> dict[int, str]:
-    """Bring every study to its end, in one Tuner; index of a study to why it could not be. KeyboardInterrupt passes through."""
+    """Bring every study to its end, in one Tuner; index of a study to why it could not be. KeyboardInterrupt passes through.
+
+    Raises RunError where no node could run a trial for `node_timeout`.
+    """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own makes an interrupted search look like a finished one
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its table of trials ignores verbose=0
@@ -198,7 +235,7 @@ def run_search(states: Sequence[StudyState], settings: SearchSettings, on_step: 
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only the driver need see `out`
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[Losses(proposer)],
+            callbacks=[Losses(proposer), Nodes(cpus=settings.cpus, gpus=settings.gpus, timeout=settings.node_timeout)],
         ),
     )
     tuner.fit()

@@ -104,9 +104,7 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
             "status": "undefined" if reason and status == "ok" else status,
             "error": _error_text(reason, error, value if has_value else None, remarks),
             "bank_keys": sorted({receipt.bank_key for receipt in receipts}),
-            "seconds": sum(finished.seconds for finished in state.rounds) + (state.score.seconds if state.score else 0.0)
-            if state is not None
-            else 0.0,
+            "seconds": _seconds(state),
             "images_per_second": sum(receipt.images for receipt in timed) / seconds if seconds else None,
             "device": plan.device_type,
             "precision": plan.precision_of(info),
@@ -118,6 +116,13 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
             "num_classes": len(task.classes),
             "class_levels": json.dumps(metric.of) if isinstance(metric, AtLevel) else None,
         }
+
+
+def _seconds(state: StudyState | None) -> float:
+    """Of the search and the score of a study."""
+    if state is None:
+        return 0.0
+    return sum(finished.seconds for finished in state.rounds) + (state.score.seconds if state.score else 0.0)
 
 
 def _error_text(reason: str | None, error: str | None, value: Value | None, remarks: str | None) -> str | None:

@@ -53,11 +53,14 @@ class Gates:
         files = sorted(self.folder.glob(f"{gate}.*.arrived"), key=lambda path: path.stat().st_mtime_ns)
         return [Arrival(**json.loads(file.read_text())) for file in files]
 
-    def wait(self, gate: str, count: int, process: subprocess.Popen[str]) -> list[Arrival]:
-        """Until so many processes wait at a gate; fails where the run ends, or the time is over, before they do."""
+    def wait(self, gate: str, count: int, process: subprocess.Popen[str] | None = None) -> list[Arrival]:
+        """Until so many processes wait at a gate; fails where the run ends, or the time is over, before they do.
+
+        Without `process` the run is the test's own.
+        """
         deadline = time.monotonic() + LIMIT
         while len(arrived := self.arrived(gate)) < count:
-            assert process.poll() is None, f"the run ended with {process.returncode} before {count} came to {gate}"
+            assert process is None or process.poll() is None, f"the run ended with {process and process.returncode} before {count} came to {gate}"
             assert time.monotonic() < deadline, f"{len(arrived)} of {count} came to {gate}"
             time.sleep(0.01)
         return arrived

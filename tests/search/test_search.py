@@ -96,6 +96,29 @@ def test_of_tied_heads_the_middle_of_the_plateau_of_the_first_readout_is_chosen(
         assert choose(tied, READOUTS) == head(0.1, 0.9, "cls")
 
 
+def test_a_search_waits_for_a_node_that_fits_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, nodes = [0.0], list[dict[str, Any]]()
+    monkeypatch.setattr(search.ray, "nodes", lambda: nodes)
+    fits = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+    callback = search.Nodes(cpus=2, gpus=0.5, timeout=60.0, clock=lambda: now[0])
+
+    def look(at: float, *there: dict[str, Any]) -> None:
+        now[0], nodes[:] = at, there
+        callback.on_step_begin(0, [])
+
+    look(50, fits)
+    look(100, {**fits, "Alive": False})
+    look(110, fits)
+    look(170, {"Alive": True, "Resources": {}})
+    look(170.5)
+    with pytest.raises(RunError, match=r"no node could run a trial for 60 s: expected one with 2 CPUs and 0.5 GPUs, got none that is alive; "):
+        look(171)
+    look(172, fits)
+    look(232, {"Alive": True, "Resources": {"CPU": 4.0}})
+    with pytest.raises(RunError, match="got 4 CPUs and 0 GPUs; 1 CPUs and 1 GPUs; look at"):
+        look(233, {"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}})
+
+
 def study(name: str, trials: int = 2, probe: str = "linear", lr: tuple[float, ...] = (0.01, 1.0)) -> Study:
     return Study(
         name=name,
