@@ -48,7 +48,8 @@ PART_TASKS = [name for name in FITTED if name.startswith("part")]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("planted")
-    return World(shards=root / "shards", cache=root / "cache", manifest=planted.build(root / "shards"))
+    planted.build(root / "shards")
+    return World(shards=root / "shards", cache=root / "cache")
 
 
 def accuracy(world: World, encoder: str, task: str) -> float:
@@ -192,12 +193,11 @@ def test_without_a_head_the_projection_is_undefined_with_its_reason(world: World
 
 
 def test_a_bank_of_all_tokens_carries_no_label_maps(world: World) -> None:
-    (task,) = select(["planted/object-attentive"], str(world.shards), {})[0]
     store = BankStore(str(world.cache))
-    rows = store.rows(world.bank("objects", task, "all", "test"))
+    rows = store.rows(world.bank("objects", "object-attentive", "all", "test"))
     assert rows.features.shape == (IMAGES, 1 + planted.HEIGHT * planted.WIDTH, 1 + C)
     with pytest.raises(BankError, match="label maps"):
-        store.rows(world.bank("objects", task, "all", "test"), mask="object")
+        store.rows(world.bank("objects", "object-attentive", "all", "test"), mask="object")
 
 
 # --- segmentation -----------------------------------------------------------------------------------------------------------

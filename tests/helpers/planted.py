@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.core import EncoderInfo, Preprocessing, Task, Tokens
-from harness.data.manifest import Manifest, load_manifest, shard_url
-from harness.data.shards import Source
-from harness.encoders import EncoderSpec
-from harness.features.bank import BankSpec, BankStore
-from harness.features.device import Compute
-from harness.features.extract import BankJob, Extractor, Pass, ShardWork
-from harness.features.readouts import parse_readout, unavailable
-from harness.plan.plan import POOLS
-from harness.probes import grid
-from harness.search.propose import choose, first_rates
-from harness.search.runner import Runner
-from harness.search.study import BankRef, Score, Stream, Study
-from harness.tasks import select
-from tests.helpers import tiny
+from harness.core import EncoderInfo, Preprocessing, Tokens
+from harness.data.manifest import Manifest, load_manifest
+from harness.features.bank import BankSpec
+from harness.search.study import Score
+from tests.helpers import here, tiny
 
 HEIGHT, WIDTH = 28, 16
 CLASSES, PARTS = ("red", "green", "blue", "grey"), ("head", "body", "foot")
@@ -179,94 +168,20 @@ ENCODERS = {
 # --- the walk, from tars to values ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class World:
+class World(here.World):
     """The built data set and a cache of banks and streams' accounts, which fills as tasks are asked for."""
 
-    shards: Path
-    cache: Path
-    manifest: Manifest
+    def score(self, encoder: str, task: str, **how: Any) -> Score:
+        """What `<task>[@<protocol>]` finds in an encoder, of banks that are extracted from the tars, or of the tars as they stream by."""
+        ((_, score),) = self.scores(ENCODERS[encoder], f"planted/{task}", **how)
+        return score
 
-    def score(self, encoder: str, task: str, lr: tuple[float, float] = (0.1, 1.0), **overrides: Any) -> Score:
-        """What `<task>[@<protocol>]` finds in an encoder: heads fitted on train and chosen on val, one scored on test.
-
-        Of banks that are extracted from the tars, or of the tars as they stream by.
-        """
-        chosen = select([f"planted/{task}"], str(self.shards), overrides)[0][0]
-        study, refs = self._study(encoder, chosen, lr)
-        rates = first_rates(*lr, 2) if chosen.probe.has_learning_rate else grid(chosen.probe.name, chosen.protocol.fields)
-        runner = Runner(str(self.cache), gpu=False, threads=1, load_encoder=lambda spec: ENCODERS[spec.name])
-        heads = runner.run_round(study, 0, [(readout, rate) for readout in study.readouts for rate in rates]).heads
-        head = choose(heads, study.readouts)
-        assert head is not None, [each.error for each in heads]
-        first, *more = (refs[split][head.readout] for split in POOLS[chosen.protocol.fields.get("pool", "test")])
-        return runner.score(study, head, replace(first, more=tuple(more)))
-
-    def _study(self, encoder: str, task: Task, lr: tuple[float, float]) -> tuple[Study, Mapping[str, Mapping[str, BankRef]]]:
-        """The study, and what it reads, by split and readout."""
-        readouts = tuple(readout for readout in task.readouts if unavailable(parse_readout(readout), ENCODERS[encoder].info) is None)
-        refs = {split: {readout: self._ref(encoder, task, readout, split) for readout in readouts} for split in SPLITS}
-        study = Study(
-            name=f"{encoder} {task.name}",
-            probe=task.probe.name,
-            metrics=tuple(metric.name for metric in task.metrics),
-            classes=len(task.classes),
-            protocol=dict(task.protocol.fields),
-            readouts=readouts,
-            train=refs["train"],
-            val=refs["val"],
-            holds_out=False,
-            trials=1,
-            stack=2,
-            lr=lr,
-            seed=0,
-            contents="",
-            stream=self._stream_of(encoder) if task.feed == "streamed" else None,
-        )
-        return study, refs
-
-    @staticmethod
-    def _stream_of(encoder: str) -> Stream:
-        spec = EncoderSpec(name=encoder, architecture=encoder)
-        return Stream(encoder=spec, weights_sha256=encoder, precision="float32", batch_size=16, decode_threads=1, checkpoint_seconds=600.0)
-
-    def _ref(self, encoder: str, task: Task, readout: str, split: str) -> BankRef:
-        if task.feed == "banked":
-            return BankRef(bank=self.bank(encoder, task, readout, split))
-        bank = self._spec(encoder, task, "stream", split, protocol=json.dumps(task.protocol.fields, sort_keys=True))
-        shards = tuple((shard_url(str(self.shards), "planted", shard), shard) for shard in self.manifest.split(split).shards)
-        return BankRef(bank=bank, source=Source(shards=shards, rules=self.manifest.rules))
-
-    def _spec(self, encoder: str, task: Task, readout: str, split: str, **identity: str) -> BankSpec:
-        return BankSpec(
-            dataset="planted",
-            split=split,
-            shards=tuple((shard.file, shard.sha256, shard.samples) for shard in self.manifest.split(split).shards),
-            readout=readout,
-            view=task.view.identity,
-            identity=(("encoder", encoder), *identity.items()),
-        )
-
-    def bank(self, encoder: str, task: Task, readout: str, split: str) -> BankSpec:
+    def bank(self, encoder: str, task: str, readout: str, split: str) -> BankSpec:
         """The bank of a readout, extracted from the tars if it is not there yet."""
-        shards, bank = self.manifest.split(split).shards, self._spec(encoder, task, readout, split)
-        store = BankStore(str(self.cache))
-        extractor = Extractor(Compute("float32", False, 1), ENCODERS.__getitem__, batch_size=16, decode_threads=1)
-        for shard in shards:
-            if store.receipt(bank, shard.file) is not None:
-                continue
-            work = ShardWork(
-                dataset="planted",
-                split=split,
-                url=shard_url(str(self.shards), "planted", shard),
-                shard=shard,
-                rules=self.manifest.rules,
-                passes=(Pass(encoder=encoder, view=task.view, banks=(BankJob(readout=readout, bank=bank),)),),
-            )
-            for spec, rows, receipt in extractor.run(work, node="here", attempts=1):
-                assert receipt.status == "ok", receipt
-                store.write_part(spec, rows, receipt)
-        return bank
+        plan = self.plan(ENCODERS[encoder], f"planted/{task}")
+        self.encode(ENCODERS[encoder], plan)
+        (study,) = plan.studies
+        return study.banks[split][readout]
 
 
 def values(score: Score) -> Mapping[str, float | None]:

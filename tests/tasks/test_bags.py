@@ -14,25 +14,20 @@ from torch import nn
 
 from harness.cluster.ledger import longest_first
 from harness.config import load_sweep
-from harness.core import Encoder, EncoderInfo, Preprocessing, Task, Tokens, View
-from harness.data.manifest import Manifest, load_manifest, shard_url
+from harness.core import Encoder, EncoderInfo, Preprocessing, Task, Tokens
+from harness.data.manifest import Manifest
 from harness.data.views.bag import Bag
 from harness.data.views.keypoint_patch import KeypointPatch
 from harness.data.views.whole import Whole
 from harness.errors import RequestError
-from harness.features.bank import BankSpec, BankStore
-from harness.features.device import Compute
-from harness.features.extract import BankJob, Extractor, Pass, ShardWork
-from harness.features.readouts import parse_readout, unavailable
-from harness.plan.plan import make_plan
-from harness.probes import is_decided
+from harness.features.bank import BankStore
+from harness.plan.plan import Plan, make_plan
 from harness.results.tables import read_table
-from harness.search.propose import HeadScore, choose, first_rates
-from harness.search.runner import Runner
-from harness.search.study import BankRef, Score, Study
+from harness.search.accounts import Accounts
+from harness.search.study import Score
 from harness.sweep import main
 from harness.tasks import select, templates
-from tests.helpers import tiny
+from tests.helpers import here, tiny
 
 ROOT = Path(__file__).parents[2]
 BAG_TASKS = ("bag-knn", "bag-linear", "bag-convergence")
@@ -275,78 +270,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Walk:
+class Walk(here.World):
     """From tars to the score of one task, in one process."""
 
     def __init__(self, shards: Path, cache: Path, encoder: Encoder) -> None:
-        self._shards, self._cache, self._encoder = shards, cache, encoder
-        self._manifest = load_manifest(str(shards), "tiles")
+        super().__init__(shards=shards, cache=cache)
+        self.encoder = encoder
         self.encoded: list[str] = []
         """The views that were encoded, of test."""
 
-    def scores(self, name: str, **overrides: Any) -> dict[int, Score]:
+    def points(self, name: str, **overrides: Any) -> dict[int, Score]:
         """Bag size to score (0 for tasks that have none)."""
-        found, _ = select([f"tiles/{name}"], str(self._shards), overrides)
-        return {task.protocol.fields.get("bag_size", 0): self._score(task) for task in found}
+        return {study.task.protocol.fields.get("bag_size", 0): score for study, score in self.scores(self.encoder, f"tiles/{name}", **overrides)}
 
-    def _score(self, task: Task) -> Score:
-        readout = next(name for name in task.readouts if unavailable(parse_readout(name), self._encoder.info) is None)
-        fields = task.protocol.fields
-        decided = is_decided(task.probe, (readout,), fields)
-        train_view = task.train_view or task.view
-        refs = {} if decided else {split: {readout: self._ref(train_view, readout, split)} for split in ("train", "val")}
-        study = Study(
-            name=task.name,
-            probe=task.probe.name,
-            metrics=tuple(metric.name for metric in task.metrics),
-            classes=len(task.classes),
-            protocol=dict(fields),
-            readouts=(readout,),
-            train=refs.get("train", {}),
-            val=refs.get("val", {}),
-            holds_out=False,
-            trials=1,
-            stack=2,
-            lr=(0.1, 1.0),
-            seed=0,
-            contents="",
-            decided=decided,
-        )
-        runner = Runner(str(self._cache), gpu=False, threads=1)
-        head: HeadScore | None = HeadScore(round=0, head=0, lr=None, readout=readout, value=None, error=None)
-        if not decided:
-            rates: Sequence[float | None] = first_rates(0.1, 1.0, 2) if task.probe.has_learning_rate else (None,)
-            head = choose(runner.run_round(study, 0, [(readout, rate) for rate in rates]).heads, (readout,))
-        assert head is not None
-        reference = self._ref(task.reference_view, readout, "test") if task.reference_view is not None else None
-        return runner.score(study, head, self._ref(task.view, readout, "test", reference))
-
-    def _ref(self, view: View, readout: str, split: str, reference: BankRef | None = None) -> BankRef:
-        shards = self._manifest.split(split).shards
-        bank = BankSpec(
-            dataset="tiles",
-            split=split,
-            shards=tuple((shard.file, shard.sha256, shard.samples) for shard in shards),
-            readout=readout,
-            view=view.identity,
-            identity=(("encoder", self._encoder.info.name),),
-        )
-        store = BankStore(str(self._cache))
-        for shard in shards:
-            if store.receipt(bank, shard.file) is None:
-                self.encoded += [view.identity] if split == "test" else []
-                extractor = Extractor(Compute("float32", False, 1), lambda _: self._encoder, batch_size=16, decode_threads=1)
-                work = ShardWork(
-                    dataset="tiles",
-                    split=split,
-                    url=shard_url(str(self._shards), "tiles", shard),
-                    shard=shard,
-                    rules=self._manifest.rules,
-                    passes=(Pass(encoder="any", view=view, banks=(BankJob(readout=readout, bank=bank),)),),
-                )
-                for spec, rows, receipt in extractor.run(work, node="here", attempts=1):
-                    store.write_part(spec, rows, receipt)
-        return BankRef(bank=bank, reference=reference)
+    def encode(self, encoder: Encoder, plan: Plan) -> Accounts:
+        missing = plan.missing(BankStore(str(self.cache)))
+        self.encoded += [one.view.identity for work in missing if work.split == "test" for one in work.passes]
+        return super().encode(encoder, plan)
 
 
 def values(score: Score) -> Mapping[str, float | None]:
@@ -362,7 +302,7 @@ GRID: dict[str, Any] = {"patches": CELLS**2, "patch_sides": [224 / CELLS], "plac
 
 
 def test_a_bag_of_words_converges_to_the_whole_image_at_the_full_grid(walk: Walk) -> None:
-    found = walk.scores("bag-convergence", **GRID)
+    found = walk.points("bag-convergence", **GRID)
     full = values(found[16])
     assert full["cosine"] == pytest.approx(1, abs=1e-6)
     assert full["relative_distance"] == pytest.approx(0, abs=1e-6)
@@ -373,7 +313,7 @@ def test_a_bag_of_words_converges_to_the_whole_image_at_the_full_grid(walk: Walk
 
 
 def test_an_encoder_whose_patches_know_of_each_other_does_not(shards: Path, tmp_path: Path) -> None:
-    found = Walk(shards, tmp_path, Neighbourly()).scores("bag-convergence", **GRID)
+    found = Walk(shards, tmp_path, Neighbourly()).points("bag-convergence", **GRID)
     assert values(found[16])["relative_distance"] > 1e-2  # type: ignore[operator]
 
 
@@ -381,10 +321,10 @@ def test_an_encoder_whose_patches_know_of_each_other_does_not(shards: Path, tmp_
 def test_the_whole_image_in_place_of_a_bag_is_the_whole_image_exactly(walk: Walk, name: str) -> None:
     object_task = name.replace("bag", "object")
     same = {"epochs": 5, "batch_size": 16, "weight_decay": 0.0} if name == "bag-linear" else {}
-    ((_, whole),) = walk.scores(object_task, readouts=("mean",), **same).items()
+    ((_, whole),) = walk.points(object_task, readouts=("mean",), **same).items()
     before = list(walk.encoded)
-    none = walk.scores(name, bag_sizes=[0], **same)
-    full = walk.scores(name, patch_area=1.0, bag_sizes=[1], patches=1, **same)
+    none = walk.points(name, bag_sizes=[0], **same)
+    full = walk.points(name, patch_area=1.0, bag_sizes=[1], patches=1, **same)
     for score in (none[0], full[1]):
         assert score.predictions == whole.predictions
         for value, expected in zip(score.values[:2], whole.values, strict=True):
@@ -394,7 +334,7 @@ def test_the_whole_image_in_place_of_a_bag_is_the_whole_image_exactly(walk: Walk
 
 
 def test_draws_are_rows_and_their_spread_is_told(walk: Walk) -> None:
-    for score in walk.scores("bag-knn", **{**SMALL, "bag_sizes": [1, 4]}).values():
+    for score in walk.points("bag-knn", **{**SMALL, "bag_sizes": [1, 4]}).values():
         table = score.predictions
         assert len(table["key"]) == 2 * 20 == score.n
         assert set(table["key"]) == {f"test-{index:03d}#{draw}" for index in range(20) for draw in range(2)}
@@ -407,12 +347,12 @@ def test_draws_are_rows_and_their_spread_is_told(walk: Walk) -> None:
 def test_one_pass_gives_every_bag_size(shards: Path, tmp_path: Path) -> None:
     once = Walk(shards, tmp_path, BagOfWords())
     for name in BAG_TASKS:
-        once.scores(name, epochs=2, **SMALL)
+        once.points(name, epochs=2, **SMALL)
     assert sorted(once.encoded) == sorted({Whole().identity, Bag(patches=4, side=112, draws=2).identity})
 
 
 def test_neighbours_of_tiles_are_kept_for_the_gallery(walk: Walk) -> None:
-    (score,) = walk.scores("patch-locality", grid=2, frame=1.0).values()
+    (score,) = walk.points("patch-locality", grid=2, frame=1.0).values()
     found = values(score)
     assert found["same_image_chance"] == pytest.approx(3 / 79)
     assert found["same_part"] is None

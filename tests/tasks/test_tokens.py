@@ -6,9 +6,9 @@ cells whose layout is the class's too. An encoder's tokens are those cells.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,24 @@ import torch
 from torch import nn
 
 from harness.config import load_sweep
-from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Rows, Task, Tokens
-from harness.data.manifest import load_manifest, shard_url
+from harness.core import Encoder, EncoderInfo, PositionKind, Preprocessing, Tokens
 from harness.data.shards import ShardAudit
 from harness.data.views.dropped_tokens import DroppedTokens
 from harness.encoders import EncoderSpec, family_of, load
 from harness.errors import RequestError
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
-from harness.features.device import Compute
-from harness.features.extract import BankJob, Extractor, Pass, ShardWork
-from harness.features.readouts import parse_readout, unavailable
-from harness.plan.plan import make_plan, split_of, view_of
-from harness.probes import grid
+from harness.features.bank import BankStore, PartRows, Receipt
+from harness.plan.plan import make_plan, view_of
 from harness.results.collect import receipts_of, records
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts, Outcome
-from harness.search.propose import choose, first_rates
-from harness.search.runner import Runner
-from harness.search.study import BankRef, Score, Study
+from harness.search.study import Score
 from harness.tasks import select
-from tests.helpers import tiny
+from tests.helpers import here, tiny
 from tests.helpers.runs import ROOT, Run
 
 SIDE, CELL = 6, 4
 CLASSES = tiny.CLASSES
 SPLITS = {"train": 24, "val": 12, "test": 48}
-ROLES = ("train", "val", "test", "reference")
 
 
 def cells_picture(rng: np.random.Generator, label: int) -> np.ndarray:
@@ -150,6 +142,7 @@ class Planted:
         return Tokens(cls=tokens.mean(dim=1), patches=patches, blocks=outputs)
 
 
+@functools.cache
 def encoders() -> dict[str, Encoder]:
     small = {"architecture": "test_vit", "random": True, "preprocessing": {"size": 32}}
     return {
@@ -162,83 +155,17 @@ def encoders() -> dict[str, Encoder]:
     }
 
 
-class World:
+class World(here.World):
     """From tars to values, without a cluster."""
-
-    def __init__(self, shards: Path, cache: Path) -> None:
-        self._shards, self._store = str(shards), BankStore(str(cache))
-        self._encoders = encoders()
-        self._runner = Runner(str(cache), gpu=False, threads=1)
 
     def points(self, encoder: str, task: str, lr: tuple[float, float] = (0.3, 3.0), stack: int = 2, **overrides: Any) -> list[Score]:
         """What every point of `<data set>/<task>[@<protocol>]` finds in an encoder."""
-        return [self.score(encoder, task, lr, stack) for task in select([task], self._shards, overrides)[0]]
-
-    def score(self, encoder: str, task: Task, lr: tuple[float, float], stack: int = 2) -> Score:
-        info = self._encoders[encoder].info
-        assert task.view.alteration is None or task.view.alteration.refuses(info) is None
-        readouts = tuple(readout for readout in task.readouts if unavailable(parse_readout(readout), info) is None)
-        wanted = [role for role in ROLES if role != "reference" or task.reference_view is not None]
-        refs = {role: {readout: BankRef(bank=self.bank(encoder, task, readout, role)) for readout in readouts} for role in wanted}
-        study = Study(
-            name=f"{encoder} {task.name}@{task.protocol.name}",
-            probe=task.probe.name,
-            metrics=tuple(metric.name for metric in task.metrics),
-            classes=len(task.classes),
-            protocol=dict(task.protocol.fields),
-            readouts=readouts,
-            train=refs["train"],
-            val=refs["val"],
-            holds_out=False,
-            trials=1,
-            stack=stack,
-            lr=lr,
-            seed=0,
-            contents=encoder,
-            chosen_by=task.chosen_by.name if task.chosen_by else None,
-        )
-        rates = first_rates(*lr, stack) if task.probe.has_learning_rate else grid(task.probe.name, task.protocol.fields)
-        heads = self._runner.run_round(study, 0, [(readout, rate) for readout in readouts for rate in rates]).heads
-        head = choose(heads, readouts)
-        assert head is not None, [each.error for each in heads]
-        test = replace(refs["test"][head.readout], reference=refs.get("reference", {}).get(head.readout))
-        return self._runner.score(study, head, test)
-
-    def bank(self, encoder: str, task: Task, readout: str, role: str) -> BankSpec:
-        """The bank of a role, extracted from its tar if it is not there yet."""
-        view, split = view_of(task, role), split_of(role, task)
-        manifest = load_manifest(self._shards, task.dataset)
-        (shard,) = manifest.split(split).shards
-        bank = BankSpec(
-            dataset=task.dataset,
-            split=split,
-            shards=((shard.file, shard.sha256, shard.samples),),
-            readout=readout,
-            view=view.identity,
-            identity=(("encoder", encoder),),
-        )
-        if self._store.receipt(bank, shard.file) is None:
-            work = ShardWork(
-                dataset=task.dataset,
-                split=split,
-                url=shard_url(self._shards, task.dataset, shard),
-                shard=shard,
-                rules=manifest.rules,
-                passes=(Pass(encoder=encoder, view=view, banks=(BankJob(readout=readout, bank=bank),)),),
-            )
-            extractor = Extractor(Compute("float32", False, 1), self._encoders.__getitem__, batch_size=16, decode_threads=1)
-            for spec, rows, receipt in extractor.run(work, node="here", attempts=1):
-                assert receipt.status == "ok", receipt
-                self._store.write_part(spec, rows, receipt)
-        return bank
-
-    def rows(self, encoder: str, task: Task, readout: str, role: str) -> Rows:
-        return self._store.rows(self.bank(encoder, task, readout, role))
+        return [score for _, score in self.scores(encoders()[encoder], task, lr=lr, stack=stack, **overrides)]
 
 
 @pytest.fixture(scope="module")
 def world(shards: Path) -> World:
-    return World(shards, shards.parent / "cache")
+    return World(shards=shards, cache=shards.parent / "cache")
 
 
 def values(score: Score) -> Mapping[str, float | None]:
@@ -382,13 +309,14 @@ def test_what_cannot_drop_tokens_sees_grey_in_the_same_cells(shards: Path) -> No
             assert other.instead is None
 
 
-def test_a_bag_of_words_is_blind_to_shuffled_tokens(world: World, shards: Path) -> None:
-    tasks, _ = select(["cells/shuffled-patches"], str(shards), {"grids": [1, 2, 6, 0]})
-    scores = [world.score("bag_of_words", task, (0.1, 1.0)) for task in tasks]
-    plain = world.rows("bag_of_words", tasks[0], "cls", "reference").features
-    for task, score in zip(tasks, scores, strict=True):
+def test_a_bag_of_words_is_blind_to_shuffled_tokens(world: World) -> None:
+    points = world.scores(encoders()["bag_of_words"], "cells/shuffled-patches", grids=[1, 2, 6, 0])
+    assert len(points) == 4
+    scores, store = [score for _, score in points], BankStore(str(world.cache))
+    plain = store.rows(points[0][0].banks["reference"]["cls"]).features
+    for study, score in points:
         # 2 × 2 cells of the image hold whole tokens too
-        np.testing.assert_allclose(world.rows("bag_of_words", task, "cls", "test").features, plain, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(store.rows(study.banks["test"]["cls"]).features, plain, rtol=0, atol=1e-6)
         assert score.predictions["prediction"] == scores[0].predictions["prediction"]
         assert values(score)["accuracy"] == values(scores[0])["accuracy"]
         assert values(score)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
