@@ -174,13 +174,13 @@ def private_uses(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
 
 def test_no_module_uses_what_is_another_modules_own() -> None:
     """A `_name` that none of our modules makes belongs to a foreign library, and is no concern of this rule."""
-    own = {path: set(defined(parsed(path))) for path in files(*CODE)}
-    ours = set().union(*own.values())
+    makes = {path: set(defined(parsed(path))) for path in files(*CODE)}
+    ours = set().union(*makes.values())
     violations = []
-    for path in own:
+    for path in makes:
         for node, name in private_uses(parsed(path)):
             imported = isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in CODE
-            if is_private(name) and name in ours and (imported or name not in own[path]):
+            if is_private(name) and name in ours and (imported or name not in makes[path]):
                 violations.append(at(path, node, name))
     refuse(violations)
 

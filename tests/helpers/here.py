@@ -71,12 +71,12 @@ class World:
     def scores(self, encoder: Encoder, task: str, **how: Any) -> list[tuple[StudyPlan, Score]]:
         """What each point of a task finds in an encoder: heads fitted on train and chosen on val, one scored on test."""
         plan = self.plan(encoder, task, **how)
-        accounts, found = self.encode(encoder, plan), []
+        accounts, scored = self.encode(encoder, plan), []
         for study in plan.studies:
             assert study.undefined is None, study.undefined
             state = outcome_of(plan, study, accounts).state
             assert state is not None
             assert finish(state, Runner(str(self.cache), gpu=False, threads=1, load_encoder=lambda _: encoder)) is None
             assert state.score is not None, [head.error for head in state.heads]
-            found.append((study, state.score))
-        return found
+            scored.append((study, state.score))
+        return scored
