@@ -230,3 +230,32 @@ def test_what_a_probe_can_do_is_asked_of_the_probe_and_not_told_by_its_name() ->
                 places += [] if word in OTHER_MEANINGS else [at(path, node, repr(node.value))]
     refuse(places)
     assert written >= OTHER_MEANINGS, "no longer needed"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+SAYS_NOTHING = frozenset(("found", "one", "what", "told", "its", "each", "own", "asked", "wanted", "known", "kept", "more", "some", "there"))
+"""A name names the thing: receipts, message, study, encoder."""
+MOST = 0.003
+"""The share of bound names and parameters that may still be such a word."""
+
+
+def bound(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    """Variables, fields, parameters and caught exceptions, each as often as it is bound."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node, node.id
+        elif isinstance(node, ast.arg):
+            yield node, node.arg
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node, node.name
+
+
+def test_names_name_the_thing() -> None:
+    refused = []
+    for folders in (("harness", "shards"), ("tests", "bench")):
+        names = [(path, node, name) for path in files(*folders) for node, name in bound(parsed(path))]
+        empty = [at(path, node, name) for path, node, name in names if name in SAYS_NOTHING]
+        if len(empty) > MOST * len(names):
+            refused += [f"{' and '.join(folders)}: {len(empty)} of {len(names)} names, expected at most {MOST:.1%}", *empty]
+    refuse(refused)
