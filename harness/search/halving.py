@@ -90,9 +90,9 @@ class Halving:
                 return missing, heads
             over = [_after(head, done[rung, head.head]) for head in going]
             going = survivors(over, self.eta) if rung < len(self.ends) - 1 else over
-            kept = {head.head for head in going}
+            survived = {head.head for head in going}
             for head in over:
-                heads[head.head] = replace(head, stopped=head.value is not None and head.head not in kept)
+                heads[head.head] = replace(head, stopped=head.value is not None and head.head not in survived)
         return [], heads
 
 

@@ -73,9 +73,9 @@ def translated(predictions: Predictions, counterparts: Sequence[Sequence[int]]) 
     Items whose own label has no counterparts are left out, as ObjectNet's images of kinds that ImageNet does not have (Barbu et al., NeurIPS 2019).
     """
     means: dict[int, int] = {}
-    for here, labels in enumerate(counterparts):
-        for there in labels:
-            means.setdefault(there, here)
+    for tested, labels in enumerate(counterparts):
+        for label in labels:
+            means.setdefault(label, tested)
     scored_items = np.array([target >= 0 and bool(counterparts[target]) for target in predictions.targets], bool)
     index = np.flatnonzero(scored_items).tolist()
     pairs = zip(predictions.targets[index].tolist(), predictions.predictions[index].tolist(), strict=True)
