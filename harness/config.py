@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.errors import RequestError, nearest
+from harness.errors import RequestError, complaint, nearest
 
 MAX_BYTES = 1 << 20
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -218,23 +218,7 @@ def _validate(plain: Mapping[str, Any], where: str) -> Sweep:
     try:
         return Sweep.model_validate(plain)
     except ValidationError as error:
-        raise RequestError(f"{where}: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = min(error.errors(include_url=False), key=_clumsiness)
-    location = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("literal[", "constrained-", "function-")))
-    if first["type"] == "missing":
-        return f"{location}: expected this key, got none"
-    if first["type"] == "too_short":
-        return f"{location}: expected at least one, got an empty list"
-    message = _one_line(first["msg"].removeprefix("Value error, ")).replace("Input should be", "expected")
-    return f"{location}: {message}" if first["type"] == "value_error" else f"{location}: {message}, got {str(first['input'])[:80]!r}"
-
-
-def _clumsiness(error: Any) -> int:
-    """Sort key of several complaints about one value (a union has one per member): the most helpful one comes first."""
-    return {"missing": 0, "literal_error": 2}.get(error["type"], 1)
+        raise RequestError(f"{where}: {complaint(error)}") from None
 
 
 def _one_line(value: object) -> str:

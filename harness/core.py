@@ -5,17 +5,18 @@ Shape legend: B batch, N rows, C classes, D features, H W pixels, h w patch grid
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, get_args, get_origin
 
 import numpy as np
 import pydantic
 import torch
 
-from harness.errors import ProbeError
+from harness.errors import ProbeError, RequestError, complaint, nearest
 
 Level = Literal["object", "part"]
 Fit = Literal["crop", "resize"]
@@ -400,8 +401,42 @@ class FittedStack(Protocol):
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
-F = TypeVar("F", bound=pydantic.BaseModel)
-"""The protocol fields of a probe."""
+class Fields(pydantic.BaseModel):
+    """Choices that move a number, each with its type, range and default.
+
+    A probe has some, a family of tasks has some, and a task's protocol inherits those of both. Values are plain: text, numbers, None, tuples of them.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        """A list, as YAML and JSON have it, as a tuple; one value in place of a list of one, where a field takes any number of them."""
+        if isinstance(value, list):
+            return tuple(value)
+        kind = cls.model_fields[str(info.field_name)].annotation
+        takes_any_number = get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
+        return (value,) if takes_any_number and not isinstance(value, tuple) else value
+
+    def replaced(self, **changes: object) -> Self:
+        """The same with other values of some fields, checked together. Raises RequestError for the first that cannot be."""
+        for name in changes:
+            if name not in type(self).model_fields:
+                hint = nearest(name, type(self).model_fields)
+                raise RequestError(f"protocol.{name}: expected the name of a field, got one that is none{hint}")
+        try:
+            return self.model_validate({**dict(self), **changes})
+        except pydantic.ValidationError as error:
+            raise RequestError(complaint(error, "protocol")) from None
+
+    def to_json(self) -> str:
+        """As records and keys have it, by name."""
+        return json.dumps(self.model_dump(), sort_keys=True)
+
+
+F = TypeVar("F", bound=Fields)
+"""The protocol fields of a probe, or a protocol that has them."""
 E = TypeVar("E")
 """What becomes of a sample on a stream; of one in training, `shown` are the labels that are trained on with it."""
 State = Mapping[str, torch.Tensor]
@@ -453,13 +488,11 @@ class RowProbe(Probe[F], ABC):
     """A probe that reads rows of feature banks. `fit` and selection never see a test split."""
 
     @abstractmethod
-    def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> FittedStack:
+    def fit(self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: F, seed: int, device: torch.device) -> FittedStack:
         """One head for each of `lrs`. Raises ProbeError on rows, rates or fields that cannot be."""
 
     @abstractmethod
-    def restore(self, state: State, train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device) -> FittedStack:
+    def restore(self, state: State, train: Rows | None, *, classes: int, protocol: F, seed: int, device: torch.device) -> FittedStack:
         """The stack of one head that `state` was taken from."""
 
 
@@ -467,11 +500,11 @@ class StreamProbe(Probe[F], ABC):
     """A probe that is trained and scored while images stream through the encoder."""
 
     @abstractmethod
-    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
+    def trainer(self, setting: StreamSetting[F], proposals: Sequence[Proposal]) -> Trainer[Any]:
         """The heads of a round in training."""
 
     @abstractmethod
-    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
+    def scorer(self, setting: StreamSetting[F], heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
         """From (readout, what `Trainer.fitted` gave) of each head."""
 
     @abstractmethod
@@ -482,7 +515,7 @@ class StreamProbe(Probe[F], ABC):
         """The rungs of successive halving; None where all heads of a round are trained to the end, as one stack."""
         return None
 
-    def together(self, setting: StreamSetting) -> int:
+    def together(self, setting: StreamSetting[F]) -> int:
         """Inputs of the encoder that a scorer is given at once, where there are so many left."""
         return setting.encoder.batch_size
 
@@ -552,11 +585,11 @@ class StreamEncoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StreamSetting:
+class StreamSetting(Generic[F]):
     """What a probe is trained and scored under on a stream."""
 
     encoder: StreamEncoder
-    protocol: Mapping[str, Any]
+    protocol: F
     classes: int
     seed: int
     scored_classes: int = 0
@@ -608,7 +641,7 @@ class TaskProtocol:
     """Every choice that moves a number, named."""
 
     name: str
-    fields: Mapping[str, Any]
+    fields: Fields
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,8 +15,11 @@ HarnessError
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterable
+
+import pydantic
 
 
 class HarnessError(Exception):
@@ -142,3 +145,25 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the candidate nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def complaint(error: pydantic.ValidationError, root: str = "") -> str:
+    """`<field>: expected …, got …`, of the first thing that a model finds wrong with its values; the field's name begins with `root`, if given."""
+    first = min(error.errors(include_url=False), key=lambda details: _CLUMSINESS.get(details["type"], 1))
+    steps = [root, *(str(step) for step in first["loc"])]
+    location = ".".join(step for step in steps if step and not _UNION_MEMBER.match(step))
+    if first["type"] == "missing":
+        return f"{location}: expected this key, got none"
+    if first["type"] == "too_short":
+        return f"{location}: expected at least one, got an empty list"
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())[:300].replace("Input should be", "expected")
+    if first["type"] == "value_error":
+        return f"{location}: {message}"
+    choices = re.findall("'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    return f"{location}: {message}, got {repr(first['input'])[:80]}{nearest(str(first['input']), choices)}"
+
+
+_CLUMSINESS = {"missing": 0, "literal_error": 2, "too_short": 2}
+"""Of several complaints about one value (a union has one for each of its members), the one that helps most comes first."""
+_UNION_MEMBER = re.compile(r"int$|float$|literal\[|constrained-|function-")
+"""What names the member of a union, and no field."""

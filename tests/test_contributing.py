@@ -83,8 +83,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "earlier").mkdir()
     row = {"encoder": "colours", "task": "cutouts/object-knn", "dataset": "cutouts", "metric": "accuracy", "value": 0.25, "status": "ok"}
     pq.write_table(pa.Table.from_pylist([row], schema=RESULTS), tree / "earlier" / "results.parquet")
-    environment = {**os.environ, "PYTHONPATH": f"{tree}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "added.py")]
+    environment = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "added.py")]
     ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert ended.returncode == 0, ended.stderr
     return tree
@@ -104,7 +104,7 @@ def values(outcome: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 def test_the_page_adds_one_of_each() -> None:
     folders = [block.path.rpartition("/")[0] for block in BLOCKS if block.language == "python"]
-    assert folders == ["harness/encoders", "shards", "harness/views", "harness/metrics", "harness/probes", "harness/tasks"]
+    assert folders == ["harness/encoders/families", "shards", "harness/data/views", "harness/metrics", "harness/probes", "harness/tasks"]
     assert [block.language for block in BLOCKS if block.language != "python"] == ["diff", "diff", "yaml"]
     assert all(len(block.text.splitlines()) <= 60 for block in BLOCKS)
 

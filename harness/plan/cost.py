@@ -34,7 +34,8 @@ from harness.features.extract import ShardWork
 from harness.features.readouts import parse_readout
 from harness.plan.plan import Plan, StudyPlan
 from harness.plan.rates import is_searched, rates_at_once
-from harness.probes import fields_of, is_decided, stream_probe
+from harness.probes import is_decided, stream_probe
+from harness.probes.fields import lr_bounds_of
 
 HELD_OUT = 0.1
 """Share of train that heads are chosen on where there is no val."""
@@ -159,7 +160,7 @@ def rounds_of(plan: Plan, study: StudyPlan) -> int:
 
 
 def _rates(plan: Plan, study: StudyPlan) -> Sequence[float]:
-    return study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
+    return lr_bounds_of(study.task.protocol.fields) or plan.sweep.search.lr
 
 
 def learnt_from(study: StudyPlan) -> str:
@@ -250,7 +251,7 @@ def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
         input_size=study.encoder.preprocessing.size,
         sizes=tuple(sample.image.shape[:2] for sample in glance.samples),
     )
-    cost = stream_probe(task.probe.name).passes(fields_of(task.probe.name, task.protocol.fields), reading)
+    cost = stream_probe(task.probe.name).passes(task.protocol.fields, reading)
     return StreamCost(study=study, decoded=rounds * cost.decoded + test, passes=rounds * cost.encoded + cost.encoded_per_test_image * test)
 
 

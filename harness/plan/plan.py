@@ -21,7 +21,8 @@ from harness.features.bank import BankSpec, BankStore, ReadParts, Receipt, Shard
 from harness.features.device import Precision
 from harness.features.extract import BankJob, Pass, ShardWork
 from harness.features.readouts import parse_readout, unavailable
-from harness.probes import fields_of, is_decided
+from harness.probes import is_decided
+from harness.probes.fields import pool_of
 from harness.tasks import select, with_metrics
 from harness.versions import EXTRACTION_VERSION, STREAM_VERSION
 
@@ -196,8 +197,7 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
     refusal = _refusal(task, info)
     reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
     readouts = [readout for readout, reason in reasons.items() if reason is None]
-    fields = fields_of(task.probe.name, task.protocol.fields)
-    if reason := task.probe.refuses(fields, info, _samples(manifests.get("train"))):
+    if reason := task.probe.refuses(task.protocol.fields, info, _samples(manifests.get("train"))):
         reasons |= dict.fromkeys(task.readouts, reason)
         readouts = []
     readouts = readouts if task.chooses_readout else readouts[:1]
@@ -245,7 +245,7 @@ def _roles(task: Task, readouts: Sequence[str], manifests: Mapping[str, Manifest
 
 def pool(task: Task) -> tuple[str, ...]:
     """The splits whose rows are scored together, as far as the data set has them: test alone, unless the protocol has another `pool`."""
-    return POOLS[task.protocol.fields.get("pool", "test")]
+    return POOLS[pool_of(task.protocol.fields)]
 
 
 def _more(task: Task) -> list[str]:
@@ -302,8 +302,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         **_versions(),
     }
     if task.feed == "streamed":
-        fields = json.dumps(task.protocol.fields, sort_keys=True)
-        identity |= {"task": task.name, "protocol": fields, "seed": plan.sweep.search.seed, "stream_version": STREAM_VERSION}
+        identity |= {"task": task.name, "protocol": task.protocol.fields.to_json(), "seed": plan.sweep.search.seed, "stream_version": STREAM_VERSION}
         readout = "stream"  # one pass gives all readouts
     return BankSpec(
         dataset=manifest.dataset,

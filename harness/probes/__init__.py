@@ -9,10 +9,9 @@ from functools import cache
 from typing import Any
 
 from harness import metrics
-from harness.core import Metric, Probe, RowProbe, StreamProbe
+from harness.core import Fields, Metric, Probe, RowProbe, StreamProbe
 from harness.errors import ProbeError, RequestError, nearest
 from harness.metrics.quantities import MeanOf, means_of
-from harness.probes.fields import EpochFields, Fields
 
 
 @cache
@@ -53,38 +52,14 @@ def stream_probe(name: str) -> StreamProbe[Any]:
     return named
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """The protocol fields that the probe of that name reads, with their defaults. Raises RequestError for an unknown name."""
-    return dict(probe(name).fields().model_dump())
+def grid(name: str, protocol: Fields) -> tuple[float | None, ...]:
+    """What `fit` takes as `lrs` where a probe has no learning rate to search: the values of its own grid, or one None."""
+    return probe(name).grid(protocol)
 
 
-def fields_of(name: str, protocol: Mapping[str, Any]) -> Any:
-    """The fields of `protocol` that the probe of that name reads. Raises RequestError for an unknown name, ProbeError for a value that cannot be."""
-    kind = probe(name).fields
-    assert issubclass(kind, Fields)
-    return kind.read(name, protocol)
-
-
-def grid(name: str, protocol: Mapping[str, Any]) -> tuple[float | None, ...]:
-    """What `fit` takes as `lrs` where a probe has no learning rate to search: the values of its own grid, or one None.
-
-    Raises RequestError for an unknown name, ProbeError for protocol fields that cannot be.
-    """
-    return probe(name).grid(fields_of(name, protocol))
-
-
-def is_decided(chosen: Probe[Any], readouts: Sequence[str], protocol: Mapping[str, Any]) -> bool:
+def is_decided(chosen: Probe[Any], readouts: Sequence[str], protocol: Fields) -> bool:
     """Whether a probe that trains on nothing leaves a search nothing to choose: one readout, no learning rate, one value of its own grid."""
-    return not chosen.needs_train and not chosen.has_learning_rate and len(readouts) == 1 and len(grid(chosen.name, protocol)) == 1
-
-
-def check(name: str, protocol: Mapping[str, Any]) -> None:
-    """Raises RequestError where a protocol field of the probe of that name has a value that it cannot take."""
-    try:
-        EpochFields.read(name, protocol)
-        fields_of(name, protocol)
-    except ProbeError as error:
-        raise RequestError(str(error)) from None
+    return not chosen.needs_train and not chosen.has_learning_rate and len(readouts) == 1 and len(chosen.grid(protocol)) == 1
 
 
 # --- metrics of what probes give --------------------------------------------------------------------------------------

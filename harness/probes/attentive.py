@@ -15,8 +15,9 @@ Shape legend: N rows, B batch, T tokens, D features, A attention heads, d = D / 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from harness.probes.lib.features import Features, Normaliser, checked_features
 NAME = "attentive"
 EPS = 1e-6
 """Of the layer norms."""
-RELEASE: dict[str, Any] = {"anneal": "epoch", "bn_eps": 1e-5, "init": "trunc-normal"}
+RELEASE: Mapping[str, object] = {"anneal": "epoch", "bn_eps": 1e-5, "init": "trunc-normal"}
 """How the authors' released code trains it, where that is not the default."""
 INIT_STD = 0.02
 """Of the query, and of projections that are not Xavier-uniform."""
@@ -165,9 +166,9 @@ class AttentiveProbe(ClassifierProbe[AttentiveFields]):
     def rows_at_once(self, fields: AttentiveFields) -> int:
         return fields.bn_batch
 
-    def together(self, setting: StreamSetting) -> int:
+    def together(self, setting: StreamSetting[AttentiveFields]) -> int:
         """As many as the protocol normalises by the statistics of, if it does; else what the encoder takes."""
-        fields = AttentiveFields.read(NAME, setting.protocol)
+        fields = setting.protocol
         return fields.bn_batch if fields.bn_eval == "batch" else setting.encoder.batch_size
 
 

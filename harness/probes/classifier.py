@@ -16,7 +16,7 @@ from harness.core import Passes, Predictions, Proposal, Reading, Rows, Sample, S
 from harness.errors import ProbeError
 from harness.probes.fields import learning_rates
 from harness.probes.heads import AnnealedFields, Examples, Head, HeadStack, NormedFields, TrainedProbe, copied
-from harness.probes.lib.augmented import AugmentedFields
+from harness.probes.lib.augmented import CropFields
 from harness.probes.lib.features import CHUNK_ROWS, Features, Normaliser, checked_features, checked_targets, on_device
 from harness.probes.lib.pictures import Pictured, Pictures, Pooled
 from harness.probes.lib.schedule import annealed
@@ -79,10 +79,10 @@ class ClassifierProbe(TrainedProbe[A], StreamProbe[A]):
             raise stack.diverged(head)
         return probabilities
 
-    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> StreamedHeads[A]:
+    def trainer(self, setting: StreamSetting[A], proposals: Sequence[Proposal]) -> StreamedHeads[A]:
         return StreamedHeads(self, setting, proposals)
 
-    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> StreamedPredictions[A]:
+    def scorer(self, setting: StreamSetting[A], heads: Sequence[tuple[str, State]]) -> StreamedPredictions[A]:
         return StreamedPredictions(self, setting, heads)
 
     def passes(self, fields: A, reading: Reading) -> Passes:
@@ -94,11 +94,10 @@ class ClassifierProbe(TrainedProbe[A], StreamProbe[A]):
 class StreamedHeads(Generic[A]):
     """A classifier's heads in training, for all readouts at once; they share each batch's features and nothing else."""
 
-    def __init__(self, probe: ClassifierProbe[A], setting: StreamSetting, proposals: Sequence[Proposal]) -> None:
+    def __init__(self, probe: ClassifierProbe[A], setting: StreamSetting[A], proposals: Sequence[Proposal]) -> None:
         self._probe, self._setting, self._proposals = probe, setting, list(proposals)
-        self._fields = probe.fields.read(probe.name, setting.protocol)
-        crops = AugmentedFields.read(probe.name, setting.protocol)
-        self._pictures, self._normaliser = Pictures(setting, crops), Normaliser(kind=crops.feature_norm)
+        self._fields = setting.protocol
+        self._pictures, self._normaliser = Pictures(setting, CropFields.of(setting.protocol)), Normaliser(kind=self._fields.norm)
         self._rates = learning_rates(probe.name, [rate for _, rate in proposals])
         self._pooled = Pooled(setting.encoder, [readout for readout, _ in proposals])
         self._heads: tuple[Head[A, Any], ...] = ()
@@ -150,8 +149,8 @@ class StreamedHeads(Generic[A]):
 class StreamedPredictions(Generic[A]):
     """A classifier's fitted heads on the encoder's own resize and centre crop."""
 
-    def __init__(self, probe: ClassifierProbe[A], setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> None:
-        self._probe, self._pictures = probe, Pictures(setting, AugmentedFields.read(probe.name, setting.protocol))
+    def __init__(self, probe: ClassifierProbe[A], setting: StreamSetting[A], heads: Sequence[tuple[str, State]]) -> None:
+        self._probe, self._pictures = probe, Pictures(setting, CropFields.of(setting.protocol))
         self._pooled = Pooled(setting.encoder, [readout for readout, _ in heads])
         how: dict[str, Any] = {"classes": setting.classes, "protocol": setting.protocol, "seed": setting.seed, "device": setting.encoder.device}
         self._stacks = [(readout, probe.restore(state, None, **how)) for readout, state in heads]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,17 +108,17 @@ class ConvergenceProbe(RowProbe[ConvergenceFields]):
     """Bags against the whole images that come along as `Rows.reference`. Nothing is trained, so `lrs` is [None]."""
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: ConvergenceFields, seed: int, device: torch.device
     ) -> ConvergenceStack:
         """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: ConvergenceFields, seed: int, device: torch.device
     ) -> ConvergenceStack:
         """The same; the seed draws the other images that the floor is of."""
-        return ConvergenceStack(fields=ConvergenceFields.read(NAME, protocol), seed=seed)
+        return ConvergenceStack(fields=protocol, seed=seed)
 
 
 PROBE = ConvergenceProbe(name=NAME, fields=ConvergenceFields, scores="quantities", needs_train=False, quantities=QUANTITIES, metrics=NAMES)

@@ -20,7 +20,7 @@ import torch
 from harness.core import Predictions, Rows, State
 from harness.data.augment import UNLABELLED, counted, left_out_classes
 from harness.errors import ProbeError
-from harness.probes.fields import Count, NonNegative, as_tuple
+from harness.probes.fields import Count, MaskFields, NonNegative
 from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
 from harness.probes.lib.features import Normaliser, checked_features, on_device
 from harness.probes.lib.patch_labels import PatchLabels, PatchTarget
@@ -31,7 +31,7 @@ LOGITS = 2**24
 """Upsampled logits held at once: 64 MiB."""
 
 
-class DenseFields(NormedFields):
+class DenseFields(NormedFields, MaskFields):
     """Defaults sized for a laptop; Zhu et al. (arXiv 2301.11915) take 160,000 steps of 16 images, 1,500 of them warm-up."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -55,8 +55,11 @@ class DenseFields(NormedFields):
         if given is None:
             return ()
         if isinstance(given, int) and given < 0:
-            raise ValueError("expected a mask value, which is at least 0")
-        return (given,) if isinstance(given, int) else as_tuple(given)
+            raise ValueError(f"expected a mask value, which is at least 0, got {given}")
+        return given
+
+    def ignored(self) -> tuple[str, tuple[int, ...]]:
+        return "ignore_index", self.ignore_index
 
 
 def checked_masks(rows: Rows, classes: int, ignored: Sequence[int]) -> np.ndarray:

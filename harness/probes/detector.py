@@ -20,7 +20,7 @@ import torch
 from harness.core import UNMARKED, Predictions, Rows, State
 from harness.data.item_key import ItemKey
 from harness.errors import ProbeError
-from harness.probes.fields import Count
+from harness.probes.fields import Count, MaskFields
 from harness.probes.heads import AffineHead, Examples, HeadStack, NormedFields, TrainedProbe, sgd_or_adamw
 from harness.probes.lib.features import CHUNK_ROWS, FeatureNorm, Normaliser, as_tensor, checked_features, on_device
 from harness.probes.lib.schedule import cosine
@@ -28,10 +28,14 @@ from harness.probes.lib.schedule import cosine
 NAME = "detector"
 
 
-class DetectorFields(NormedFields):
+Theta = Annotated[float, pydantic.Field(gt=0, lt=1)]
+
+
+class DetectorFields(NormedFields, MaskFields):
     """How the unit is trained, and on what."""
 
-    theta: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
+    mask: Literal["object", "part", "misplaced"] = "misplaced"
+    theta: Theta = 0.2
     """The share of wrong tokens to be expected: a token is told to be wrong where its probability is at least this. At 0 and 1 there is nothing to
     tell apart."""
     optimizer: Literal["sgd", "adamw"] = "sgd"

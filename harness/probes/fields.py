@@ -1,13 +1,13 @@
-"""How a probe reads the fields of a protocol that concern it: typed, in range, everything else being someone else's."""
+"""Types of protocol fields, and the fields that several probes have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 
-from harness.core import FittedStack
+from harness.core import Fields, FittedStack
 from harness.errors import ProbeError
 
 Count = Annotated[int, pydantic.Field(ge=1)]
@@ -15,38 +15,20 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
 BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Momentum = BelowOne
+PositiveAsWritten = Annotated[int | float, pydantic.Field(gt=0)]
+"""A positive number that a record has as it was written: 56 stays 56."""
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], pydantic.Field(min_length=1)]
 
 
-def as_tuple(value: object) -> object:
-    """A list, as YAML gives it, as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _in_order(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-    if bounds is not None and bounds[0] > bounds[1]:
-        raise ValueError("expected the lower bound before the upper one")
+def in_order(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The bounds. Raises ValueError where the upper one comes first."""
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"expected bounds in order, got {bounds[0]:g} before {bounds[1]:g}")
     return bounds
 
 
-Bounds = Annotated[tuple[Positive, Positive] | None, pydantic.BeforeValidator(as_tuple), pydantic.AfterValidator(_in_order)]
-"""Bounds of the learning rates that are searched, at the protocol's batch size, in place of the sweep's; the same twice is one fixed rate."""
-
-
-class Fields(pydantic.BaseModel):
-    """Base of a probe's protocol fields: each with its type, range and default."""
-
-    model_config = pydantic.ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def read(cls, probe: str, protocol: Mapping[str, Any]) -> Self:
-        """The fields that `protocol` sets, and defaults for the others. Raises ProbeError on a value that a field cannot take."""
-        try:
-            return cls.model_validate(dict(protocol))
-        except pydantic.ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(str(each) for each in first["loc"])
-            expected = first["msg"][:1].lower() + first["msg"][1:]
-            raise ProbeError(f"{probe} probe: protocol field {name}: {expected}, got {first['input']!r}; correct it in the protocol") from None
+Bounds = Annotated[tuple[PositiveAsWritten, PositiveAsWritten], pydantic.AfterValidator(in_order)]
 
 
 class EpochFields(Fields):
@@ -54,6 +36,61 @@ class EpochFields(Fields):
 
     epoch: Literal["last", "best"] = "last"
     """What a head is: as the last epoch left it, or as the one did after which its value on the selection split is highest (the first of equals)."""
+
+
+class TrainedFields(Fields):
+    """Of a probe that is trained for a number of epochs."""
+
+    epochs: Count = 90
+
+
+class RateFields(Fields):
+    """Of a probe whose protocol may have bounds of its own for the learning rates."""
+
+    lr_bounds: Bounds | None = None
+    """Bounds of the learning rates that are searched, at the protocol's batch size, in place of the sweep's; the same twice is one fixed rate."""
+
+
+class MaskFields(Fields):
+    """Of a probe that reads label maps, or marks of tokens."""
+
+    mask: Literal["object", "part", "misplaced"] = "object"
+
+    def ignored(self) -> tuple[str, tuple[int, ...]] | None:
+        """The field that names the labels that do not count, and these; None where all do."""
+        return None
+
+
+class PoolFields(Fields):
+    """Of a probe that reads no training rows, so that any split may be scored."""
+
+    pool: Literal["test", "train", "all"] = "test"
+    """The splits whose rows query and are found; who reads the banks brings them together."""
+
+
+def epoch_of(protocol: Fields) -> Literal["last", "best"]:
+    """What a head is, as `EpochFields` has it."""
+    return protocol.epoch if isinstance(protocol, EpochFields) else "last"
+
+
+def epochs_of(protocol: Fields) -> int | None:
+    """How long a head is trained; None where its probe counts no epochs."""
+    return protocol.epochs if isinstance(protocol, TrainedFields) else None
+
+
+def lr_bounds_of(protocol: Fields) -> tuple[float, float] | None:
+    """The protocol's own bounds of the learning rates, None for the sweep's."""
+    return protocol.lr_bounds if isinstance(protocol, RateFields) else None
+
+
+def mask_of(protocol: Fields) -> str | None:
+    """What the probe reads beside features, if anything."""
+    return protocol.mask if isinstance(protocol, MaskFields) else None
+
+
+def pool_of(protocol: Fields) -> Literal["test", "train", "all"]:
+    """The splits whose rows are scored together."""
+    return protocol.pool if isinstance(protocol, PoolFields) else "test"
 
 
 AfterEpoch = Callable[[FittedStack], None]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from harness.core import Predictions, RowProbe, Rows, State
 from harness.errors import ProbeError
-from harness.probes.fields import AfterEpoch, Bounds, Count, Fields, Momentum, NonNegative, learning_rates
+from harness.probes.fields import AfterEpoch, Count, Momentum, NonNegative, RateFields, TrainedFields, learning_rates
 from harness.probes.lib.augmented import KeptRows
 from harness.probes.lib.features import FeatureNorm, Normaliser, batch_order, needed
 from harness.probes.lib.schedule import Anneal
@@ -36,10 +36,9 @@ VELOCITY = "velocity/"
 # --- protocol fields --------------------------------------------------------------------------------------------------
 
 
-class HeadFields(Fields):
+class HeadFields(TrainedFields):
     """Of every trained probe."""
 
-    epochs: Count = 90
     batch_size: Count = 1024
     momentum: Momentum = 0.9
     """Of SGD."""
@@ -64,11 +63,10 @@ class NormedFields(HeadFields):
         return self.feature_norm
 
 
-class AnnealedFields(HeadFields):
+class AnnealedFields(HeadFields, RateFields):
     """Of a trained probe whose rate goes to 0 by a cosine, without warm-up."""
 
     anneal: Anneal = "step"
-    lr_bounds: Bounds = None
 
 
 F = TypeVar("F", bound=HeadFields)
@@ -305,13 +303,13 @@ class TrainedProbe(RowProbe[F]):
         lrs: Sequence[float | None],
         *,
         classes: int,
-        protocol: Mapping[str, Any],
+        protocol: F,
         seed: int,
         device: torch.device,
         after_epoch: AfterEpoch | None = None,
     ) -> HeadStack[F]:
         """One head a learning rate. Raises ProbeError on rows, rates or fields that cannot be; a head that diverges raises when it predicts."""
-        fields, rates, rows = self.fields.read(self.name, protocol), learning_rates(self.name, lrs), needed(self.name, train)
+        fields, rates, rows = protocol, learning_rates(self.name, lrs), needed(self.name, train)
         crops = KeptRows.of(self.name, rows, protocol)
         examples = self.examples(rows, classes, fields, device)
         generator = torch.Generator().manual_seed(seed)
@@ -331,20 +329,17 @@ class TrainedProbe(RowProbe[F]):
                 after_epoch(stack)
         return stack
 
-    def restore(
-        self, state: State, train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> HeadStack[F]:
+    def restore(self, state: State, train: Rows | None, *, classes: int, protocol: F, seed: int, device: torch.device) -> HeadStack[F]:
         """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
-        fields = self.fields.read(self.name, protocol)
         tensors = {name: tensor for name, tensor in state.items() if name not in (self.rate_name, "mean", "std")}
         if (got := self.head.shape(tensors)[1]) != classes:
             raise ProbeError(f"{self.name} probe: expected weights of {classes} classes, got {got}; restore it for the task it was fitted to")
         return HeadStack(
             probe=self,
-            fields=fields,
+            fields=protocol,
             rates=(float(state[self.rate_name]),),
-            heads=(self.head(copied(tensors, device), fields),),
-            normaliser=Normaliser.restore(fields.norm, state, device),
+            heads=(self.head(copied(tensors, device), protocol),),
+            normaliser=Normaliser.restore(protocol.norm, state, device),
             seed=seed,
         )
 

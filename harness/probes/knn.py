@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from harness.core import Predictions, RowProbe, Rows
-from harness.probes.fields import Count, Fields, Positive, no_learning_rate
+from harness.core import Fields, Predictions, RowProbe, Rows
+from harness.probes.fields import Count, Positive, no_learning_rate
 from harness.probes.lib.features import Features, checked_features, checked_targets, needed, on_device
 from harness.probes.lib.similarity import inverse_norms, nearest_in_gallery
 
@@ -74,21 +73,19 @@ class KNNStack:
 class KNNProbe(RowProbe[KNNFields]):
     """Weighted k nearest neighbours by cosine. Nothing is trained, so `lrs` is [None]."""
 
-    def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> KNNStack:
+    def fit(self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: KNNFields, seed: int, device: torch.device) -> KNNStack:
         """A stack of one head. Raises ProbeError on rows or protocol fields that cannot be, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: KNNFields, seed: int, device: torch.device
     ) -> KNNStack:
         """The same from the training rows alone."""
-        fields, rows = KNNFields.read(NAME, protocol), needed(NAME, train)
+        rows = needed(NAME, train)
         gallery = on_device(checked_features(NAME, rows), device)
         targets = checked_targets(NAME, rows, classes).to(device)
-        return KNNStack(gallery=gallery, inverse=inverse_norms(gallery), targets=targets, classes=classes, fields=fields, device=device)
+        return KNNStack(gallery=gallery, inverse=inverse_norms(gallery), targets=targets, classes=classes, fields=protocol, device=device)
 
 
 PROBE = KNNProbe(name=NAME, fields=KNNFields)

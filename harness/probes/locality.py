@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from harness.core import Predictions, Quantity, RowProbe, Rows
 from harness.data.item_key import sample_of
-from harness.probes.fields import Count, Fields, no_learning_rate
+from harness.probes.fields import Count, no_learning_rate
 from harness.probes.lib.measured import measured, quotient
-from harness.probes.retrieval import Exclude, neighbours
+from harness.probes.retrieval import Exclude, GalleryFields, neighbours
 
 NAME = "locality"
 QUANTITIES = tuple(
@@ -33,7 +32,7 @@ QUANTITIES = tuple(
 NAMES = tuple(quantity.name for quantity in QUANTITIES)
 
 
-class LocalityFields(Fields):
+class LocalityFields(GalleryFields):
     exclude: Exclude = "query"
     """What a query's gallery lacks: the patch itself, or every patch of its image; with none, each patch is its own neighbour."""
     max_queries: Count | None = None
@@ -107,17 +106,17 @@ class LocalityProbe(RowProbe[LocalityFields]):
     """Every patch against all patches of its split. Nothing is trained, so `lrs` is [None]."""
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: LocalityFields, seed: int, device: torch.device
     ) -> LocalityStack:
         """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: LocalityFields, seed: int, device: torch.device
     ) -> LocalityStack:
         """The same; the seed chooses the queries where `max_queries` limits them."""
-        return LocalityStack(fields=LocalityFields.read(NAME, protocol), seed=seed, device=device)
+        return LocalityStack(fields=protocol, seed=seed, device=device)
 
 
 PROBE = LocalityProbe(

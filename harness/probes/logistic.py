@@ -9,14 +9,12 @@ Shape legend: N rows, D features, C classes, K heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
 
-import pydantic
 import torch
 
-from harness.core import RowProbe, Rows
+from harness.core import Fields, RowProbe, Rows
 from harness.errors import ProbeError
-from harness.probes.fields import Count, Fields, Positive, as_tuple
+from harness.probes.fields import Count, Positive, Several
 from harness.probes.lib.features import FeatureNorm, Features, Normaliser, checked_features, checked_targets, needed, on_device
 from harness.probes.lib.softmax import SoftmaxStack, restored
 
@@ -26,13 +24,10 @@ CHUNK = 2**16
 """Rows in one product."""
 
 
-Grid = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1), pydantic.BeforeValidator(as_tuple)]
-
-
 class LogisticFields(Fields):
     """Defaults of our own choice; a grid evenly spaced in log C, as is usual."""
 
-    c_grid: Grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+    c_grid: Several[Positive] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     max_iterations: Count = 1000
     tolerance: Positive = 1e-5
     """Largest element of the gradient of the mean loss at which a fit has converged."""
@@ -103,20 +98,20 @@ class LogisticProbe(RowProbe[LogisticFields]):
         return fields.c_grid
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: LogisticFields, seed: int, device: torch.device
     ) -> SoftmaxStack:
         """One head a value of C; the seed moves nothing. A fit ends at `max_iterations`, converged or not.
 
         Raises ProbeError on rows, values or fields that cannot be.
         """
-        fields, rows = LogisticFields.read(NAME, protocol), needed(NAME, train)
+        rows = needed(NAME, train)
         values = tuple(value for value in lrs if value is not None and 0 < value < float("inf"))
         if not values or len(values) != len(lrs):
-            raise ProbeError(f"{NAME} probe: expected positive values of C, got {list(lrs)}; give those of its grid, {fields.c_grid}")
+            raise ProbeError(f"{NAME} probe: expected positive values of C, got {list(lrs)}; give those of its grid, {protocol.c_grid}")
         features, targets = checked_features(NAME, rows), checked_targets(NAME, rows, classes).to(device)
-        normaliser = Normaliser.fit(fields.feature_norm, features, device)
+        normaliser = Normaliser.fit(protocol.feature_norm, features, device)
         objective = Objective(on_device(features, device), targets, normaliser, classes, device)
-        fitted = [objective.split(minimise(objective, 1 / (value * len(rows)), fields, device)) for value in values]
+        fitted = [objective.split(minimise(objective, 1 / (value * len(rows)), protocol, device)) for value in values]
         return SoftmaxStack(
             probe=NAME,
             knob=KNOB,
@@ -127,11 +122,10 @@ class LogisticProbe(RowProbe[LogisticFields]):
         )
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: LogisticFields, seed: int, device: torch.device
     ) -> SoftmaxStack:
         """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
-        fields = LogisticFields.read(NAME, protocol)
-        return restored(state, probe=NAME, knob=KNOB, norm=fields.feature_norm, classes=classes, device=device)
+        return restored(state, probe=NAME, knob=KNOB, norm=protocol.feature_norm, classes=classes, device=device)
 
 
 PROBE = LogisticProbe(name=NAME, fields=LogisticFields)

@@ -6,7 +6,7 @@ The regularisation is chosen on the whole selection split. The subset is drawn h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import pydantic
@@ -69,15 +69,14 @@ class LowShotProbe(RowProbe[LowShotFields]):
         return fields.c_grid
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: LowShotFields, seed: int, device: torch.device
     ) -> SoftmaxStack:
         """One head a value of C, all fitted to the rows that `seed` draws. Raises ProbeError on rows, values or fields that cannot be."""
-        fields = LowShotFields.read(NAME, protocol)
-        few = low_shot(needed(NAME, train), share=fields.share, shots=fields.shots, seed=seed)
+        few = low_shot(needed(NAME, train), share=protocol.share, shots=protocol.shots, seed=seed)
         return LOGISTIC.fit(few, lrs, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: LowShotFields, seed: int, device: torch.device
     ) -> SoftmaxStack:
         """The stack of one head that `state` was taken from. Raises ProbeError where the state has another number of classes."""
         return LOGISTIC.restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,14 +70,14 @@ class PerturbedProbe(RowProbe[PerturbedFields]):
     """Weighted k nearest neighbours beside the cosine with a reference. Nothing is trained, so `lrs` is [None]."""
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: PerturbedFields, seed: int, device: torch.device
     ) -> PerturbedStack:
         """A stack of one head. Raises ProbeError on rows or protocol fields that cannot be, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: PerturbedFields, seed: int, device: torch.device
     ) -> PerturbedStack:
         """The same from the training rows alone."""
         return PerturbedStack(inner=KNN.restore(state, train, classes=classes, protocol=protocol, seed=seed, device=device))

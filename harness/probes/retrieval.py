@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from harness.core import Predictions, RowProbe, Rows
+from harness.core import Fields, Predictions, RowProbe, Rows
 from harness.errors import ProbeError, nearest
-from harness.probes.fields import Count, Fields, no_learning_rate
+from harness.probes.fields import Count, PoolFields, no_learning_rate
 from harness.probes.lib.features import as_tensor, checked_features, on_device
 from harness.probes.lib.similarity import cosine_chunks, inverse_norms, nearest_rows
 
@@ -27,11 +27,14 @@ CELLS = {"cpu": 2**24, "cuda": 2**27}
 """Similarities held at once: 64 MiB on a CPU. A function of the device type alone, so that rounding is too."""
 
 
-class RetrievalFields(Fields):
+class GalleryFields(Fields):
+    """Of a probe whose items look for their neighbours among each other."""
+
     exclude: Exclude = "image"
     """What a query's gallery lacks: nothing, the query, or every row of the query's image (its group)."""
-    pool: Literal["test", "train", "all"] = "test"
-    """The splits whose rows query and are found; who reads the banks brings them together."""
+
+
+class RetrievalFields(GalleryFields, PoolFields):
     max_queries: Count | None = None
     """Most queries; a seeded choice among the rows that have a target where there are more."""
 
@@ -197,17 +200,17 @@ class RetrievalProbe(RowProbe[RetrievalFields]):
     """Every row against all rows of its split. Nothing is trained, so `lrs` is [None] and no training rows are needed."""
 
     def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: RetrievalFields, seed: int, device: torch.device
     ) -> RetrievalStack:
         """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: RetrievalFields, seed: int, device: torch.device
     ) -> RetrievalStack:
         """The same; the seed chooses the queries where `max_queries` limits them."""
-        return RetrievalStack(fields=RetrievalFields.read(NAME, protocol), seed=seed, device=device)
+        return RetrievalStack(fields=protocol, seed=seed, device=device)
 
 
 PROBE = RetrievalProbe(

@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d, cross_entropy, interpolate
 from harness.core import EncoderInfo, Passes, Proposal, Reading, Scorer, State, StreamProbe, StreamSetting, Trainer
 from harness.data.augment import IGNORED, fitting, left_out_classes
 from harness.errors import RequestError
-from harness.probes.fields import Count, Fields, NonNegative
+from harness.probes.fields import Count, MaskFields, NonNegative
 from harness.probes.lib.schedule import polynomial
 
 NAME = "segmentation"
@@ -31,7 +31,7 @@ WARMUP_RATIO = 1e-6
 Side = Annotated[int, pydantic.Field(ge=1, le=16384)]
 
 
-class SegmentationFields(Fields):
+class SegmentationFields(MaskFields):
     """Defaults: linear segmentation of Zhu et al., TMLR 2023 (arXiv 2301.11915), on ADE20K."""
 
     iterations: Count = 160_000
@@ -53,6 +53,9 @@ class SegmentationFields(Fields):
     """False: each image fitted into the train scale and cropped at random, nothing else."""
     test_scale: tuple[Side, Side] = (2048, 512)
     stride: Side = 341
+
+    def ignored(self) -> tuple[str, tuple[int, ...]]:
+        return "ignore_label", self.ignore_label
 
 
 def warmed_up(step: int, steps: int, warmup_steps: int) -> float:
@@ -214,12 +217,12 @@ class SegmentationProbe(StreamProbe[SegmentationFields]):
             )
         return unsuitable(fields, info)
 
-    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
+    def trainer(self, setting: StreamSetting[SegmentationFields], proposals: Sequence[Proposal]) -> Trainer[Any]:
         from harness.probes.lib.segmentation_stream import SegmentationTrainer
 
         return SegmentationTrainer(setting, proposals)
 
-    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
+    def scorer(self, setting: StreamSetting[SegmentationFields], heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
         from harness.probes.lib.segmentation_stream import SegmentationScorer
 
         return SegmentationScorer(setting, heads)

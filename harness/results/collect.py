@@ -22,6 +22,7 @@ from harness.files import file_name, publish
 from harness.metrics import sense
 from harness.metrics.levels import AtLevel
 from harness.plan.plan import Plan, StudyPlan, view_of
+from harness.probes.fields import MaskFields, epochs_of
 from harness.results.provenance import provenance
 from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table
 from harness.search.accounts import Accounts, Outcome
@@ -90,7 +91,7 @@ def records(plan: Plan, outcome: Outcome, accounts: Accounts, run_id: str) -> It
             "readout": head.readout if head else None,
             "probe": task.probe.name,
             "protocol": task.protocol.name,
-            "protocol_fields": json.dumps(task.protocol.fields, sort_keys=True),
+            "protocol_fields": task.protocol.fields.to_json(),
             "metric": metric.name,
             "value": value.value if value else None,
             "ci_low": value.low if value else None,
@@ -142,10 +143,11 @@ def _untrained(manifest: Manifest, study: StudyPlan, state: StudyState | None) -
 
 def _left_out(task: Task) -> str | None:
     """Which named classes of a label map count neither in training nor in the value; None where their names already say so, or every class counts."""
-    field = next((name for name in ("ignore_index", "ignore_label") if name in task.protocol.fields), None)
-    if field is None:
+    ignored = task.protocol.fields.ignored() if isinstance(task.protocol.fields, MaskFields) else None
+    if ignored is None:
         return None
-    labels = left_out_classes(task.protocol.fields[field], len(task.classes))
+    field, values = ignored
+    labels = left_out_classes(values, len(task.classes))
     named = [f"{label} ({task.classes[label]})" for label in labels if task.classes[label].lower() not in UNLABELLED_NAMES]
     return f"label {', '.join(named)} does not count; set protocol.{field} where it is a class" if named else None
 
@@ -270,8 +272,7 @@ def _epochs(task: Task, head: HeadScore) -> int | None:
     """Epochs for which a head was trained: fewer than in the protocol where successive halving stopped it."""
     if head.epochs is not None or not task.probe.has_learning_rate:
         return head.epochs
-    epochs: int | None = task.protocol.fields.get("epochs")
-    return epochs
+    return epochs_of(task.protocol.fields)
 
 
 def _ledger(accounts: Accounts) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,8 @@ from harness.errors import HarnessError, is_of_the_place
 from harness.features.bank import BankStore
 from harness.features.rows import hold_out, joined
 from harness.probes import probe, row_probe
-from harness.probes.retrieval import neighbours
+from harness.probes.fields import epoch_of, mask_of
+from harness.probes.retrieval import GalleryFields, neighbours
 from harness.search.propose import HeadScore
 from harness.search.study import BankRef, Candidate, Predicted, Study
 
@@ -43,7 +44,7 @@ class BankFeed:
         """
         readout, rates = proposals[0][0], [rate for _, rate in proposals]
         train, selection = self.training_rows(study, readout), self.selection_rows(study, readout)
-        if study.protocol.get("epoch") == "best":
+        if epoch_of(study.protocol) == "best":
             best = _BestEpochs(study, selection, len(rates))
             row_probe(study.probe).fit(train, rates, **self._settings(study) | {"after_epoch": best})
             return best.candidates
@@ -83,7 +84,7 @@ class BankFeed:
         return {"classes": study.classes, "protocol": study.protocol, "seed": study.seed, "device": self._device}
 
     def _read(self, study: Study, ref: BankRef) -> Rows:
-        key = (ref.bank.key, study.protocol.get("mask"), ref.without)
+        key = (ref.bank.key, mask_of(study.protocol), ref.without)
         if key not in self._rows:
             if len(self._rows) >= 2 * len(study.readouts) + 1:
                 self._rows.clear()
@@ -128,7 +129,7 @@ def trained_labels(study: Study, train: Rows | None) -> frozenset[int] | None:
     """The labels that training rows have, or their label maps where the study is about these; None without training rows."""
     if train is None:
         return None
-    if study.protocol.get("mask") is None:
+    if mask_of(study.protocol) is None:
         return frozenset(np.unique(train.targets).tolist())
     total = np.zeros(0, np.int64)
     for mask in train.masks if train.masks is not None else ():
@@ -141,7 +142,8 @@ def trained_labels(study: Study, train: Rows | None) -> frozenset[int] | None:
 def _gallery(study: Study, test: Rows) -> list[dict[str, Any]]:
     """The nearest neighbours of evenly spread queries: what the report draws."""
     queries = np.unique(np.linspace(0, len(test) - 1, min(GALLERY_QUERIES, len(test))).round().astype(np.int64))
-    index, similarity = neighbours(test, top=GALLERY_DEPTH, queries=queries, exclude=study.protocol["exclude"])
+    exclude = study.protocol.exclude if isinstance(study.protocol, GalleryFields) else "query"
+    index, similarity = neighbours(test, top=GALLERY_DEPTH, queries=queries, exclude=exclude)
     return [
         {
             "query": test.keys[query],

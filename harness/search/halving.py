@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness import probes
-from harness.core import Proposal, StreamProbe
+from harness.core import Fields, Proposal, StreamProbe
 from harness.search.propose import HeadScore, survivors
 
 
@@ -64,10 +64,10 @@ class Halving:
     """Of the heads of a rung one in so many goes on."""
 
     @staticmethod
-    def planned(probe: str, protocol: Mapping[str, Any], round_index: int, proposals: Sequence[Proposal]) -> Halving | None:
-        """A round as its protocol plans it; None where the probe trains all its heads to the end. Raises ProbeError for fields that cannot be."""
+    def planned(probe: str, protocol: Fields, round_index: int, proposals: Sequence[Proposal]) -> Halving | None:
+        """A round as its protocol plans it; None where the probe trains all its heads to the end."""
         trained = probes.probe(probe)
-        rungs = trained.rungs(probes.fields_of(probe, protocol)) if isinstance(trained, StreamProbe) else None
+        rungs = trained.rungs(protocol) if isinstance(trained, StreamProbe) else None
         return None if rungs is None else Halving(round_index=round_index, proposals=proposals, ends=rungs.ends, eta=rungs.eta)
 
     def open(self, done: Done) -> list[RungJob]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.plan.rates import is_searched, rates_at_once
 from harness.probes import grid, probe
+from harness.probes.fields import lr_bounds_of
 from harness.search import steps
 from harness.search.halving import Halving, RungResult
 from harness.search.propose import HeadScore, choose, propose
@@ -36,7 +37,7 @@ class StudyState:
     @property
     def lr(self) -> tuple[float, ...]:
         """Bounds of the learning rates, or more than two that are tried: the protocol's own, or else the sweep's."""
-        return tuple(self.study.protocol.get("lr_bounds") or self.study.lr)
+        return tuple(lr_bounds_of(self.study.protocol) or self.study.lr)
 
     @property
     def heads(self) -> list[HeadScore]:

@@ -132,7 +132,7 @@ class StreamFeed:
         for head in sorted({head for _, head in done}):
             Checkpoint.of(self._store, study, index, head).discard()
 
-    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, StreamSetting, str | None]:
+    def _trained(self, study: Study, index: int, head: int, proposal: Proposal, epochs: int) -> tuple[Training, StreamSetting[Any], str | None]:
         """One head at the end of so many epochs, and why it did not come to that end, if so."""
         training, setting = self._training(study, [proposal], Checkpoint.of(self._store, study, index, head))
         training.until = epochs
@@ -144,7 +144,7 @@ class StreamFeed:
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def _training(self, study: Study, proposals: Sequence[Proposal], checkpoint: Checkpoint) -> tuple[Training, StreamSetting]:
+    def _training(self, study: Study, proposals: Sequence[Proposal], checkpoint: Checkpoint) -> tuple[Training, StreamSetting[Any]]:
         """The training of `proposals`, from where the checkpoint left it."""
         setting = self._setting(study)
         trainer = stream_probe(study.probe).trainer(setting, proposals)
@@ -209,7 +209,7 @@ class StreamFeed:
 
     # --- what all need ------------------------------------------------------------------------------------------------
 
-    def _setting(self, study: Study) -> StreamSetting:
+    def _setting(self, study: Study) -> StreamSetting[Any]:
         stream = stream_of(study)
         if self._loaded is None or self._loaded[0] != stream.encoder:
             self._loaded = None  # room for the next one
@@ -225,7 +225,7 @@ class StreamFeed:
         padded = PaddedEncoder(encoder, self._compute, stream.batch_size)
         return StreamSetting(encoder=padded, protocol=study.protocol, classes=study.classes, seed=study.seed)
 
-    def _publish_account(self, ref: BankRef, epoch: Epoch, setting: StreamSetting) -> None:
+    def _publish_account(self, ref: BankRef, epoch: Epoch, setting: StreamSetting[Any]) -> None:
         """Of a stream that was scored."""
         encoder = setting.encoder
         StreamAccount(audits=epoch.audits, images=encoder.images, seconds=encoder.seconds, starts=1).publish(self._store, ref)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.core import Metric, Predictions, State
+from harness.core import Fields, Metric, Predictions, State
 from harness.data.shards import Source
 from harness.encoders import EncoderSpec
 from harness.features.bank import BankSpec
@@ -62,7 +62,7 @@ class Study:
     metrics: tuple[str, ...]
     """The first is the one that is searched for, unless `chosen_by` names another."""
     classes: int
-    protocol: Mapping[str, Any]
+    protocol: Fields
     readouts: tuple[str, ...]
     train: Mapping[str, BankRef]
     """Readout to bank; empty for probes that train on nothing."""
@@ -109,6 +109,7 @@ class Study:
     @functools.cached_property
     def id(self) -> str:
         plain = asdict(self)
+        plain["protocol"] = self.protocol.model_dump()
         plain.pop("stream")  # what could change a value is in the identity of its banks; the rest is names and places
         for ref in (*plain["train"].values(), *plain["val"].values()):
             ref.pop("source")

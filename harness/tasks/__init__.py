@@ -11,20 +11,37 @@ import itertools
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
-from harness.core import Feed, Level, Metric, Task, TaskProtocol, View
+import pydantic
+
+from harness.core import Feed, Fields, Level, Metric, Task, TaskProtocol, View
 from harness.data.manifest import Manifest, load_manifest
 from harness.errors import RequestError, nearest
 from harness.features.readouts import parse_readout
 from harness.metrics.levels import AtLevel
-from harness.probes import check, metric, probe, row_probe, stream_probe
+from harness.probes import metric, probe, row_probe, stream_probe
+from harness.probes.fields import Several
 
-Fields = Mapping[str, Any]
+Overrides = Mapping[str, object]
+"""Protocol fields as a sweep has them: name to plain value."""
+T = TypeVar("T")
+Points = Annotated[tuple[T, ...], pydantic.Field(min_length=1, exclude=True)]
+"""The points of a curve. A record has its own point alone, under another field."""
+
+
+class BaseProtocol(Fields):
+    """What every task's protocol has. The fields of its family, and of its probe, come by inheritance."""
+
+    readouts: Several[str]
+    """Candidates, in order of preference."""
+
+
+P = TypeVar("P", bound=BaseProtocol)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Template:
+class Template(Generic[P]):
     """A task of a data set before a protocol is chosen."""
 
     name: str
@@ -33,26 +50,26 @@ class Template:
     probe: str
     metrics: tuple[Metric, ...] = ()
     """None for those of the probe. The first is the one that is searched for, unless `chosen_by` names another."""
-    protocols: Mapping[str, Fields]
-    """Protocol name to its fields, the default one first. Every protocol of a task has the same fields, `readouts` among them."""
-    view: Callable[[Fields], View]
-    classes: Callable[[Fields], tuple[str, ...]]
+    protocols: Mapping[str, P]
+    """By name, the default one first. All have the fields of the task's probe."""
+    view: Callable[[P], View]
+    classes: Callable[[P], tuple[str, ...]]
     feed: Feed = "banked"
     """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out, and
     one that has their last word in it, such as `streamed`, asks for them."""
     listed: bool = True
     """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not, the pattern must have the last word, as `*-attentive` has,
     and of a streamed one the word before it as well, as `*-mlp-streamed` has."""
-    curves: Fields = field(default_factory=dict)
+    curves: Mapping[str, str] = field(default_factory=dict)
     """Fields that hold the points of a curve, to the field that says which of them a task is: a curve is one task a point, on one protocol."""
-    train_view: Callable[[Fields], View | None] | None = None
+    train_view: Callable[[P], View | None] | None = None
     """What the probe is trained and chosen on, where that is another view than the test split's."""
-    val_view: Callable[[Fields], View | None] | None = None
+    val_view: Callable[[P], View | None] | None = None
     """What heads are chosen on, where that is another view than the one that the probe is trained on."""
-    reference_view: Callable[[Fields], View] | None = None
+    reference_view: Callable[[P], View] | None = None
     """The view of the test split that the probe compares with."""
-    readouts: Callable[[Fields], tuple[str, ...]] | None = None
-    """The readouts, where other fields tell them; these are then a field that the protocols do not set."""
+    readouts: Callable[[P], tuple[str, ...]] | None = None
+    """The readouts, where other fields tell them; these can then not be overridden."""
     chooses_readout: bool = True
     """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
     instead: Mapping[str, str] = field(default_factory=dict)
@@ -64,8 +81,9 @@ class Template:
 
     @property
     def fields(self) -> frozenset[str]:
-        """Names of the fields of its protocols."""
-        return frozenset(field for fields in self.protocols.values() for field in fields)
+        """Names of the fields that can be overridden: all but those that others tell."""
+        told = {*self.curves.values(), *(["readouts"] if self.readouts is not None else [])}
+        return frozenset(name for protocol in self.protocols.values() for name in type(protocol).model_fields if name not in told)
 
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
@@ -80,7 +98,7 @@ class Template:
         *_, before, last = "", *self.name.partition("-from-")[0].split("-")
         return (last,) if self.listed or self.feed == "banked" or not before else (before, last)
 
-    def tasks(self, manifest: Manifest, protocol: str | None, overrides: Fields) -> list[Task]:
+    def tasks(self, manifest: Manifest, protocol: str | None, overrides: Overrides) -> list[Task]:
         """The task under one of its protocols, with those `overrides` that are fields of it; one a point of its curves. Raises RequestError."""
         name = protocol or next(iter(self.protocols))
         if name not in self.protocols:
@@ -88,27 +106,28 @@ class Template:
                 f"tasks: {manifest.dataset}/{self.name}: expected one of the protocols {', '.join(self.protocols)}, got {name!r}"
                 f"{nearest(name, self.protocols)}"
             )
-        other = self.instead.get(name)
+        fields, other = self._overridden(name, overrides), self.instead.get(name)
+        instead = self._overridden(other, overrides) if other is not None else None
         return [
-            self._task(manifest, name, point, overrides, instead=self._task(manifest, other, point, overrides) if other else None)
-            for point in self._points(self._fields(name, overrides))
+            self._task(manifest, name, fields, point, instead=self._task(manifest, str(other), instead, point) if instead is not None else None)
+            for point in self._points(fields)
         ]
 
-    def _fields(self, protocol: str, overrides: Fields) -> dict[str, Any]:
-        fields = dict(self.protocols[protocol])
-        return fields | {key: _same_type(key, fields[key], value) for key, value in overrides.items() if key in fields}
+    def _overridden(self, protocol: str, overrides: Overrides) -> P:
+        return self.protocols[protocol].replaced(**{name: value for name, value in overrides.items() if name in self.fields})
 
-    def _points(self, fields: Fields) -> list[Fields]:
+    def _points(self, fields: P) -> list[dict[str, object]]:
         """Every combination of the curves' points."""
-        return [dict(zip(self.curves.values(), values, strict=True)) for values in itertools.product(*(fields[plural] for plural in self.curves))]
+        values = dict(fields)
+        return [dict(zip(self.curves.values(), point, strict=True)) for point in itertools.product(*(values[plural] for plural in self.curves))]
 
-    def _task(self, manifest: Manifest, protocol: str, point: Fields, overrides: Fields, instead: Task | None = None) -> Task:
-        fields = {key: value for key, value in self._fields(protocol, overrides).items() if key not in self.curves} | dict(point)
+    def _task(self, manifest: Manifest, protocol: str, asked: P, point: Mapping[str, object], instead: Task | None = None) -> Task:
+        fields = asked.replaced(**point)
         if self.readouts is not None:
-            fields["readouts"] = self.readouts(fields)
-        for readout in fields["readouts"]:
+            fields = fields.replaced(readouts=self.readouts(fields))
+        for readout in fields.readouts:
             parse_readout(readout)
-        check(self.probe, fields)
+        self._refuse_other_fields(fields)
         named = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
         told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
         classes = self.classes(fields)
@@ -122,7 +141,7 @@ class Template:
             dataset=manifest.dataset,
             classes=classes,
             view=self.view(fields),
-            readouts=tuple(fields["readouts"]),
+            readouts=fields.readouts,
             probe=stream_probe(self.probe) if self.feed == "streamed" else row_probe(self.probe),
             metrics=(*metrics, *(AtLevel(metric("accuracy"), level, of) for level, of in levels.items())),
             protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
@@ -138,19 +157,28 @@ class Template:
             chosen_by=self.chosen_by,
         )
 
+    def _refuse_other_fields(self, fields: P) -> None:
+        """Raises RequestError where the probe would not find its fields."""
+        kind = probe(self.probe).fields
+        if not isinstance(fields, kind):
+            raise RequestError(
+                f"tasks: {self.name}: expected a protocol with the fields of the {self.probe} probe, got {type(fields).__name__}; "
+                f"let it inherit from {kind.__name__}"
+            )
 
-def families() -> Iterator[Callable[[Manifest], Sequence[Template]]]:
+
+def families() -> Iterator[Callable[[Manifest], Sequence[Template[Any]]]]:
     """`templates` of every module of this folder, in the order of their names."""
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         yield importlib.import_module(f"{__name__}.{module}").templates
 
 
-def templates(manifest: Manifest) -> dict[str, Template]:
+def templates(manifest: Manifest) -> dict[str, Template[Any]]:
     """Every task that the data set can have, by name."""
     return {template.name: template for family in families() for template in family(manifest)}
 
 
-def select(patterns: Sequence[str], shards: str, overrides: Fields) -> tuple[list[Task], dict[str, Manifest]]:
+def select(patterns: Sequence[str], shards: str, overrides: Overrides) -> tuple[list[Task], dict[str, Manifest]]:
     """The tasks that `patterns` ask for, in their order and each once, and the manifests of their data sets.
 
     Overrides under the name of a task, `{misplaced-tokens: {kept_shares: [0.25]}}`, are for that one alone and go before the others.
@@ -217,7 +245,7 @@ def _with(task: Task, further: Sequence[Metric]) -> Task:
     return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *further))), instead=instead)
 
 
-def _check_overrides(shared: Fields, own: Mapping[str, Fields], fields_of: Mapping[str, frozenset[str]]) -> None:
+def _check_overrides(shared: Overrides, own: Mapping[str, Overrides], fields_of: Mapping[str, frozenset[str]]) -> None:
     """Raises RequestError for a field, or a task, that is none."""
     every = frozenset[str]().union(*fields_of.values())
     for key in shared:
@@ -243,18 +271,3 @@ def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:
             "correct `counterparts` in the manifest, or build both data sets again"
         )
     return replace(task, classes=manifest.classes)
-
-
-def _same_type(key: str, default: Any, value: Any) -> Any:
-    """`value` as the type of the field's default, or a RequestError."""
-    if default is None:
-        return value
-    if isinstance(default, tuple) and default and type(value) is type(default[0]) and not isinstance(value, tuple):
-        return (value,)  # one value in place of a list of one
-    if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) > 0:
-        return tuple(_same_type(key, default[0], one) for one in value) if default else tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is type(default):
-        return value
-    raise RequestError(f"protocol.{key}: expected {type(default).__name__} such as {default!r}, got {value!r}")

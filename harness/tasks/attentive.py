@@ -6,59 +6,69 @@ A bank of all tokens is two hundred times as large as one of the cls: no pattern
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.data.manifest import Manifest
-from harness.metrics import metric
-from harness.probes import defaults
-from harness.probes.attentive import RELEASE
-from harness.probes.fields import EpochFields
+from harness.probes.attentive import RELEASE, AttentiveFields
+from harness.probes.fields import EpochFields, Several
 from harness.probes.lib.augmented import KeptFields
-from harness.tasks import Fields, Template
-from harness.tasks.objects import chosen_on, kept_crops, whole
-from harness.tasks.parts import part_template, training_crops
+from harness.tasks import BaseProtocol, Template
+from harness.tasks.objects import chosen_on, kept_crops, object_template
+from harness.tasks.parts import TrainedPartProtocol, part_template, selection, training_patch
 
 NAME = "attentive"
-METRICS = ("accuracy", "mean_class_accuracy")
-STATISTICS: Mapping[str, Fields] = {"zhu2023": {"bn_eval": "running"}, "release": {"bn_eval": "batch", "bn_batch": 256}}
-"""The batch norm's statistics at test: those of training, or, as in the authors' released code, those of each test batch."""
-PROTOCOLS: Mapping[str, Fields] = {"zhu2023": STATISTICS["zhu2023"], "release": {**STATISTICS["release"], **RELEASE}}
 
 
-def with_rate(protocols: Mapping[str, Fields]) -> dict[str, Fields]:
+class AttentiveProtocol(BaseProtocol, AttentiveFields):
+    """Of the probe on all tokens."""
+
+    readouts: Several[str] = ("all",)
+
+
+class ObjectAttentive(EpochFields, KeptFields, AttentiveProtocol):
+    """On images as they are, or on crops of them that are kept."""
+
+
+class PartAttentive(EpochFields, AttentiveProtocol, TrainedPartProtocol):
+    """On patches around keypoints."""
+
+
+A = TypeVar("A", bound=AttentiveProtocol)
+
+
+def batch_statistics(protocol: A) -> A:
+    """The batch norm's statistics at test are not those of training, but, as in the authors' released code, those of each test batch."""
+    return protocol.replaced(bn_eval="batch", bn_batch=256)
+
+
+def released(protocol: A) -> A:
+    """How the authors' released code trains and tests it, where that is not the default."""
+    return batch_statistics(protocol).replaced(**RELEASE)
+
+
+def with_rate(protocols: Mapping[str, A]) -> dict[str, A]:
     """The protocols, and `zhu2023` and `release` again with the paper's one learning rate: 0.01 for every 256 images of a batch of 1,024."""
-    rate = {"lr_bounds": (0.04, 0.04)}
-    return {**protocols, "published": {**protocols["zhu2023"], **rate}, "published-release": {**protocols["release"], **rate}}
+    published = {"published": protocols["zhu2023"], "published-release": protocols["release"]}
+    return {**protocols, **{name: protocol.replaced(lr_bounds=(0.04, 0.04)) for name, protocol in published.items()}}
 
 
-def templates(manifest: Manifest) -> list[Template]:
+def templates(manifest: Manifest) -> list[Template[Any]]:
     """Where samples have labels, and where they have keypoints."""
-    found = []
+    tasks: list[Template[Any]] = []
     if "label" in manifest.annotations:
-        own: dict[str, Any] = {**defaults(NAME), **EpochFields().model_dump(), **KeptFields().model_dump(), "readouts": ("all",)}
-        found.append(
-            Template(
-                name="object-attentive",
-                level="object",
-                probe=NAME,
-                metrics=tuple(metric(one) for one in METRICS),
-                protocols={name: {**own, **fields} for name, fields in with_rate(PROTOCOLS).items()},
-                view=whole,
-                classes=lambda _: manifest.classes,
-                train_view=kept_crops,
-                val_view=chosen_on,
-                listed=False,
-            )
-        )
+        objects = ObjectAttentive()
+        protocols = with_rate({"zhu2023": objects, "release": released(objects)})
+        tasks.append(object_template(manifest, "object-attentive", NAME, protocols, train_view=kept_crops, val_view=chosen_on, listed=False))
     if "keypoints" in manifest.annotations:
-        crop = training_crops(manifest)
-        protocols = {
-            "zhu2023": {**crop["paper"], **PROTOCOLS["zhu2023"]},
-            "release": {**crop["release"], **PROTOCOLS["release"]},
+        own = selection(manifest)
+        paper = PartAttentive(**dict(own.paper), train_fit=own.train_fit)
+        release = PartAttentive(**dict(own.release), train_fit=own.train_fit)
+        parts = {
+            "zhu2023": paper,
+            "release": released(release),
             # either of two departures of the release alone, so that their effects can be told apart
-            "release-crop": {**crop["release"], **STATISTICS["zhu2023"]},
-            "release-statistics": {**crop["paper"], **STATISTICS["release"]},
+            "release-crop": release,
+            "release-statistics": batch_statistics(paper),
         }
-        protocols = {name: {**EpochFields().model_dump(), **fields, "readouts": ("all",)} for name, fields in with_rate(protocols).items()}
-        found.append(part_template(manifest, "part-attentive", NAME, METRICS, protocols, listed=False))
-    return found
+        tasks.append(part_template(manifest, "part-attentive", NAME, with_rate(parts), train_view=training_patch, listed=False))
+    return tasks

@@ -7,32 +7,50 @@ bags read one bank. A bag costs as many passes of the encoder as it has patches,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 
-from harness.core import View
+from harness.core import Fields, View
 from harness.data.manifest import Manifest
 from harness.data.views.bag import CENTRE_CROP, FRAME_SIDE, Bag, side_of_area
 from harness.data.views.whole import Whole
-from harness.errors import ProbeError, RequestError
-from harness.metrics import metric
-from harness.probes import defaults
-from harness.probes.fields import Fields as CheckedFields
-from harness.probes.lib.bags import BagFields, Share
-from harness.tasks import Fields, Template
+from harness.probes.bag_knn import BagKNNFields
+from harness.probes.bag_linear import BagLinearFields
+from harness.probes.convergence import ConvergenceFields
+from harness.probes.lib.bags import BagFields, BagProbeFields, BagSize, Share, Side
+from harness.probes.locality import LocalityFields
+from harness.tasks import BaseProtocol, Points, Template
 from harness.tasks.objects import whole
-from harness.tasks.parts import crops, patch, selected
+from harness.tasks.parts import PatchFields, patch, selected, selection
 
 CURVES: Mapping[str, str] = {"bag_sizes": "bag_size", "patch_sides": "patch_side"}
-POINTS: Fields = {"bag_sizes": (0, 1, 4, 16), "patch_sides": (None,)}
-"""0 is the whole image, so that its row stands beside. None leaves the patch's size to `patch_area`."""
 SPACES: Mapping[str, tuple[str, ...]] = {"embedding": ("cls", "mean"), "projection": ("projection",)}
 """Protocol to its readouts, of which the first that the encoder has is taken."""
-ACCURACIES = ("accuracy", "mean_class_accuracy", "accuracy_sd")
 
 
-class GridFields(CheckedFields):
+class BagProtocol(BaseProtocol, BagFields):
+    """Of a task on bags."""
+
+    bag_sizes: Points[BagSize] = (0, 1, 4, 16)
+    """0 is the whole image, so that its row stands beside."""
+    patch_sides: Points[Side | None] = (None,)
+    """None leaves the patch's size to `patch_area`."""
+
+
+class BagKNN(BagProtocol, BagKNNFields):
+    """k-NN."""
+
+
+class BagLinear(BagProtocol, BagLinearFields):
+    """The linear probe."""
+
+
+class BagConvergence(BagProtocol, ConvergenceFields):
+    """How near a bag comes to the whole image."""
+
+
+class GridFields(Fields):
     """The patches of a data set without keypoints."""
 
     grid: Annotated[int, pydantic.Field(ge=1, le=FRAME_SIDE)] = 4
@@ -40,38 +58,42 @@ class GridFields(CheckedFields):
     frame: Share = CENTRE_CROP
 
 
-def bag(fields: Fields) -> View:
+class PartLocality(BaseProtocol, PatchFields, LocalityFields):
+    """Neighbours of patches around keypoints."""
+
+
+class GridLocality(BaseProtocol, GridFields, LocalityFields):
+    """Neighbours of the patches of a grid."""
+
+
+def bag(fields: BagFields) -> View:
     """The bag that the protocol asks for; the whole image where that is asked for, or a patch is no smaller than the usual frame."""
-    read = BagFields.read("bag tasks", fields)
-    side = float(read.patch_side) if read.patch_side is not None else side_of_area(read.patch_area)
-    if read.bag_size == 0 or (side == FRAME_SIDE and read.frame == CENTRE_CROP):
+    side = float(fields.patch_side) if fields.patch_side is not None else side_of_area(fields.patch_area)
+    if fields.bag_size == 0 or (side == FRAME_SIDE and fields.frame == CENTRE_CROP):
         return Whole()
-    return Bag(patches=read.patches, side=side, placement=read.placement, seed=read.patch_seed, draws=read.draws, frame=float(read.frame))
+    return Bag(patches=fields.patches, side=side, placement=fields.placement, seed=fields.patch_seed, draws=fields.draws, frame=float(fields.frame))
 
 
-def tiles(fields: Fields) -> View:
-    """The grid that the protocol asks for. Raises RequestError where a field has a value that it cannot take."""
-    try:
-        read = GridFields.read("patch-locality", fields)
-    except ProbeError as error:
-        raise RequestError(str(error)) from None
-    return Bag(patches=read.grid**2, side=FRAME_SIDE / read.grid, placement="grid", frame=float(read.frame))
+def tiles(fields: GridFields) -> View:
+    """The grid that the protocol asks for."""
+    return Bag(patches=fields.grid**2, side=FRAME_SIDE / fields.grid, placement="grid", frame=float(fields.frame))
 
 
-def trained_on(fields: Fields) -> View | None:
+def trained_on(fields: BagProbeFields) -> View | None:
     """Whole images where the protocol's gallery is of them; else what is tested on."""
-    return Whole() if fields["gallery"] == "whole" else None
+    return Whole() if fields.gallery == "whole" else None
 
 
-def bag_template(manifest: Manifest, name: str, probe: str, metrics: tuple[str, ...], **more: Any) -> Template:
+B = TypeVar("B", bound=BagProtocol)
+
+
+def bag_template(manifest: Manifest, name: str, probe: str, kind: type[B], **more: Any) -> Template[B]:
     """A task on bags, in embedding and in projection space."""
-    own = {key: value for key, value in defaults(probe).items() if key not in CURVES.values()}
     return Template(
         name=name,
         level="object",
         probe=probe,
-        metrics=tuple(metric(one) for one in metrics),
-        protocols={space: {**own, **POINTS, "readouts": readouts} for space, readouts in SPACES.items()},
+        protocols={space: kind(readouts=readouts) for space, readouts in SPACES.items()},
         view=bag,
         classes=lambda _: manifest.classes,
         curves=CURVES,
@@ -81,33 +103,26 @@ def bag_template(manifest: Manifest, name: str, probe: str, metrics: tuple[str, 
     )
 
 
-def locality_template(manifest: Manifest) -> Template:
+def locality_template(manifest: Manifest) -> Template[Any]:
     """Neighbours of the patches around keypoints, whose classes come with the whole images; where there are no keypoints, of a grid's."""
-    has_parts = "keypoints" in manifest.annotations
-    patches = crops(manifest)["paper"] if has_parts else GridFields().model_dump()
-    return Template(
-        name="patch-locality",
-        level="part",
-        probe="locality",
-        metrics=(),
-        protocols={space: {**defaults("locality"), **patches, "readouts": readouts} for space, readouts in SPACES.items()},
-        view=patch if has_parts else tiles,
-        reference_view=whole if has_parts else None,
-        classes=(lambda fields: selected(fields, manifest)) if has_parts else (lambda _: manifest.classes),
-        chooses_readout=False,
-        listed=False,
-    )
+    shared: dict[str, Any] = {"name": "patch-locality", "level": "part", "probe": "locality", "chooses_readout": False, "listed": False}
+    if "keypoints" not in manifest.annotations:
+        grids = {space: GridLocality(readouts=readouts) for space, readouts in SPACES.items()}
+        return Template(protocols=grids, view=tiles, classes=lambda _: manifest.classes, **shared)
+    patches = dict(selection(manifest).paper)
+    parts = {space: PartLocality(**patches, readouts=readouts) for space, readouts in SPACES.items()}
+    return Template(protocols=parts, view=patch, reference_view=whole, classes=lambda fields: selected(fields, manifest), **shared)
 
 
-def templates(manifest: Manifest) -> list[Template]:
+def templates(manifest: Manifest) -> list[Template[Any]]:
     """Bags where samples have labels; locality where they have labels or keypoints."""
-    found = []
+    tasks: list[Template[Any]] = []
     if "label" in manifest.annotations:
-        found += [
-            bag_template(manifest, "bag-knn", "bag_knn", ACCURACIES, train_view=trained_on),
-            bag_template(manifest, "bag-linear", "bag_linear", ACCURACIES, train_view=trained_on),
-            bag_template(manifest, "bag-convergence", "convergence", (), reference_view=whole),
+        tasks += [
+            bag_template(manifest, "bag-knn", "bag_knn", BagKNN, train_view=trained_on),
+            bag_template(manifest, "bag-linear", "bag_linear", BagLinear, train_view=trained_on),
+            bag_template(manifest, "bag-convergence", "convergence", BagConvergence, reference_view=whole),
         ]
     if {"label", "keypoints"} & set(manifest.annotations):
-        found.append(locality_template(manifest))
-    return found
+        tasks.append(locality_template(manifest))
+    return tasks

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from harness.core import View
+from typing import Any
+
 from harness.data.manifest import Manifest
-from harness.data.views.whole import Whole
-from harness.errors import ProbeError, RequestError
-from harness.metrics import metric
-from harness.probes import defaults
+from harness.probes.fields import Several
 from harness.probes.finetune import NAME, FinetuneFields
-from harness.tasks import Fields, Template
+from harness.tasks import BaseProtocol, Template
+from harness.tasks.objects import object_template
 
 READOUTS = ("mean",)
 """Of the patch tokens: what every encoder has, and what MAE fine-tunes. With more of them, each has a stack of learning rates of its own."""
 
 
-def checked(fields: Fields) -> View:
-    """The view of the stream. Raises RequestError where a field has a value that it cannot take."""
-    try:
-        FinetuneFields.read(NAME, fields)
-    except ProbeError as error:
-        raise RequestError(str(error)) from None
-    return Whole()
+class Finetune(BaseProtocol, FinetuneFields):
+    """Full fine-tuning."""
+
+    readouts: Several[str] = READOUTS
 
 
-def templates(manifest: Manifest) -> list[Template]:
+def templates(manifest: Manifest) -> list[Template[Any]]:
     """Where samples have labels. A pattern must have the word `finetune` to ask for it."""
     if "label" not in manifest.annotations:
         return []
-    return [
-        Template(
-            name=NAME,
-            level="object",
-            probe=NAME,
-            metrics=(metric("accuracy"), metric("mean_class_accuracy")),
-            protocols={"plain": {**defaults(NAME), "readouts": READOUTS}},
-            view=checked,
-            classes=lambda _: manifest.classes,
-            feed="streamed",
-            listed=False,
-        )
-    ]
+    return [object_template(manifest, NAME, NAME, {"plain": Finetune()}, feed="streamed", listed=False)]

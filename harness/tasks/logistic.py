@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.data.manifest import Manifest
-from harness.metrics import metric
-from harness.probes import defaults
+from harness.probes.logistic import NAME, LogisticFields
 from harness.tasks import Template
-from harness.tasks.objects import POOLED, whole
-from harness.tasks.parts import crops, part_template
-
-NAME = "logistic"
-METRICS = ("accuracy", "mean_class_accuracy")
+from harness.tasks.objects import ObjectProtocol, object_template
+from harness.tasks.parts import PartProtocol, part_template, selection
 
 
-def templates(manifest: Manifest) -> list[Template]:
+class ObjectLogistic(ObjectProtocol, LogisticFields):
+    """Of whole images."""
+
+
+class PartLogistic(PartProtocol, LogisticFields):
+    """Of patches around keypoints."""
+
+
+def templates(manifest: Manifest) -> list[Template[Any]]:
     """Where samples have labels, and where they have keypoints."""
-    found = []
+    tasks: list[Template[Any]] = []
     if "label" in manifest.annotations:
-        found.append(
-            Template(
-                name="object-logistic",
-                level="object",
-                probe=NAME,
-                metrics=tuple(metric(one) for one in METRICS),
-                protocols={"lbfgs": {**defaults(NAME), "readouts": POOLED}},
-                view=whole,
-                classes=lambda _: manifest.classes,
-                listed=False,
-            )
-        )
+        tasks.append(object_template(manifest, "object-logistic", NAME, {"lbfgs": ObjectLogistic()}, listed=False))
     if "keypoints" in manifest.annotations:
-        found.append(part_template(manifest, "part-logistic", NAME, METRICS, {"lbfgs": crops(manifest)["paper"]}, listed=False))
-    return found
+        parts = PartLogistic(**dict(selection(manifest).paper))
+        tasks.append(part_template(manifest, "part-logistic", NAME, {"lbfgs": parts}, listed=False))
+    return tasks

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 from harness.data.manifest import Manifest
-from harness.metrics import metric
-from harness.probes import defaults
-from harness.tasks import Fields, Template
-from harness.tasks.objects import POOLED, whole
+from harness.probes.lowshot import NAME, LowShotFields
+from harness.tasks import Template
+from harness.tasks.objects import ObjectProtocol, object_template
 
-NAME = "lowshot"
-SUBSETS: Mapping[str, Fields] = {
-    "1-percent": {"share": 0.01, "shots": None},
-    "10-percent": {"share": 0.1, "shots": None},
-    **{f"{shots}-shot": {"share": None, "shots": shots} for shots in (1, 5, 10)},
+
+class ObjectLowShot(ObjectProtocol, LowShotFields):
+    """Of whole images."""
+
+
+PROTOCOLS = {
+    "1-percent": ObjectLowShot(share=0.01),
+    "10-percent": ObjectLowShot(share=0.1),
+    **{f"{shots}-shot": ObjectLowShot(share=None, shots=shots) for shots in (1, 5, 10)},
 }
 
 
-def templates(manifest: Manifest) -> list[Template]:
+def templates(manifest: Manifest) -> list[Template[Any]]:
     """Where samples have labels."""
-    if "label" not in manifest.annotations:
-        return []
-    return [
-        Template(
-            name="object-lowshot",
-            level="object",
-            probe=NAME,
-            metrics=(metric("accuracy"), metric("mean_class_accuracy")),
-            protocols={name: {**defaults(NAME), "readouts": POOLED, **fields} for name, fields in SUBSETS.items()},
-            view=whole,
-            classes=lambda _: manifest.classes,
-            listed=False,
-        )
-    ]
+    return [object_template(manifest, "object-lowshot", NAME, PROTOCOLS, listed=False)] if "label" in manifest.annotations else []

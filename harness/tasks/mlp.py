@@ -5,36 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from harness.data.manifest import Manifest
-from harness.probes import defaults, probe
 from harness.probes.fields import EpochFields
-from harness.probes.lib.augmented import AugmentedFields, KeptFields
+from harness.probes.lib.augmented import CropFields, KeptFields
+from harness.probes.mlp import MLPFields
 from harness.tasks import Template
-from harness.tasks.objects import POOLED, chosen_on, kept_crops, whole
-from harness.tasks.parts import crops, part_template
-from harness.tasks.streamed import checked
+from harness.tasks.objects import ObjectProtocol, chosen_on, kept_crops, object_template
+from harness.tasks.parts import PartProtocol, part_template, selection
 
 NAME = "mlp"
 
 
-def templates(manifest: Manifest) -> list[Template]:
+class ObjectMLP(ObjectProtocol, EpochFields, KeptFields, MLPFields):
+    """Of whole images, or of crops of them that are kept."""
+
+
+class ObjectMLPStreamed(ObjectProtocol, CropFields, MLPFields):
+    """Of images that stream by."""
+
+
+class PartMLP(PartProtocol, EpochFields, MLPFields):
+    """Of patches around keypoints."""
+
+
+def templates(manifest: Manifest) -> list[Template[Any]]:
     """Where samples have labels, and where they have keypoints."""
-    tasks = []
+    tasks: list[Template[Any]] = []
     if "label" in manifest.annotations:
-        shared: dict[str, Any] = {"level": "object", "probe": NAME, "classes": lambda _: manifest.classes, "listed": False}
-        fields = {**defaults(NAME), "readouts": POOLED}
-        banked = {**fields, **EpochFields().model_dump(), **KeptFields().model_dump()}
-        streamed = {**fields, **AugmentedFields().model_dump()}
         tasks += [
-            Template(name="object-mlp", protocols={"ours": banked}, view=whole, train_view=kept_crops, val_view=chosen_on, **shared),
-            Template(
-                name="object-mlp-streamed",
-                protocols={"ours": streamed},
-                view=lambda fields: checked("object-mlp-streamed", AugmentedFields, fields),
-                feed="streamed",
-                **shared,
-            ),
+            object_template(manifest, "object-mlp", NAME, {"ours": ObjectMLP()}, train_view=kept_crops, val_view=chosen_on, listed=False),
+            object_template(manifest, "object-mlp-streamed", NAME, {"ours": ObjectMLPStreamed()}, feed="streamed", listed=False),
         ]
     if "keypoints" in manifest.annotations:
-        crop = {**EpochFields().model_dump(), **crops(manifest)["paper"]}
-        tasks.append(part_template(manifest, "part-mlp", NAME, probe(NAME).metrics, {"ours": crop}, listed=False))
+        parts = PartMLP(**dict(selection(manifest).paper))
+        tasks.append(part_template(manifest, "part-mlp", NAME, {"ours": parts}, listed=False))
     return tasks

@@ -183,7 +183,7 @@ class Example:
             "readout": chosen["readout"],
             "probe": task.probe.name,
             "protocol": task.protocol.name,
-            "protocol_fields": json.dumps(task.protocol.fields, sort_keys=True),
+            "protocol_fields": task.protocol.fields.to_json(),
             "metric": metric.name,
             "value": estimate.value,
             "ci_low": estimate.low,

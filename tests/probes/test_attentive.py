@@ -28,7 +28,7 @@ def tokens(n: int = 60, classes: int = 3, grid: tuple[int, ...] = (3, 4), width:
 
 
 def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> HeadStack[AttentiveFields]:
-    fitted = PROBE.fit(rows, lrs, classes=3, protocol={"attention_heads": 4, "batch_size": 25} | protocol, seed=seed, device=CPU)
+    fitted = PROBE.fit(rows, lrs, classes=3, protocol=AttentiveFields(**{"attention_heads": 4, "batch_size": 25, **protocol}), seed=seed, device=CPU)
     assert isinstance(fitted, HeadStack)
     return fitted
 
@@ -188,10 +188,10 @@ def test_a_last_batch_of_one_row_does_no_harm() -> None:
 def test_a_restored_head_predicts_the_same() -> None:
     train, test = tokens(), tokens(seed=4)
     stack = fit(train, [0.01, 0.1], epochs=3)
-    back = PROBE.restore(stack.state(1), None, classes=3, protocol={"attention_heads": 4}, seed=0, device=CPU)
+    back = PROBE.restore(stack.state(1), None, classes=3, protocol=AttentiveFields(attention_heads=4), seed=0, device=CPU)
     assert back.predict(test, 0).scores.tolist() == stack.predict(test, 1).scores.tolist()
     with pytest.raises(ProbeError, match="expected weights of 4 classes, got 3"):
-        PROBE.restore(stack.state(1), None, classes=4, protocol={"attention_heads": 4}, seed=0, device=CPU)
+        PROBE.restore(stack.state(1), None, classes=4, protocol=AttentiveFields(attention_heads=4), seed=0, device=CPU)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:

@@ -12,11 +12,12 @@ import torch
 from harness.core import Predictions, Rows
 from harness.errors import ProbeError, RequestError
 from harness.metrics.bootstrap import interval
-from harness.probes import check, defaults, is_decided, linear, metric, probe
+from harness.probes import is_decided, linear, metric, probe
 from harness.probes.convergence import NAMES as CONVERGENCE
 from harness.probes.convergence import others
 from harness.probes.lib.bags import bags
 from harness.probes.locality import NAMES as LOCALITY
+from harness.probes.locality import LocalityFields
 
 CLASSES, WIDTH = 3, 8
 HOW: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
@@ -111,8 +112,8 @@ def test_rows_that_are_no_bags_are_refused() -> None:
 # --- probes on means --------------------------------------------------------------------------------------------------
 
 
-def fields(name: str, **overrides: Any) -> dict[str, Any]:
-    return {**defaults(name), "patches": 4, "draws": 2, "bag_size": 3, **overrides}
+def fields(name: str, **overrides: Any) -> Any:
+    return probe(name).fields(**{"patches": 4, "draws": 2, "bag_size": 3, **overrides})
 
 
 @pytest.mark.parametrize(("name", "inner", "lrs"), [("bag_knn", "knn", [None]), ("bag_linear", "linear", [0.1, 1.0])])
@@ -147,11 +148,11 @@ def test_what_whole_images_taught_predicts_bags_and_whole_images(name: str, inne
 
 def test_the_linear_probe_trains_by_its_own_numbers_where_a_protocol_is_silent() -> None:
     train, test = patches(), patches(24, seed=1, prefix="t")
-    predictions = probe("bag_linear").fit(train, [0.03], protocol={"patches": 4, "bag_size": 4}, **HOW).predict(test, 0)
-    published = {"epochs": 100, "batch_size": 100, "momentum": 0.9, "weight_decay": 5e-5}
+    predictions = probe("bag_linear").fit(train, [0.03], protocol=probe("bag_linear").fields(patches=4, bag_size=4), **HOW).predict(test, 0)
+    published = linear.LinearFields(epochs=100, batch_size=100, momentum=0.9, weight_decay=5e-5)
     alone = linear.PROBE.fit(bags("any", train, 4, "none")[0], [0.03], protocol=published, **HOW)
     np.testing.assert_array_equal(predictions.scores[:24], alone.predict(bags("any", test, 4, "none")[0], 0).scores)
-    assert (defaults("bag_knn")["k"], defaults("bag_knn")["temperature"]) == (20, 0.07)
+    assert (fields("bag_knn").k, fields("bag_knn").temperature) == (20, 0.07)
 
 
 def test_draws_that_were_not_learnt_are_not_predicted() -> None:
@@ -175,8 +176,8 @@ def test_draws_that_were_not_learnt_are_not_predicted() -> None:
     ],
 )
 def test_fields_that_cannot_be_are_refused_by_name(name: str, wrong: dict[str, Any], expected: str) -> None:
-    with pytest.raises(RequestError, match=f"{name} probe: protocol field {expected}"):
-        check(name, fields(name, **wrong))
+    with pytest.raises(RequestError, match=rf"protocol\.{expected}"):
+        fields(name).replaced(**wrong)
 
 
 # --- the spread over draws --------------------------------------------------------------------------------------------
@@ -334,7 +335,8 @@ def parts(seed: int = 0, images: int = 12, count: int = 3) -> tuple[Rows, Rows]:
 @pytest.mark.parametrize("exclude", ["query", "image"])
 def test_neighbours_and_chance_by_brute_force(exclude: str) -> None:
     rows, whole = parts()
-    predictions = probe("locality").fit(None, [None], protocol={"exclude": exclude}, **HOW).predict(replace(rows, reference=shuffled(whole)), 0)
+    compared = replace(rows, reference=shuffled(whole))
+    predictions = probe("locality").fit(None, [None], protocol=LocalityFields(exclude=exclude), **HOW).predict(compared, 0)
     unit = rows.features / np.linalg.norm(rows.features, axis=1, keepdims=True)
     image = np.repeat(np.arange(12), 3)
     kinds = {"part": np.asarray(rows.targets), "image": image, "class": image // 4}
@@ -356,7 +358,7 @@ def test_neighbours_and_chance_by_brute_force(exclude: str) -> None:
 
 
 def test_patches_without_parts_have_classes_alone() -> None:
-    predictions = probe("locality").fit(None, [None], protocol={}, **HOW).predict(patches(draws=1), 0)
+    predictions = probe("locality").fit(None, [None], protocol=LocalityFields(), **HOW).predict(patches(draws=1), 0)
     assert interval(metric("same_part"), predictions, CLASSES).value is None
     assert interval(metric("same_part"), predictions, CLASSES).reason == "these patches have no parts, or there is no other patch"
     share, chance = (interval(metric(name), predictions, CLASSES).value for name in ("same_class", "same_class_chance"))
@@ -369,18 +371,18 @@ def test_patches_without_parts_have_classes_alone() -> None:
 def test_unlabelled_images_and_lone_patches_are_undefined() -> None:
     rows, whole = parts()
     unlabelled = replace(whole, targets=np.full(12, -1))
-    predictions = probe("locality").fit(None, [None], protocol={}, **HOW).predict(replace(rows, reference=unlabelled), 0)
+    predictions = probe("locality").fit(None, [None], protocol=LocalityFields(), **HOW).predict(replace(rows, reference=unlabelled), 0)
     assert np.isnan(quantity(predictions, "same_class")).all()
     assert np.isfinite(quantity(predictions, "same_part")).all()
     lone = patches(1, 1, 1)
-    assert np.isnan(probe("locality").fit(None, [None], protocol={}, **HOW).predict(lone, 0).scores).all()
+    assert np.isnan(probe("locality").fit(None, [None], protocol=LocalityFields(), **HOW).predict(lone, 0).scores).all()
 
 
 def test_fewer_queries_are_some_of_them_and_the_gallery_stays() -> None:
     rows, whole = parts()
     rows = replace(rows, reference=whole)
-    every = probe("locality").fit(None, [None], protocol={}, **HOW).predict(rows, 0)
-    fewer = probe("locality").fit(None, [None], protocol={"max_queries": 10}, **HOW).predict(rows, 0)
+    every = probe("locality").fit(None, [None], protocol=LocalityFields(), **HOW).predict(rows, 0)
+    fewer = probe("locality").fit(None, [None], protocol=LocalityFields(max_queries=10), **HOW).predict(rows, 0)
     scores = {(key, target): score for key, target, score in zip(every.keys, every.targets, every.scores, strict=True)}
     assert len(set(fewer.keys)) == 10
     assert [scores[key, target] for key, target in zip(fewer.keys, fewer.targets, strict=True)] == fewer.scores.tolist()
@@ -388,4 +390,4 @@ def test_fewer_queries_are_some_of_them_and_the_gallery_stays() -> None:
 
 def test_nothing_is_left_to_choose() -> None:
     for name in ("convergence", "locality"):
-        assert is_decided(probe(name), ("cls",), defaults(name))
+        assert is_decided(probe(name), ("cls",), probe(name).fields())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,8 @@ from harness.data.augment import draw
 from harness.encoders import EncoderSpec, load
 from harness.errors import ProbeError, RequestError
 from harness.features.device import Compute
-from harness.probes import all_metrics, check, defaults, grid, probes, row_probe, stream_probe
-from harness.probes.classifier import ClassifierProbe
-from harness.probes.heads import TrainedProbe
+from harness.probes import all_metrics, grid, probes, row_probe, stream_probe
+from harness.probes.heads import ClassifierProbe, TrainedProbe
 from harness.probes.lib.streaming import PaddedEncoder
 
 CPU = torch.device("cpu")
@@ -119,7 +117,7 @@ def _one_thread() -> Iterator[None]:
 
 def how(name: str, *, seed: int = 0, **protocol: Any) -> dict[str, Any]:
     kind = kind_of(name)
-    return {"classes": kind.classes, "protocol": {**defaults(name), **kind.protocol, **protocol}, "seed": seed, "device": CPU}
+    return {"classes": kind.classes, "protocol": probes()[name].fields(**{**kind.protocol, **protocol}), "seed": seed, "device": CPU}
 
 
 def training_rows(name: str) -> Rows | None:
@@ -151,14 +149,13 @@ def same(first: Predictions, second: Predictions) -> bool:
 @pytest.mark.parametrize(("name", "probe"), probes().items(), ids=probes())
 def test_it_says_what_it_can_do(name: str, probe: Probe[Any]) -> None:
     assert isinstance(probe, RowProbe | StreamProbe)
-    json.dumps(defaults(name))  # a record has them as JSON
-    check(name, defaults(name))
+    assert probe.fields.model_validate_json(probe.fields().to_json()) == probe.fields()  # a record has them as JSON
     assert probe.metrics
     assert set(probe.metrics) <= set(all_metrics())
     assert {quantity.name for quantity in probe.quantities} <= set(probe.metrics)
     assert probe.has_learning_rate <= probe.needs_train
     if probe.has_learning_rate:
-        assert grid(name, defaults(name)) == (None,)
+        assert grid(name, probe.fields()) == (None,)
 
 
 @pytest.mark.parametrize("name", probes())
@@ -247,11 +244,12 @@ def test_features_that_are_not_finite_are_named(name: str, value: float) -> None
             row_probe(name).fit(spoilt(train), values_of(name), **how(name))
 
 
-@pytest.mark.parametrize("name", [name for name in ROW_PROBES if defaults(name)])
+@pytest.mark.parametrize("name", [name for name in ROW_PROBES if probes()[name].fields.model_fields])
 def test_a_field_of_another_type_is_refused(name: str) -> None:
-    wrong = next(iter(defaults(name)))
-    with pytest.raises(RequestError, match=f"{name} probe: protocol field {wrong}: "):
-        check(name, {wrong: {"no": "such value"}})
+    fields = how(name)["protocol"]
+    wrong = next(iter(type(fields).model_fields))
+    with pytest.raises(RequestError, match=rf"protocol\.{wrong}(\.0)?: .*got {{'no': 'such value'}}"):
+        fields.replaced(**{wrong: {"no": "such value"}})
 
 
 # --- trained on rows --------------------------------------------------------------------------------------------------
@@ -271,7 +269,7 @@ def test_a_head_that_diverges_says_so_and_leaves_the_others_alone(name: str) -> 
 def test_heads_can_be_looked_at_after_every_epoch_and_are_not_changed_by_it(name: str) -> None:
     probe, test, looks = TRAINED[name], kind_of(name).rows(1), list[Predictions]()
     stack = probe.fit(training_rows(name), [0.1], **how(name), after_epoch=lambda stack: looks.append(stack.predict(test, 0)))
-    assert len(looks) == how(name)["protocol"]["epochs"]
+    assert len(looks) == how(name)["protocol"].epochs
     assert same(looks[-1], stack.predict(test, 0))
     assert same(looks[-1], fit(name, [0.1]).predict(test, 0))
     assert not same(looks[0], looks[-1])
@@ -287,7 +285,7 @@ def test_weights_of_other_classes_are_not_restored(name: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_head_continues_from_its_state_to_the_bit(name: str) -> None:
     probe, rows, arguments = TRAINED[name], kind_of(name).rows(0), how(name)
-    fields = probe.fields.read(name, arguments["protocol"])
+    fields = arguments["protocol"]
     examples = probe.examples(rows, arguments["classes"], fields, CPU)
     batches = [examples.batch(torch.arange(start, start + 8)) for start in (0, 8, 16)]
     drawn = probe.head.drawn(examples.width, arguments["classes"], fields, torch.Generator().manual_seed(0))
@@ -338,8 +336,9 @@ def samples() -> list[Sample]:
     return found
 
 
-def setting_of(name: str, encoder: PaddedEncoder, **protocol: Any) -> StreamSetting:
-    fields = {**defaults(name), "epochs": 2, "batch_size": 4, **STREAMS.get(name, ("", {}))[1], **protocol}
+def setting_of(name: str, encoder: PaddedEncoder, **protocol: Any) -> StreamSetting[Any]:
+    short = {"epochs": 2, "batch_size": 4} if "epochs" in probes()[name].fields.model_fields else {}
+    fields = probes()[name].fields(**{**short, **STREAMS.get(name, ("", {}))[1], **protocol})
     return StreamSetting(encoder=encoder, protocol=fields, classes=CLASSES, seed=0)
 
 

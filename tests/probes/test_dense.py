@@ -42,7 +42,7 @@ def with_masks(rows: Rows, masks: np.ndarray | None) -> Rows:
 
 
 def fit(rows: Rows, lrs: list[float], *, classes: int = 3, seed: int = 0, **protocol: Any) -> HeadStack[DenseFields]:
-    fitted = PROBE.fit(rows, lrs, classes=classes, protocol=protocol, seed=seed, device=CPU)
+    fitted = PROBE.fit(rows, lrs, classes=classes, protocol=DenseFields(**protocol), seed=seed, device=CPU)
     assert isinstance(fitted, HeadStack)
     return fitted
 
@@ -207,7 +207,7 @@ def test_a_head_that_diverges_is_undefined_and_leaves_the_others_as_they_were() 
 def test_a_restored_head_predicts_the_same(norm: str) -> None:
     rows = scenes()
     stack = fit(rows, [0.01, 0.1], feature_norm=norm)
-    back = PROBE.restore(stack.state(1), None, classes=3, protocol={"feature_norm": norm}, seed=0, device=CPU)
+    back = PROBE.restore(stack.state(1), None, classes=3, protocol=DenseFields(feature_norm=norm), seed=0, device=CPU)
     before, after = stack.predict(rows, 1), back.predict(rows, 0)
     assert (before.keys, before.predictions.tolist(), before.scores.tolist()) == (after.keys, after.predictions.tolist(), after.scores.tolist())
 

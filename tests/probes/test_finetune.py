@@ -20,10 +20,10 @@ from harness.encoders.create import wrap
 from harness.encoders.identity import Identity
 from harness.encoders.preprocessing import decide
 from harness.encoders.resnet import Resnet, ResnetShape
-from harness.errors import ProbeError, ShardError
+from harness.errors import ProbeError, RequestError, ShardError
 from harness.features.device import Compute
 from harness.features.readouts import parse_readout, read
-from harness.probes import defaults, row_probe
+from harness.probes import row_probe
 from harness.probes.finetune import NAME, FinetuneFields, learning_rate, rung_ends
 from harness.probes.finetune.training import FinetuneNetwork, FinetuneScorer, FinetuneTrainer, layers_of, parameter_groups, seeded, set_drop_path
 from harness.probes.lib.pictures import Pictured
@@ -45,8 +45,8 @@ def encoders() -> dict[str, Encoder]:
     return {name: load(EncoderSpec.parse(spec)) for name, spec in specs.items()}
 
 
-def setting_of(encoder: Encoder, compute: Compute, *, batch_size: int = 8, **protocol: Any) -> StreamSetting:
-    fields = {**defaults(NAME), **SMALL, **protocol}
+def setting_of(encoder: Encoder, compute: Compute, *, batch_size: int = 8, **protocol: Any) -> StreamSetting[FinetuneFields]:
+    fields = FinetuneFields(**{**SMALL, **protocol})
     return StreamSetting(encoder=PaddedEncoder(encoder, compute, batch_size), protocol=fields, classes=3, seed=0)
 
 
@@ -55,7 +55,7 @@ def pictures(count: int, seed: int = 0) -> list[Pictured]:
     return [Pictured(image=torch.randn(3, 32, 32, generator=generator), target=index % 3, group=str(index)) for index in range(count)]
 
 
-def trained(setting: StreamSetting, batches: list[list[Pictured]], rate: float = 1e-3) -> FinetuneTrainer:
+def trained(setting: StreamSetting[FinetuneFields], batches: list[list[Pictured]], rate: float = 1e-3) -> FinetuneTrainer:
     trainer = FinetuneTrainer(setting, [("mean", rate)])
     for step, batch in enumerate(batches):
         trainer.step(batch, step, len(batches))
@@ -116,7 +116,7 @@ def test_every_parameter_moves_and_the_encoder_stays(architecture: str, encoders
 def scales(network: FinetuneNetwork, **fields: Any) -> dict[str, tuple[float, float]]:
     """Parameter to (lr_scale, weight_decay)."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    groups = parameter_groups(network, FinetuneFields(**fields))
+    groups = parameter_groups(network, fields)
     return {names[id(parameter)]: (group["lr_scale"], group["weight_decay"]) for group in groups for parameter in group["params"]}
 
 
@@ -224,8 +224,8 @@ def test_rungs_end_after_shares_of_the_training(epochs: int, rungs: int, eta: in
 
 @pytest.mark.parametrize("wrong", [{"layer_decay": 0.0}, {"drop_path": 1.0}, {"lr_bounds": (1e-2, 1e-3)}, {"eta": 1}, {"rungs": 0}, {"warmup": 1.0}])
 def test_fields_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ProbeError, match=next(iter(wrong)) if "lr_bounds" not in wrong else "bounds in order"):
-        FinetuneFields.read(NAME, wrong)
+    with pytest.raises(RequestError, match=next(iter(wrong)) if "lr_bounds" not in wrong else "bounds in order"):
+        FinetuneFields().replaced(**wrong)
 
 
 def test_it_cannot_be_fitted_to_a_bank() -> None:

@@ -24,7 +24,7 @@ from harness.features.device import Compute, device_type
 from harness.features.extract import Extractor
 from harness.features.rows import hold_out
 from harness.plan.plan import HELD_OUT, Plan, make_plan, view_of
-from harness.probes import attentive, defaults, linear, mlp
+from harness.probes import attentive, linear, mlp
 from harness.probes.lib.features import batch_order
 from harness.results.tables import read_table
 from harness.search import build
@@ -34,6 +34,9 @@ from harness.search.runner import Runner
 from harness.search.state import StudyState
 from harness.sweep import main
 from harness.tasks import select
+from harness.tasks.attentive import ObjectAttentive
+from harness.tasks.mlp import ObjectMLP
+from harness.tasks.objects import ObjectLinear
 from tests.helpers import tiny
 
 torch.set_num_threads(1)
@@ -111,8 +114,12 @@ def rows_of(images: int, views: int, *, width: Sequence[int] = (8,), same: bool 
     return Rows(keys=keys, groups=groups, targets=np.repeat(np.arange(images) % 3, max(views, 1)), features=crops)
 
 
+PROTOCOLS: dict[str, Any] = {"linear": ObjectLinear, "attentive": ObjectAttentive, "mlp": ObjectMLP}
+
+
 def how(probe: str, **protocol: Any) -> dict[str, Any]:
-    fields = {**defaults(probe), "epochs": 5, "batch_size": 8, "attention_heads": 2, **protocol}
+    heads = {"attention_heads": 2} if probe == "attentive" else {}
+    fields = PROTOCOLS[probe](epochs=5, batch_size=8, **heads, **protocol)
     return {"classes": 3, "protocol": fields, "seed": 0, "device": CPU}
 
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from harness.core import Predictions, Rows
 from harness.probes import knn
-from harness.probes.knn import PROBE
+from harness.probes.knn import PROBE, KNNFields
 from harness.probes.lib import similarity
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def signs(n: int, seed: int = 0) -> Rows:
 
 
 def predict(train: Rows, test: Rows, classes: int, **protocol: Any) -> Predictions:
-    return PROBE.fit(train, [None], classes=classes, protocol=protocol, seed=0, device=CPU).predict(test, 0)
+    return PROBE.fit(train, [None], classes=classes, protocol=KNNFields(**protocol), seed=0, device=CPU).predict(test, 0)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (5, 1.0), (200, 0.2)])
@@ -95,7 +95,7 @@ def test_a_row_of_zeros_is_as_far_from_everything() -> None:
 
 def test_it_is_restored_from_the_training_rows_alone() -> None:
     train, test = random_rows(60, 3), random_rows(10, 3, seed=1)
-    stack = PROBE.fit(train, [None], classes=3, protocol={"k": 3}, seed=0, device=CPU)
+    stack = PROBE.fit(train, [None], classes=3, protocol=KNNFields(k=3), seed=0, device=CPU)
     assert stack.state(0) == {}
-    back = PROBE.restore({}, train, classes=3, protocol={"k": 3}, seed=0, device=CPU)
+    back = PROBE.restore({}, train, classes=3, protocol=KNNFields(k=3), seed=0, device=CPU)
     assert back.predict(test, 0).scores.tolist() == stack.predict(test, 0).scores.tolist()

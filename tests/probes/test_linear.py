@@ -26,7 +26,7 @@ def blobs(n: int = 150, classes: int = 5, width: int = 24, spread: float = 0.6, 
 
 
 def fit(rows: Rows, lrs: list[float], *, classes: int = 5, seed: int = 0, **protocol: Any) -> HeadStack[LinearFields]:
-    fitted = PROBE.fit(rows, lrs, classes=classes, protocol=protocol, seed=seed, device=CPU)
+    fitted = PROBE.fit(rows, lrs, classes=classes, protocol=LinearFields(**protocol), seed=seed, device=CPU)
     assert isinstance(fitted, HeadStack)
     return fitted
 
@@ -118,12 +118,12 @@ def test_the_seed_and_nothing_else_decides() -> None:
 def test_a_restored_head_predicts_the_same(norm: str) -> None:
     train, test = blobs(), blobs(seed=3)
     stack = fit(train, [0.01, 0.1], epochs=5, feature_norm=norm)
-    back = PROBE.restore(stack.state(1), None, classes=5, protocol={"feature_norm": norm}, seed=0, device=CPU)
+    back = PROBE.restore(stack.state(1), None, classes=5, protocol=LinearFields(feature_norm=norm), seed=0, device=CPU)
     before, after = stack.predict(test, 1), back.predict(test, 0)
     assert before.predictions.tolist() == after.predictions.tolist()
     assert before.scores.tolist() == after.scores.tolist()
     with pytest.raises(ProbeError, match="expected weights of 4 classes, got 5"):
-        PROBE.restore(stack.state(1), None, classes=4, protocol={}, seed=0, device=CPU)
+        PROBE.restore(stack.state(1), None, classes=4, protocol=LinearFields(), seed=0, device=CPU)
 
 
 def test_normalised_features_do_not_feel_what_normalisation_removes() -> None:

@@ -11,10 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from harness.core import Rows
-from harness.errors import ProbeError
-from harness.probes import defaults, grid, logistic
+from harness.errors import ProbeError, RequestError
+from harness.probes import grid, logistic
+from harness.probes.knn import KNNFields
 from harness.probes.lib.softmax import SoftmaxStack
-from harness.probes.logistic import PROBE
+from harness.probes.logistic import PROBE, LogisticFields
 from harness.probes.lowshot import low_shot
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def blobs(n: int = 300, classes: int = 4, width: int = 20, seed: int = 0) -> Row
 
 
 def fit(rows: Rows, values: list[float], **protocol: Any) -> SoftmaxStack:
-    fitted = PROBE.fit(rows, values, classes=4, protocol=protocol, seed=0, device=CPU)
+    fitted = PROBE.fit(rows, values, classes=4, protocol=LogisticFields(**protocol), seed=0, device=CPU)
     assert isinstance(fitted, SoftmaxStack)
     return fitted
 
@@ -56,24 +57,26 @@ def test_a_head_is_what_it_is_alone_and_chunks_change_nothing(monkeypatch: pytes
 
 
 def test_the_grid_is_a_field_and_gives_the_heads() -> None:
-    assert grid("logistic", {}) == defaults("logistic")["c_grid"]
-    assert grid("logistic", {"c_grid": [0.5, 2.0]}) == (0.5, 2.0)
-    assert grid("knn", {}) == (None,)
-    for wrong in ((), (0.0,), ("1",), 3.0):
-        with pytest.raises(ProbeError, match="logistic probe: protocol field c_grid"):
-            grid("logistic", {"c_grid": wrong})
+    fields = LogisticFields()
+    assert grid("logistic", fields) == fields.c_grid
+    assert grid("logistic", fields.replaced(c_grid=[0.5, 2.0])) == (0.5, 2.0)
+    assert grid("logistic", fields.replaced(c_grid=3.0)) == (3.0,)
+    assert grid("knn", KNNFields()) == (None,)
+    for wrong in ((), (0.0,), ("1",), "1"):
+        with pytest.raises(RequestError, match=r"protocol\.c_grid"):
+            fields.replaced(c_grid=wrong)
 
 
 @pytest.mark.parametrize("values", [[None], [], [0.0], [-1.0], [float("nan")], [1.0, None]])
 def test_values_of_c_that_cannot_be_are_refused(values: list[float | None]) -> None:
     with pytest.raises(ProbeError, match="expected positive values of C"):
-        PROBE.fit(blobs(), values, classes=4, protocol={}, seed=0, device=CPU)
+        PROBE.fit(blobs(), values, classes=4, protocol=LogisticFields(), seed=0, device=CPU)
 
 
 def test_a_restored_head_predicts_the_same() -> None:
     train, test = blobs(), blobs(50, seed=3)
     stack = fit(train, [0.01, 1.0])
-    back = PROBE.restore(stack.state(1), None, classes=4, protocol={}, seed=0, device=CPU)
+    back = PROBE.restore(stack.state(1), None, classes=4, protocol=LogisticFields(), seed=0, device=CPU)
     assert back.predict(test, 0).scores.tolist() == stack.predict(test, 1).scores.tolist()
 
 

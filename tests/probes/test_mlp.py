@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harness.core import Rows
-from harness.errors import ProbeError
+from harness.errors import RequestError
 from harness.probes.heads import HeadStack, seeded
 from harness.probes.lib.features import batch_order
 from harness.probes.mlp import PROBE, MLPFields
@@ -34,7 +34,7 @@ def rows_of(count: int, seed: int = 0) -> Rows:
 
 
 def fit(rows: Rows, rates: list[float], *, seed: int = 0, **protocol: Any) -> HeadStack[MLPFields]:
-    return PROBE.fit(rows, rates, classes=CLASSES, protocol={"width": 16, "batch_size": 20, **protocol}, seed=seed, device=CPU)
+    return PROBE.fit(rows, rates, classes=CLASSES, protocol=MLPFields(**{"width": 16, "batch_size": 20, **protocol}), seed=seed, device=CPU)
 
 
 def reference(rows: Rows, rate: float, fields: MLPFields, seed: int) -> dict[str, torch.Tensor]:
@@ -102,8 +102,8 @@ def test_nothing_is_dropped_in_prediction() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("width", 0), ("dropout", 1.0), ("dropout", -0.1), ("activation", "tanh")])
 def test_fields_that_cannot_be_are_refused(field: str, value: Any) -> None:
-    with pytest.raises(ProbeError, match=f"mlp probe: protocol field {field}"):
-        fit(rows_of(20), [0.1], **{field: value})
+    with pytest.raises(RequestError, match=f"protocol.{field}: "):
+        MLPFields().replaced(**{field: value})
 
 
 def test_its_tasks_are_asked_for_by_name(tmp_path: Path) -> None:

@@ -10,13 +10,18 @@ import torch
 
 from harness.core import Rows
 from harness.errors import ProbeError, RequestError
-from harness.probes import defaults, grid, probe, probes
+from harness.probes import grid, probe, probes
+from harness.probes.knn import KNNFields
 from harness.probes.lib.features import Normaliser
 from harness.probes.lib.schedule import annealed, cosine, polynomial
 
 CPU = torch.device("cpu")
 POOLED = ["linear", "knn", "logistic"]
-QUICK = {"epochs": 1}
+
+
+def quick(name: str) -> Any:
+    fields = probe(name).fields
+    return fields(epochs=1) if "epochs" in fields.model_fields else fields()
 
 
 def pooled_rows(n: int = 20, classes: int = 3, width: int = 8, seed: int = 0) -> Rows:
@@ -34,7 +39,7 @@ def replaced(rows: Rows, **changes: Any) -> Rows:
 
 
 def heads_of(name: str) -> list[float | None]:
-    return [0.1] if probe(name).has_learning_rate else list(grid(name, {}))
+    return [0.1] if probe(name).has_learning_rate else list(grid(name, probe(name).fields()))
 
 
 def test_every_probe_has_defaults_that_it_accepts() -> None:
@@ -42,12 +47,7 @@ def test_every_probe_has_defaults_that_it_accepts() -> None:
     for name, each in probes().items():
         assert each.name == name
         if not each.needs_train:
-            each.fit(None, heads_of(name), classes=3, protocol=defaults(name), seed=0, device=CPU)
-
-
-def test_defaults_are_a_copy() -> None:
-    defaults("linear")["epochs"] = 1
-    assert defaults("linear")["epochs"] == 90
+            each.fit(None, heads_of(name), classes=3, protocol=each.fields(), seed=0, device=CPU)
 
 
 def test_unknown_probes_get_the_nearest_name() -> None:
@@ -75,8 +75,8 @@ def test_rows_that_do_not_fit_are_refused(name: str) -> None:
     ]
     for bad, message in cases:
         with pytest.raises(ProbeError, match=message):
-            probe(name).fit(bad, heads_of(name), classes=3, protocol=QUICK, seed=0, device=CPU)
-    fitted = probe(name).fit(rows, heads_of(name), classes=3, protocol=QUICK, seed=0, device=CPU)
+            probe(name).fit(bad, heads_of(name), classes=3, protocol=quick(name), seed=0, device=CPU)
+    fitted = probe(name).fit(rows, heads_of(name), classes=3, protocol=quick(name), seed=0, device=CPU)
     with pytest.raises(ProbeError, match="width 8, got 7"):
         fitted.predict(replaced(rows, features=rows.features[:, :7]), 0)
     with pytest.raises(ProbeError, match="NaN or infinity"):
@@ -87,14 +87,14 @@ def test_rows_that_do_not_fit_are_refused(name: str) -> None:
 @pytest.mark.parametrize("lrs", [[], [None], [0.0], [-1.0], [float("nan")], [float("inf")], [0.1, None]])
 def test_learning_rates_that_cannot_be_are_refused(name: str, lrs: list[float | None]) -> None:
     with pytest.raises(ProbeError, match="learning rate"):
-        probe(name).fit(pooled_rows(), lrs, classes=3, protocol=QUICK, seed=0, device=CPU)
+        probe(name).fit(pooled_rows(), lrs, classes=3, protocol=quick(name), seed=0, device=CPU)
 
 
 @pytest.mark.parametrize("name", ["knn", "retrieval"])
 def test_probes_that_train_nothing_refuse_learning_rates(name: str) -> None:
     for lrs in ([0.1], [], [None, None]):
         with pytest.raises(ProbeError, match=r"expected \[None\]"):
-            probe(name).fit(pooled_rows(), lrs, classes=3, protocol={}, seed=0, device=CPU)
+            probe(name).fit(pooled_rows(), lrs, classes=3, protocol=quick(name), seed=0, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,15 @@ def test_probes_that_train_nothing_refuse_learning_rates(name: str) -> None:
     ],
 )
 def test_protocol_fields_that_cannot_be_are_refused_by_name(name: str, field: str, value: object) -> None:
-    with pytest.raises(ProbeError, match=f"{name} probe: protocol field {field}: .*got {value!r}"):
-        probe(name).fit(pooled_rows(), heads_of(name), classes=3, protocol={field: value}, seed=0, device=CPU)
+    with pytest.raises(RequestError, match=rf"protocol\.{field}[:.].*got {value!r}"):
+        probe(name).fields().replaced(**{field: value})
 
 
-def test_fields_of_others_are_left_alone() -> None:
-    fields = defaults("knn") | {"readouts": ("cls",), "crop_side": 0.5}
-    assert len(probe("knn").fit(pooled_rows(), [None], classes=3, protocol=fields, seed=0, device=CPU).predict(pooled_rows(), 0)) == 20
+def test_a_protocol_with_more_fields_is_taken_for_the_probes_own() -> None:
+    class Cropped(KNNFields):
+        crop_side: float = 0.5
+
+    assert len(probe("knn").fit(pooled_rows(), [None], classes=3, protocol=Cropped(), seed=0, device=CPU).predict(pooled_rows(), 0)) == 20
 
 
 def test_cosine_and_polynomial_value_by_value() -> None:

@@ -13,7 +13,7 @@ from harness.core import Predictions, Rows
 from harness.errors import ProbeError
 from harness.probes import retrieval
 from harness.probes.lib import similarity
-from harness.probes.retrieval import PROBE, neighbours
+from harness.probes.retrieval import PROBE, RetrievalFields, neighbours
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def bank(kind: str, n: int = 120, seed: int = 0) -> Rows:
 
 
 def predict(rows: Rows, seed: int = 0, **protocol: Any) -> Predictions:
-    return PROBE.fit(None, [None], classes=8, protocol=protocol, seed=seed, device=CPU).predict(rows, 0)
+    return PROBE.fit(None, [None], classes=8, protocol=RetrievalFields(**protocol), seed=seed, device=CPU).predict(rows, 0)
 
 
 def cosines(rows: Rows) -> np.ndarray:

@@ -40,12 +40,12 @@ rows = store.rows(spec)
 features = rows.features
 how = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
 
-retrieval = probe("retrieval").fit(None, [None], protocol={"max_queries": QUERIES}, **how).predict(rows, 0)
+retrieval = probe("retrieval").fit(None, [None], protocol=probe("retrieval").fields(max_queries=QUERIES), **how).predict(rows, 0)
 
 def part(chosen):
     return Rows(keys=names[chosen], groups=groups[chosen], targets=targets[chosen], features=features[chosen])
 
-knn = probe("knn").fit(part(slice(QUERIES, N)), [None], protocol={}, **how).predict(part(slice(QUERIES)), 0)
+knn = probe("knn").fit(part(slice(QUERIES, N)), [None], protocol=probe("knn").fields(), **how).predict(part(slice(QUERIES)), 0)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 norms = np.linalg.norm(features, axis=1)

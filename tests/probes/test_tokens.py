@@ -13,11 +13,11 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from harness.core import UNMARKED, Predictions, Rows
-from harness.errors import ProbeError
+from harness.errors import ProbeError, RequestError
 from harness.metrics import metric
 from harness.metrics.bootstrap import interval, paired_interval
 from harness.metrics.detection import AUROC, MOST_BINS, bins_for, score_bins
-from harness.probes import check, knn
+from harness.probes import knn
 from harness.probes.detector import PROBE, DetectorFields
 from harness.probes.heads import HeadStack
 from harness.probes.perturbed import PROBE as PERTURBED
@@ -156,7 +156,7 @@ def tokens(images: int = 40, per_image: int = 12, width: int = 16, *, spread: fl
 
 
 def fit(rows: Rows, lrs: list[float], *, seed: int = 0, **protocol: Any) -> HeadStack[DetectorFields]:
-    fitted = PROBE.fit(rows, lrs, classes=2, protocol=protocol, seed=seed, device=CPU)
+    fitted = PROBE.fit(rows, lrs, classes=2, protocol=DetectorFields(**protocol), seed=seed, device=CPU)
     assert isinstance(fitted, HeadStack)
     return fitted
 
@@ -252,7 +252,7 @@ def test_state_gives_the_same_predictions() -> None:
     rows = tokens()
     protocol = {"epochs": 3, "theta": 0.25}
     stack = fit(rows, [0.01, 0.3], **protocol)
-    again = PROBE.restore(stack.state(1), None, classes=2, protocol=protocol, seed=0, device=CPU)
+    again = PROBE.restore(stack.state(1), None, classes=2, protocol=DetectorFields(**protocol), seed=0, device=CPU)
     first, second = stack.predict(rows, 1), again.predict(rows, 0)
     np.testing.assert_array_equal(first.scores, second.scores)
     np.testing.assert_array_equal(first.predictions, second.predictions)
@@ -290,8 +290,8 @@ def test_what_has_no_marks_is_refused() -> None:
 
 @pytest.mark.parametrize("theta", [0.0, 1.0])
 def test_where_nothing_or_everything_is_wrong_there_is_nothing_to_tell(theta: float) -> None:
-    with pytest.raises(Exception, match="protocol field theta"):
-        check("detector", {"theta": theta})
+    with pytest.raises(RequestError, match=r"protocol\.theta"):
+        DetectorFields().replaced(theta=theta)
 
 
 # --- k-NN on altered images -------------------------------------------------------------------------------------------------

@@ -13,16 +13,19 @@ from harness.core import FittedStack, Rows
 from harness.errors import RequestError
 from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.probes import probe
+from harness.probes.fields import epoch_of
 from harness.search.head_store import HeadStore
 from harness.search.runner import Runner
 from harness.search.study import BankRef, Study
 from harness.tasks import select
+from harness.tasks.attentive import ObjectAttentive
+from harness.tasks.objects import ObjectLinear
 from tests.helpers import tiny
 
 CPU = torch.device("cpu")
-QUICK: dict[str, dict[str, Any]] = {
-    "linear": {"epochs": 12, "batch_size": 8},
-    "attentive": {"epochs": 12, "batch_size": 8, "attention_heads": 2},
+PROTOCOLS: dict[str, Any] = {
+    "linear": ObjectLinear(epochs=12, batch_size=8),
+    "attentive": ObjectAttentive(epochs=12, batch_size=8, attention_heads=2),
 }
 RATES = (3.0, 0.003)
 """One at which SGD jumps about, so that its last epoch is not its best one, and one that only just begins."""
@@ -48,7 +51,7 @@ def study_of(store: BankStore, name: str, epoch: str) -> Study:
         probe=name,
         metrics=("accuracy",),
         classes=2,
-        protocol={**QUICK[name], "epoch": epoch},
+        protocol=PROTOCOLS[name].replaced(epoch=epoch),
         readouts=("cls",),
         train={"cls": bank(store, "train", name, 40)},
         val={"cls": bank(store, "val", name, 60)},
@@ -71,14 +74,14 @@ def after_each_epoch(name: str, train: Rows, val: Rows) -> list[list[tuple[float
             accuracy = float(np.mean(predictions.predictions == predictions.targets))
             found[head].append((accuracy, {key: tensor.clone() for key, tensor in stack.state(head).items()}))
 
-    fitted = probe(name).fit(train, RATES, classes=2, protocol=QUICK[name], seed=0, device=CPU, after_epoch=look)
-    plain = probe(name).fit(train, RATES, classes=2, protocol=QUICK[name], seed=0, device=CPU)
+    fitted = probe(name).fit(train, RATES, classes=2, protocol=PROTOCOLS[name], seed=0, device=CPU, after_epoch=look)
+    plain = probe(name).fit(train, RATES, classes=2, protocol=PROTOCOLS[name], seed=0, device=CPU)
     for head in range(len(RATES)):
         assert all(torch.equal(tensor, plain.state(head)[key]) for key, tensor in fitted.state(head).items()), "looking changes nothing"
     return found
 
 
-@pytest.mark.parametrize("name", sorted(QUICK))
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_the_best_epoch_on_the_selection_split_is_kept(name: str, tmp_path: Path) -> None:
     store, runner = BankStore(str(tmp_path)), Runner(str(tmp_path), gpu=False, threads=1)
     best, last = study_of(store, name, "best"), study_of(store, name, "last")
@@ -102,9 +105,9 @@ def test_it_is_a_field_of_the_probes_on_banks_alone(tmp_path: Path) -> None:
     tiny.build(tmp_path)
     for name in ("object-linear", "object-attentive", "part-linear", "part-attentive"):
         (task,), _ = select([f"tiny/{name}"], str(tmp_path), {"epoch": "best"})
-        assert task.protocol.fields["epoch"] == "best"
+        assert epoch_of(task.protocol.fields) == "best"
     for name in ("object-linear-streamed", "bag-linear"):
         with pytest.raises(RequestError, match=f"protocol.{name}.epoch: {name} has no such field"):
             select([f"tiny/{name}"], str(tmp_path), {name: {"epoch": "best"}})
-    with pytest.raises(RequestError, match="protocol field epoch: input should be 'last' or 'best', got 'first'"):
+    with pytest.raises(RequestError, match=r"protocol\.epoch: expected 'last' or 'best', got 'first'"):
         select(["tiny/object-linear"], str(tmp_path), {"epoch": "first"})

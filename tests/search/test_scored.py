@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from harness.config import load_sweep
-from harness.core import Predictions, Rows
+from harness.core import Fields, Predictions, Rows
 from harness.features.bank import BankStore
 from harness.features.device import device_type
 from harness.metrics import metric
 from harness.plan.plan import make_plan
+from harness.probes.fields import MaskFields
 from harness.results.collect import records
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts
@@ -41,7 +42,7 @@ def study(*metrics: str, classes: int = 3, **changed: Any) -> Study:
         probe="knn",
         metrics=metrics,
         classes=classes,
-        protocol={},
+        protocol=Fields(),
         readouts=("cls",),
         train={},
         val={},
@@ -133,8 +134,8 @@ def rows(targets: list[int], masks: np.ndarray | None = None) -> Rows:
 def test_labels_of_training_rows_or_of_their_label_maps() -> None:
     maps = np.array([[[0, 255], [4, 4]], [[0, 0], [2, 0]]], np.uint8)
     assert trained_labels(study("accuracy"), rows([1, 1, -1, 0])) == {-1, 0, 1}
-    assert trained_labels(study("mIoU", protocol={"mask": "object"}), rows([1, 1], maps)) == {0, 2, 4, 255}
-    assert trained_labels(study("mIoU", protocol={"mask": "object"}), rows([1], maps[:1].astype(np.uint16) + 300)) == {300, 304, 555}
+    assert trained_labels(study("mIoU", protocol=MaskFields(mask="object")), rows([1, 1], maps)) == {0, 2, 4, 255}
+    assert trained_labels(study("mIoU", protocol=MaskFields(mask="object")), rows([1], maps[:1].astype(np.uint16) + 300)) == {300, 304, 555}
     assert trained_labels(study("AP"), None) is None
 
 

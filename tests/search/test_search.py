@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from harness.cluster import tuner as search
 from harness.cluster.tuner import MAX_FAILURES, Losses, Proposer, StudyTrial
+from harness.core import Fields
 from harness.errors import BankError, ProbeError, RunError
 from harness.features.bank import BankSpec
 from harness.features.device import device_type
@@ -125,7 +126,7 @@ def study(name: str, trials: int = 2, probe: str = "linear", lr: tuple[float, ..
         probe=probe,
         metrics=("accuracy",),
         classes=3,
-        protocol={},
+        protocol=Fields(),
         readouts=("cls",),
         train={},
         val={},

@@ -121,7 +121,7 @@ def test_segmentation_defaults_are_those_of_the_data_set(
     )
     template = templates(manifest)["part-segmentation-streamed"]
     for name, blocks, upsample in (("release", (3, 5, 7, 11), 1), ("paper", (), 4)):
-        fields = SegmentationFields.read("t", template.protocols[name])
+        fields = template.protocols[name]
         assert (fields.crop, fields.stride, fields.train_scale, fields.test_scale) == (crop, stride, train, test)
         assert (fields.blocks, fields.upsample, fields.ignore_label) == (blocks, upsample, (0, 255))
         assert (fields.iterations, fields.batch_size, fields.warmup_steps, fields.weight_decay) == (160_000, 16, 1500, 0.05)
@@ -129,7 +129,7 @@ def test_segmentation_defaults_are_those_of_the_data_set(
 
 def test_figure_and_ground_are_two_classes(data: Path) -> None:
     template = templates(load_manifest(str(data), "tiny"))["object-segmentation-streamed"]
-    assert template.protocols["release"]["ignore_label"] == (255,)
+    assert template.protocols["release"].ignore_label == (255,)
 
 
 @pytest.mark.parametrize(("override", "told"), [
@@ -374,7 +374,7 @@ def test_a_segmentation_head_goes_on_from_its_state_to_the_bit() -> None:
 # --- stacks -----------------------------------------------------------------------------------------------------------
 
 
-def setting_of(network: PaddedEncoder, data: Path, task: str, **protocol: Any) -> StreamSetting:
+def setting_of(network: PaddedEncoder, data: Path, task: str, **protocol: Any) -> StreamSetting[Any]:
     fields = {key: value for key, value in PROTOCOL.items() if ("segmentation" in task) == (key in SMALL) or key == "batch_size"}
     ((found,), _) = select([f"tiny/{task}"], str(data), {**fields, **protocol})
     return StreamSetting(encoder=network, protocol=found.protocol.fields, classes=len(found.classes), seed=0)
@@ -479,7 +479,7 @@ def test_one_window_is_the_whole_image(network: PaddedEncoder, data: Path) -> No
     scorer, sample = SegmentationScorer(setting, []), samples_of(data, "val", 1)[0]
     view = scorer.view(sample)
     assert view.places == [(0, 0)]
-    fields = SegmentationFields.read("t", setting.protocol)
+    fields = setting.protocol
     (features,) = network(
         view.windows, lambda tokens: [torch.cat([tokens.blocks[b].patches for b in (1, 3)], dim=-1).permute(0, 3, 1, 2)], blocks=(1, 3)
     )
@@ -510,7 +510,7 @@ def test_a_head_that_knows_the_answer_gets_every_pixel(network: PaddedEncoder, d
     (features,) = network(
         view.windows, lambda tokens: [torch.cat([tokens.blocks[b].patches for b in (1, 3)], dim=-1).permute(0, 3, 1, 2)], blocks=(1, 3)
     )
-    fields = SegmentationFields.read("t", setting.protocol)
+    fields = setting.protocol
     drawn = slide(features, state["weight"], state["bias"], view.places, view.size, fields)
     state["bias"][1] = (drawn[0] - drawn[1]).median()  # half of the pixels each
     drawn = slide(features, state["weight"], state["bias"], view.places, view.size, fields)

@@ -18,7 +18,7 @@ from harness.errors import ProbeError, RequestError
 from harness.features.bank import BankStore
 from harness.features.device import Compute, device_type
 from harness.plan.plan import make_plan
-from harness.probes import attentive, defaults, heads
+from harness.probes import attentive, heads
 from harness.probes.lib.streaming import PaddedEncoder
 from harness.search.accounts import Accounts
 from harness.search.build import state_of
@@ -26,6 +26,7 @@ from harness.search.runner import Runner
 from harness.search.stream_feed import predicted
 from harness.search.study import BankRef, Study
 from harness.tasks import select, templates
+from harness.tasks.streamed import ObjectAttentiveStreamed
 from tests.helpers import tiny
 
 torch.set_num_threads(1)
@@ -59,12 +60,12 @@ def sample(index: int) -> Sample:
     return Sample(key=f"s{index:03d}", image=image, label=index % CLASSES)
 
 
-def setting_of(**protocol: Any) -> StreamSetting:
-    fields = {**defaults("attentive"), "attention_heads": 2, "batch_size": 24, "epochs": 20, "augment": "crop-flip", **protocol}
+def setting_of(**protocol: Any) -> StreamSetting[ObjectAttentiveStreamed]:
+    fields = ObjectAttentiveStreamed(**{"attention_heads": 2, "batch_size": 24, "epochs": 20, **protocol})
     return StreamSetting(encoder=PaddedEncoder(Cells(), Compute("float32", False, 1), 8), protocol=fields, classes=CLASSES, seed=0)
 
 
-def trained(setting: StreamSetting, rates: Sequence[float], samples: Sequence[Sample]) -> list[dict[str, torch.Tensor]]:
+def trained(setting: StreamSetting[Any], rates: Sequence[float], samples: Sequence[Sample]) -> list[dict[str, torch.Tensor]]:
     """The heads after all epochs, the samples always in one order."""
     trainer = attentive.PROBE.trainer(setting, [("all", rate) for rate in rates])
     size = trainer.batch_size
@@ -77,7 +78,7 @@ def trained(setting: StreamSetting, rates: Sequence[float], samples: Sequence[Sa
     return trainer.fitted()
 
 
-def accuracy(setting: StreamSetting, state: dict[str, torch.Tensor], samples: Sequence[Sample]) -> float:
+def accuracy(setting: StreamSetting[Any], state: dict[str, torch.Tensor], samples: Sequence[Sample]) -> float:
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
     (found,) = scorer.predict([one.key for one in samples], [scorer.view(one) for one in samples])
     assert not isinstance(found, ProbeError)
@@ -167,7 +168,7 @@ def test_batch_statistics_are_those_of_the_protocols_batches_whatever_the_encode
     how: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
     banked = attentive.PROBE.restore(state, None, protocol=setting.protocol, **how).predict(rows, 0)
     assert np.array_equal(scores, banked.scores)
-    running = attentive.PROBE.restore(state, None, protocol={**setting.protocol, "bn_eval": "running"}, **how).predict(rows, 0)
+    running = attentive.PROBE.restore(state, None, protocol=setting.protocol.replaced(bn_eval="running"), **how).predict(rows, 0)
     assert not np.allclose(running.scores, banked.scores, atol=1e-4)
 
 
@@ -205,13 +206,14 @@ def test_its_protocols_are_those_of_the_banked_task_and_the_augmentation(data: P
     banked, streamed = known["object-attentive"].protocols, known[TASK].protocols
     assert list(banked) == list(streamed) == ["zhu2023", "release", "published", "published-release"]
     for name, fields in streamed.items():
-        assert {key: fields[key] for key in ("augment", "crop_scale", "flip")} == {"augment": "crop-flip", "crop_scale": (0.08, 1.0), "flip": 0.5}
-        shared = fields.keys() & banked[name].keys()
+        assert (fields.augment, fields.crop_scale, fields.flip) == ("crop-flip", (0.08, 1.0), 0.5)
+        own, other = dict(fields), dict(banked[name])
+        shared = own.keys() & other.keys()
         assert {"bn_eval", "bn_batch", "epochs", "lr_bounds", "readouts"} <= shared
-        assert all(fields[key] == banked[name][key] for key in shared)
+        assert all(own[key] == other[key] for key in shared)
 
 
-@pytest.mark.parametrize(("override", "told"), [({"flip": 2.0}, "flip"), ({"crop_scale": [0.9, 0.1]}, "lower bound"), ({"bn_eval": "x"}, "bn_eval")])
+@pytest.mark.parametrize(("override", "told"), [({"flip": 2.0}, "flip"), ({"crop_scale": [0.9, 0.1]}, "in order"), ({"bn_eval": "x"}, "bn_eval")])
 def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any], told: str) -> None:
     with pytest.raises(RequestError, match=told):
         select([f"tiny/{TASK}"], str(data), override)

@@ -19,6 +19,7 @@ from harness.core import EncoderInfo, Preprocessing
 from harness.encoders import EncoderSpec, describe, family_of
 from harness.encoders.preprocessing import decide
 from harness.plan.plan import Plan, StudyPlan, make_plan
+from harness.probes.fields import lr_bounds_of
 from harness.report.published import Apart, Beside, Published, compare_published, table
 from harness.results.tables import read_table
 from harness.search.propose import first_rates
@@ -181,7 +182,7 @@ def record(plan: Plan, study: StudyPlan, metric: str, readout: str) -> dict[str,
         "encoder": study.encoder.name,
         "task": study.task.name,
         "protocol": study.task.protocol.name,
-        "protocol_fields": json.dumps(study.task.protocol.fields, sort_keys=True),
+        "protocol_fields": study.task.protocol.fields.to_json(),
         "metric": metric,
         "dataset_version": plan.manifests[study.task.dataset].version,
         "readout": readout,
@@ -197,7 +198,7 @@ def record(plan: Plan, study: StudyPlan, metric: str, readout: str) -> dict[str,
 
 def rate(plan: Plan, study: StudyPlan) -> float | None:
     """The learning rate, where the sweep or the protocol leaves but one."""
-    low, *_, high = study.task.protocol.fields.get("lr_bounds") or plan.sweep.search.lr
+    low, *_, high = lr_bounds_of(study.task.protocol.fields) or plan.sweep.search.lr
     return first_rates(low, high, 1)[0] if study.task.probe.has_learning_rate and low == high else None
 
 

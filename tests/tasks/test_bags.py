@@ -22,6 +22,7 @@ from harness.data.views.whole import Whole
 from harness.errors import RequestError
 from harness.features.bank import BankStore
 from harness.plan.plan import Plan, make_plan
+from harness.probes.lib.bags import BagProbeFields
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts
 from harness.search.study import Score
@@ -73,8 +74,8 @@ def test_a_curve_is_a_task_a_point_the_whole_image_first(name: str) -> None:
     points = tasks(name)
     assert [point.protocol.name for point in points] == [f"embedding[bag_size={size}]" for size in (0, 1, 4, 16)]
     assert isinstance(points[0].view, Whole)
-    assert [point.protocol.fields["bag_size"] for point in points] == [0, 1, 4, 16]
-    assert not any("bag_sizes" in point.protocol.fields for point in points)
+    assert [point.protocol.fields.bag_size for point in points] == [0, 1, 4, 16]
+    assert not any("bag_sizes" in point.protocol.fields.to_json() for point in points)
     sized = tasks(name, "projection", patch_sides=[32, 112.0], bag_sizes=[2])
     assert [point.protocol.name for point in sized] == ["projection[bag_size=2,patch_side=32]", "projection[bag_size=2,patch_side=112]"]
     assert [point.view.side for point in sized if isinstance(point.view, Bag)] == [32, 112]
@@ -82,7 +83,7 @@ def test_a_curve_is_a_task_a_point_the_whole_image_first(name: str) -> None:
 
 
 def test_all_tasks_on_bags_read_one_bank() -> None:
-    views = {point.view.identity for name in BAG_TASKS for point in tasks(name) if point.protocol.fields["bag_size"]}
+    views = {point.view.identity for name in BAG_TASKS for point in tasks(name) if point.protocol.fields.bag_size}
     assert views == {"bag(patches=16;side=112;placement=random;seed=0;draws=3;frame=0.875)"}
     assert {point.view.identity for name in BAG_TASKS for point in tasks(name, patch_sides=[112], bag_sizes=[4])} == views
 
@@ -91,8 +92,8 @@ def test_every_choice_is_a_field() -> None:
     choices = {"patches", "patch_area", "patch_side", "frame", "patch_seed", "draws", "placement", "bag_size", "normalize", "readouts"}
     for name in BAG_TASKS:
         for point in tasks(name):
-            assert choices <= set(point.protocol.fields)
-            assert ("gallery" in point.protocol.fields) == (name != "bag-convergence")
+            assert choices <= set(json.loads(point.protocol.fields.to_json()))
+            assert isinstance(point.protocol.fields, BagProbeFields) == (name != "bag-convergence")
 
 
 def test_a_patch_as_large_as_the_usual_frame_is_the_whole_image_and_of_another_frame_that_frame() -> None:
@@ -100,7 +101,7 @@ def test_a_patch_as_large_as_the_usual_frame_is_the_whole_image_and_of_another_f
         for name in BAG_TASKS:
             assert {point.view.identity for point in tasks(name, **overrides)} == {"whole"}
             for frame in (0.5, 1.0):
-                views = [point.view for point in tasks(name, **overrides, frame=frame) if point.protocol.fields["bag_size"]]
+                views = [point.view for point in tasks(name, **overrides, frame=frame) if point.protocol.fields.bag_size]
                 assert {(view.side, view.frame) for view in views if isinstance(view, Bag)} == {(224, frame)}
                 assert all(isinstance(view, Bag) for view in views), "what the record says of the frame is so"
 
@@ -136,7 +137,7 @@ def test_locality_reads_the_patches_that_part_retrieval_reads() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(name: str, overrides: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=f"protocol field {told}"):
+    with pytest.raises(RequestError, match=rf"protocol\.{told}"):
         tasks(name, of=manifest("label"), **overrides)
 
 
@@ -163,7 +164,7 @@ def test_the_sweeps_ask_for_what_there_is(tmp_path: Path) -> None:
         assert {32, 64, 112} <= sides
         for task in found:
             if task.name.endswith("/bag-knn"):
-                beside = [other for other in found if other.name == task.name and other.protocol.fields["bag_size"] == 0]
+                beside = [other for other in found if other.name == task.name and other.protocol.fields.bag_size == 0]
                 assert {other.view.identity for other in beside} == {"whole"}
         assert {task.name.split("/")[1] for task in found} <= {*BAG_TASKS, "patch-locality"}
 
@@ -175,7 +176,7 @@ def test_up_to_256_patches_accuracy_and_convergence_read_the_same_bags(tmp_path:
         for dataset in {pattern.split("/")[0] for pattern in sweep.tasks}:
             tiny.build(tmp_path, splits={"train": 3, "test": 3}, name=dataset)
         found = [task for task in select(sweep.tasks, str(tmp_path), sweep.protocol)[0] if task.dataset == "cifar10"]
-        assert {1, 256} <= {task.protocol.fields["bag_size"] for task in found}
+        assert {1, 256} <= {task.protocol.fields.bag_size for task in found}
         views.append({(task.view.identity, task.readouts) for task in found if isinstance(task.view, Bag)})
     assert views[0] == views[1]
 
@@ -281,7 +282,9 @@ class Walk(here.World):
 
     def points(self, name: str, **overrides: Any) -> dict[int, Score]:
         """Bag size to score (0 for tasks that have none)."""
-        return {study.task.protocol.fields.get("bag_size", 0): score for study, score in self.scores(self.encoder, f"tiles/{name}", **overrides)}
+        return {
+            dict(study.task.protocol.fields).get("bag_size", 0): score for study, score in self.scores(self.encoder, f"tiles/{name}", **overrides)
+        }
 
     def encode(self, encoder: Encoder, plan: Plan) -> Accounts:
         missing = plan.missing(BankStore(str(self.cache)))

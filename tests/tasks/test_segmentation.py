@@ -64,7 +64,7 @@ def test_banked_and_streamed_tasks_leave_out_the_same_labels(dataset: str) -> No
     assert set(found) >= {f"{kind}-segmentation-streamed"} | ({"object-segmentation"} if kind == "object" else set())
     for template in found.values():
         for fields in template.protocols.values():
-            assert fields["ignore_index" if template.feed == "banked" else "ignore_label"] == expected
+            assert fields.ignored() == ("ignore_index" if template.feed == "banked" else "ignore_label", expected)
             assert len(template.classes(fields)) == classes
 
 

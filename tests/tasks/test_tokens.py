@@ -244,8 +244,8 @@ def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a
     assert [task.readouts for task in tasks[:3]] == [("tokens",), ("tokens@-1",), ("tokens@3",)]
     assert len({task.view.identity for task in tasks}) == 4
     for task in tasks:
-        assert (task.level, task.probe.name, task.protocol.fields["mask"]) == ("part", "detector", "misplaced")
-        assert task.protocol.fields["readouts"] == task.readouts
+        assert (task.level, task.probe.name, task.protocol.fields.mask) == ("part", "detector", "misplaced")
+        assert task.protocol.fields.readouts == task.readouts
         assert task.train_view is None, "the detector is trained on misplaced tokens too"
 
 
@@ -305,7 +305,7 @@ def test_what_cannot_drop_tokens_sees_grey_in_the_same_cells(shards: Path) -> No
             other = task.instead
             assert other is not None
             assert other.protocol.name == task.protocol.name.replace("drop", "grey")
-            assert {**other.protocol.fields, "how": "drop"} == dict(task.protocol.fields)
+            assert other.protocol.fields.replaced(how="drop") == task.protocol.fields
             assert other.instead is None
 
 
@@ -374,7 +374,7 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
             assert len({receipt.bank_key for receipt in timed}) == (1 if readout else 2)
         assert {bank.split for role in ("train", "val", "reference") for bank in study.banks[role].values()} == {"train", "val", "test"}
         rows_of_it = list(records(plan, Outcome(plan=study, state=None), accounts, "run"))
-        (speeds[study.task.protocol.fields["kept_share"]],) = {row["images_per_second"] for row in rows_of_it}
+        (speeds[study.task.protocol.fields.kept_share],) = {row["images_per_second"] for row in rows_of_it}
     assert speeds == {1.0: 2.0, 0.25: 8.0}
 
 
@@ -460,4 +460,4 @@ def test_a_sweep_asks_for_tasks_that_there_are(path: Path, published_data: Path)
 def test_the_demo_has_a_curve_of_dropped_tokens_and_what_their_time_is_told_by() -> None:
     sweep = load_sweep(ROOT / "sweeps" / "demo.yaml")
     tasks, _ = select(["stamps/dropped-tokens"], sweep.shards, sweep.protocol)
-    assert [task.protocol.fields["kept_share"] for task in tasks] == [1.0, 0.5, 0.25]
+    assert [task.protocol.fields.kept_share for task in tasks] == [1.0, 0.5, 0.25]

@@ -13,15 +13,18 @@ import torch
 from harness.config import load_sweep
 from harness.core import EncoderInfo, Keypoint, Preprocessing, Rows, Sample, Task, Tokens
 from harness.data.manifest import Manifest
-from harness.errors import ProbeError, RequestError
+from harness.errors import RequestError
 from harness.features.readouts import parse_readout, read, unavailable
 from harness.plan.plan import Plan, make_plan
-from harness.probes import check, defaults, probe
-from harness.probes.lowshot import low_shot
+from harness.probes import probe
+from harness.probes.linear import LinearFields
+from harness.probes.lowshot import LowShotFields, low_shot
+from harness.probes.retrieval import GalleryFields
 from harness.search import steps
 from harness.search.state import StudyState
 from harness.search.study import Study
 from harness.tasks import select, templates
+from harness.tasks.parts import PatchFields
 from tests.helpers import tiny
 
 CPU = torch.device("cpu")
@@ -82,20 +85,21 @@ def test_parts_that_are_merely_called_so_are_of_no_published_data_set(parts: tup
         named, other = (templates(manifest(one, dataset=dataset)) for one in (parts, renamed))
         for name, template in named.items():
             for protocol, fields in template.protocols.items():
-                if "parts" in fields:
-                    assert fields["parts"] == parts, f"{dataset}: {name}@{protocol}"
-                assert {**fields, "parts": None} == {**other[name].protocols[protocol], "parts": None}
+                if isinstance(fields, PatchFields):
+                    assert fields.parts == parts, f"{dataset}: {name}@{protocol}"
+                    fields = fields.replaced(parts=renamed)
+                assert fields == other[name].protocols[protocol]
 
 
 def test_a_data_set_of_a_published_name_with_other_parts_takes_all_of_its_own() -> None:
     for dataset in ("cub", "coco_keypoints", "stamps"):
         fields = templates(manifest(("wheel", "door"), dataset=dataset))["part-linear"].protocols["zhu2023"]
-        assert (fields["parts"], fields["min_parts"], fields["train_fit"]) == (("wheel", "door"), 1, "resize")
+        assert (fields.parts, fields.min_parts, fields.train_fit) == (("wheel", "door"), 1, "resize")
 
 
 def test_the_embedded_sample_leaves_the_eye_out_of_its_classes() -> None:
     parts = ("head", "body", "foot", "tail", "eye")
-    assert templates(manifest(parts, dataset="stamps"))["part-knn"].protocols["dino"]["parts"] == parts[:-1]
+    assert templates(manifest(parts, dataset="stamps"))["part-knn"].protocols["dino"].parts == parts[:-1]
 
 
 def test_levels_are_of_labels_even_where_parts_are_called_as_classes_are() -> None:
@@ -122,8 +126,8 @@ def test_levels_are_of_labels_even_where_parts_are_called_as_classes_are() -> No
 def test_sizes_of_segmentation_go_by_the_whole_name(dataset: str, crop: int) -> None:
     told = manifest((), ("part",), dataset, mask_classes={"part": ("background", "a", "b")})
     fields = templates(told)["part-segmentation-streamed"].protocols["release"]
-    assert fields["crop"] == crop
-    assert fields["stride"] == (341 if crop == 512 else 161)
+    assert fields.crop == crop
+    assert fields.stride == (341 if crop == 512 else 161)
 
 
 def sides(of: Task, *keypoints: tuple[str, float, float, int]) -> dict[str, int]:
@@ -173,8 +177,8 @@ def test_every_open_choice_is_a_field_of_every_protocol(parts: tuple[str, ...]) 
         if not name.startswith("part-"):
             continue
         for fields in template.protocols.values():
-            assert choices | {"readouts"} <= set(fields)
-            assert ("exclude" in fields) == (name == "part-retrieval")
+            assert choices | {"readouts"} <= set(dict(fields))
+            assert isinstance(fields, GalleryFields) == (name == "part-retrieval")
 
 
 @pytest.mark.parametrize(
@@ -209,8 +213,8 @@ def test_every_gallery_has_each_readout_alone(parts: tuple[str, ...], name: str,
         for readout in ("cls", "mean", "projection"):
             # where nothing is chosen, the published splits are scored; strict keeps to test
             scored = "test" if gallery == "strict" else pool
-            assert dict(protocols[f"{gallery}-{readout}"]) == {**protocols[gallery], "readouts": (readout,), "pool": scored}
-            assert (protocols[gallery]["exclude"], protocols[gallery]["pool"]) == (exclude, "test")
+            assert protocols[f"{gallery}-{readout}"] == protocols[gallery].replaced(readouts=(readout,), pool=scored)
+            assert (protocols[gallery].exclude, protocols[gallery].pool) == (exclude, "test")
 
 
 def info(has_cls: bool = True) -> EncoderInfo:
@@ -279,28 +283,28 @@ def test_data_sets_without_parts_or_labels_have_no_such_tasks() -> None:
 def test_training_is_as_published(name: str) -> None:
     for protocol, fields in templates(manifest(CUB_PARTS))[name].protocols.items():
         published = {"epochs": 90, "batch_size": 1024, "momentum": 0.9, "weight_decay": 0.0, "init_std": 0.01}
-        assert {key: fields[key] for key in published} == published
+        assert {key: value for key, value in fields if key in published} == published
         if "attentive" in name:
-            assert (fields["readouts"], fields["attention_heads"]) == (("all",), 12)
-            statistics = ("batch", 256) if protocol in ("release", "release-statistics", "published-release") else ("running", fields["bn_batch"])
-            assert (fields["bn_eval"], fields["bn_batch"]) == statistics
+            assert (fields.readouts, fields.attention_heads) == (("all",), 12)
+            statistics = ("batch", 256) if protocol in ("release", "release-statistics", "published-release") else ("running", fields.bn_batch)
+            assert (fields.bn_eval, fields.bn_batch) == statistics
             how = ("epoch", 1e-5, "trunc-normal") if protocol in ("release", "published-release") else ("step", 1e-6, "xavier")
-            assert (fields["anneal"], fields["bn_eps"], fields["init"]) == how
+            assert (fields.anneal, fields.bn_eps, fields.init) == how
         else:
-            assert fields["anneal"] == ("epoch" if protocol in ("release", "published-release") else "step")
+            assert fields.anneal == ("epoch" if protocol in ("release", "published-release") else "step")
 
 
 @pytest.mark.parametrize(("name", "rate"), [("linear", 0.4), ("attentive", 0.04)])
 def test_the_published_rate_is_a_protocol_of_its_own(name: str, rate: float) -> None:
     for level in ("object", "part"):
         protocols = templates(manifest(CUB_PARTS))[f"{level}-{name}"].protocols
-        assert protocols["published"]["lr_bounds"] == (rate, rate)
-        assert len(protocols["published"]["readouts"]) == 1
-        assert protocols["zhu2023"]["lr_bounds"] is None, "searched, within the sweep's bounds"
-        check(name, {**protocols["zhu2023"], "lr_bounds": [1e-3, 1.0]})
+        assert protocols["published"].lr_bounds == (rate, rate)
+        assert len(protocols["published"].readouts) == 1
+        assert protocols["zhu2023"].lr_bounds is None, "searched, within the sweep's bounds"
+        assert protocols["zhu2023"].replaced(lr_bounds=[1e-3, 1.0]).lr_bounds == (1e-3, 1.0)
         for wrong in ([1.0, 1e-3], [0.0, 1.0], 0.4, [0.1, 0.2, 0.3]):
             with pytest.raises(RequestError, match="lr_bounds"):
-                check(name, {**protocols["zhu2023"], "lr_bounds": wrong})
+                protocols["zhu2023"].replaced(lr_bounds=wrong)
 
 
 def test_one_rate_is_tried_once(tmp_path: Path) -> None:
@@ -309,7 +313,7 @@ def test_one_rate_is_tried_once(tmp_path: Path) -> None:
         probe="linear",
         metrics=("accuracy",),
         classes=2,
-        protocol={"lr_bounds": (0.4, 0.4)},
+        protocol=LinearFields(lr_bounds=(0.4, 0.4)),
         readouts=("cls", "mean"),
         train={},
         val={},
@@ -325,7 +329,7 @@ def test_one_rate_is_tried_once(tmp_path: Path) -> None:
     step = state.next_step()
     assert isinstance(step, steps.Fit)
     assert (step.round, step.proposals) == (0, (("cls", pytest.approx(0.4)), ("mean", pytest.approx(0.4))))
-    assert StudyState(study=replace(study, protocol={"lr_bounds": None}), test={}).planned_rounds == 4
+    assert StudyState(study=replace(study, protocol=LinearFields()), test={}).planned_rounds == 4
 
 
 @pytest.mark.parametrize("name", ["part-linear", "part-attentive"])
@@ -336,7 +340,7 @@ def test_published_classifiers_are_trained_on_the_centre_of_their_patches(name: 
     assert trained.train_view.identity != trained.view.identity
     assert task(CUB_PARTS, name, train_fit="resize").train_view is None
     assert task(tiny.PARTS, name).train_view is None
-    with pytest.raises(RequestError, match="train_fit: expected one of crop, resize, got 'crops'; did you mean 'crop'"):
+    with pytest.raises(RequestError, match="train_fit: expected 'crop' or 'resize', got 'crops'; did you mean 'crop'"):
         task(CUB_PARTS, name, train_fit="crops")
 
 
@@ -391,7 +395,7 @@ def blobs(n: int, seed: int = 0) -> Rows:
 def test_low_shot_is_logistic_regression_on_the_few_rows(protocol: str) -> None:
     fields = templates(manifest())["object-lowshot"].protocols[protocol]
     train, test = blobs(400), blobs(200, seed=1)
-    few = low_shot(train, share=fields["share"], shots=fields["shots"], seed=7)
+    few = low_shot(train, share=fields.share, shots=fields.shots, seed=7)
     counts = np.bincount(train.targets)
     drawn = {"1-percent": np.maximum(1, (counts / 100).round()), "10-percent": (counts / 10).round(), "1-shot": 1, "5-shot": 5, "10-shot": 10}
     assert np.bincount(few.targets).tolist() == (np.ones(4) * drawn[protocol]).tolist()
@@ -408,7 +412,5 @@ def test_low_shot_is_logistic_regression_on_the_few_rows(protocol: str) -> None:
     "wrong", [{"share": 0.1, "shots": 3}, {"share": None, "shots": None}, {"share": 0.0}, {"share": 1.5}, {"share": None, "shots": 0}]
 )
 def test_low_shot_takes_a_share_or_shots(wrong: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="lowshot probe: protocol field"):
-        check("lowshot", defaults("lowshot") | wrong)
-    with pytest.raises(ProbeError, match="lowshot probe: protocol field"):
-        probe("lowshot").fit(blobs(20), [1.0], classes=4, protocol=wrong, seed=0, device=CPU)
+    with pytest.raises(RequestError, match=r"protocol(\.share|\.shots)?: expected"):
+        LowShotFields().replaced(**wrong)

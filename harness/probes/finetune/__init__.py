@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from harness.core import Passes, Proposal, Reading, Rungs, Scorer, State, StreamProbe, StreamSetting, Trainer
-from harness.probes.fields import BelowOne, Count, Fields, Momentum, NonNegative, Positive
+from harness.probes.fields import BelowOne, Count, Momentum, NonNegative, Positive, PositiveAsWritten, RateFields, TrainedFields
 from harness.probes.lib.augmented import Share
 
 NAME = "finetune"
@@ -21,7 +21,7 @@ TRAINING_PASSES = 3
 Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
-class FinetuneFields(Fields):
+class FinetuneFields(TrainedFields, RateFields):
     """Defaults: our choice. DILEMMA (arXiv 2204.04788) fine-tunes, with a recipe that is not published.
 
     Where a default has MAE as its source, that is the released fine-tuning of ViT-B (He et al., arXiv 2111.06377; FINETUNE.md, main_finetune.py and
@@ -52,9 +52,9 @@ class FinetuneFields(Fields):
     """Alpha of cutmix (arXiv 1905.04899); 0 is off. With both on, each batch is cut with probability 1/2."""
     label_smoothing: BelowOne = 0.1
     """As MAE."""
-    ema_decay: BelowOne | None = None
+    ema_decay: Annotated[int | float, pydantic.Field(ge=0, lt=1)] | None = None
     """Of a moving average of the weights, which then is what is scored; None for none."""
-    clip_norm: Positive | None = None
+    clip_norm: PositiveAsWritten | None = None
     """Most that the gradient's norm over all parameters may be; None for no bound, as MAE."""
     batch_norm: Literal["train", "frozen"] = "train"
     """Whether batch norms use their batch and update their statistics, or keep those of the pretraining; their weights are trained either way."""
@@ -103,12 +103,12 @@ def rung_ends(epochs: int, rungs: int, eta: int) -> tuple[int, ...]:
 class FinetuneProbe(StreamProbe[FinetuneFields]):
     """A copy of the encoder and a linear head, one network per learning rate, by successive halving; the networks are not kept beside the results."""
 
-    def trainer(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> Trainer[Any]:
+    def trainer(self, setting: StreamSetting[FinetuneFields], proposals: Sequence[Proposal]) -> Trainer[Any]:
         from harness.probes.finetune.training import FinetuneTrainer
 
         return FinetuneTrainer(setting, proposals)
 
-    def scorer(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
+    def scorer(self, setting: StreamSetting[FinetuneFields], heads: Sequence[tuple[str, State]]) -> Scorer[Any]:
         from harness.probes.finetune.training import FinetuneScorer
 
         return FinetuneScorer(setting, heads)

@@ -156,7 +156,7 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
 class FinetuneTrainer:
     """One encoder at one learning rate, by AdamW: float32 weights, the passes in the run's precision."""
 
-    def __init__(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> None:
+    def __init__(self, setting: StreamSetting[FinetuneFields], proposals: Sequence[Proposal]) -> None:
         """Raises ProbeError for more than one proposal (each has a whole network of its own), and in fp16."""
         if len(proposals) != 1:
             raise ProbeError(f"{NAME} probe: expected one learning rate at a time, got {len(proposals)}; train them one after the other")
@@ -165,7 +165,7 @@ class FinetuneTrainer:
         ((readout, _),) = proposals
         (self._rate,) = learning_rates(NAME, [rate for _, rate in proposals])
         self._setting = setting
-        self._fields = fields = FinetuneFields.read(NAME, setting.protocol)
+        self._fields = fields = setting.protocol
         self._augment = CropAndFlip(scale=fields.crop_scale, flip=fields.flip) if fields.augment == "crop-flip" else None
         self._mixup = _mixup(fields, setting.classes)
         self.network = FinetuneNetwork(setting.encoder.encoder, readout, setting.classes)
@@ -280,7 +280,7 @@ def _below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 class FinetuneScorer:
     """Fine-tuned networks on the encoder's own resize and centre crop."""
 
-    def __init__(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> None:
+    def __init__(self, setting: StreamSetting[FinetuneFields], heads: Sequence[tuple[str, State]]) -> None:
         self._setting = setting
         self._networks = [(float(state["lr"]), self._restored(readout, state)) for readout, state in heads]
 

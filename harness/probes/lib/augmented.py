@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
 
-from harness.core import Rows
+from harness.core import Fields, Rows
 from harness.data.item_key import ItemKey, sample_of
 from harness.errors import ProbeError
-from harness.probes.fields import Fields
+from harness.probes.fields import in_order
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
-def _in_order(shares: tuple[float, float]) -> tuple[float, float]:
-    if shares[0] > shares[1]:
-        raise ValueError("expected the lower bound before the upper one")
-    return shares
-
-
-Shares = Annotated[tuple[Share, Share], pydantic.AfterValidator(_in_order)]
+Shares = Annotated[tuple[Share, Share], pydantic.AfterValidator(in_order)]
 
 
 class CropFields(Fields):
@@ -35,6 +28,18 @@ class CropFields(Fields):
     crop_scale: Shares = (0.08, 1.0)
     """Bounds of the crop's share of the image's area."""
     flip: Probability = 0.5
+
+    @pydantic.field_validator("feature_norm", check_fields=False)
+    @classmethod
+    def _needs_no_first_pass(cls, norm: str) -> str:
+        if norm == "standardize":
+            raise ValueError(f"expected 'none' or 'l2' where images stream by, got {norm!r}, which would have to see all features first")
+        return norm
+
+    @classmethod
+    def of(cls, protocol: Fields) -> CropFields:
+        """The protocol's own, or the defaults where it has none."""
+        return protocol if isinstance(protocol, CropFields) else CropFields()
 
 
 class KeptFields(Fields):
@@ -63,9 +68,9 @@ class KeptRows:
     """Rows that the bank has of each image, one after the other."""
 
     @classmethod
-    def of(cls, probe: str, rows: Rows, protocol: Mapping[str, Any]) -> KeptRows:
+    def of(cls, probe: str, rows: Rows, protocol: Fields) -> KeptRows:
         """Raises ProbeError where the rows are not those of so many crops of each image."""
-        views = KeptFields.read(probe, protocol).train_views
+        views = protocol.train_views if isinstance(protocol, KeptFields) else 0
         if not views:
             return cls(images=len(rows), views=1)
         names = [sample_of(key) for key in rows.keys[::views]]
@@ -81,10 +86,3 @@ class KeptRows:
     def rows(self, images: torch.Tensor, epoch: int) -> torch.Tensor:
         """int64 [B] rows of a batch of images, int64 [B], in that epoch."""
         return images * self.views + epoch % self.views
-
-
-class AugmentedFields(CropFields):
-    """Of a linear probe."""
-
-    feature_norm: Literal["none", "l2"] = "none"
-    """`standardize` would have to see all features first."""

@@ -18,15 +18,16 @@ import numpy as np
 import pydantic
 import torch
 
-from harness.core import FittedStack, Predictions, RowProbe, Rows
+from harness.core import Fields, FittedStack, Predictions, RowProbe, Rows
 from harness.data.item_key import ItemKey
 from harness.errors import ProbeError
-from harness.probes.fields import Count, Fields
+from harness.probes.fields import Count
 from harness.probes.lib.features import checked_features, needed
 
 Normalize = Literal["none", "each", "after"]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
-Side = Annotated[float, pydantic.Field(gt=0, le=224)]
+BagSize = Annotated[int, pydantic.Field(ge=0)]
+Side = Annotated[int | float, pydantic.Field(gt=0, le=224)]
 
 ACCURACIES = ("accuracy", "mean_class_accuracy", "accuracy_sd")
 """What predictions of several draws are scored by."""
@@ -49,7 +50,7 @@ class BagFields(Fields):
     draws: Count = 3
     """How often bags are drawn anew from the same image. A grid is drawn once."""
     placement: Literal["random", "grid"] = "random"
-    bag_size: Annotated[int, pydantic.Field(ge=0)] = 1
+    bag_size: BagSize = 1
     """The first so many patches of a draw are a bag; 0 is the whole image, as other tasks see it, in place of a bag."""
     normalize: Normalize = "none"
     """Unit length: never, of each patch before the mean, or of the mean."""
@@ -66,7 +67,7 @@ class BagFields(Fields):
     @classmethod
     def _no_more_than_there_are(cls, size: int, info: pydantic.ValidationInfo) -> int:
         if size > info.data.get("patches", size):
-            raise ValueError(f"a bag has at most the {info.data['patches']} patches that are encoded (protocol field patches)")
+            raise ValueError(f"a bag has at most the {info.data['patches']} patches that are encoded (protocol field patches), got {size}")
         return size
 
 
@@ -171,26 +172,22 @@ class BagProbe(RowProbe[BagFields]):
 
     inner: RowProbe[Any]
 
-    def fit(
-        self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
-    ) -> BagStack:
+    def fit(self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: BagFields, seed: int, device: torch.device) -> BagStack:
         """One head a learning rate, of every draw. Raises ProbeError on rows, rates or fields that cannot be."""
-        fields = self.fields.read(self.name, protocol)
-        how: dict[str, Any] = {"classes": classes, "protocol": fields.model_dump(), "seed": seed, "device": device}
-        train_bags = bags(self.name, needed(self.name, train), fields.bag_size, fields.normalize)
-        return BagStack(probe=self.name, stacks={draw: self.inner.fit(rows, lrs, **how) for draw, rows in train_bags.items()}, fields=fields)
+        how: dict[str, Any] = {"classes": classes, "protocol": protocol, "seed": seed, "device": device}
+        train_bags = bags(self.name, needed(self.name, train), protocol.bag_size, protocol.normalize)
+        return BagStack(probe=self.name, stacks={draw: self.inner.fit(rows, lrs, **how) for draw, rows in train_bags.items()}, fields=protocol)
 
     def restore(
-        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: Mapping[str, Any], seed: int, device: torch.device
+        self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: BagFields, seed: int, device: torch.device
     ) -> BagStack:
         """The stacks of one head that `state` was taken from; where that is empty, they are what the training rows make them."""
-        fields = self.fields.read(self.name, protocol)
-        how: dict[str, Any] = {"classes": classes, "protocol": fields.model_dump(), "seed": seed, "device": device}
+        how: dict[str, Any] = {"classes": classes, "protocol": protocol, "seed": seed, "device": device}
         if not state:
-            train_bags = bags(self.name, needed(self.name, train), fields.bag_size, fields.normalize)
-            return BagStack(probe=self.name, stacks={draw: self.inner.restore({}, rows, **how) for draw, rows in train_bags.items()}, fields=fields)
+            train_bags = bags(self.name, needed(self.name, train), protocol.bag_size, protocol.normalize)
+            return BagStack(probe=self.name, stacks={draw: self.inner.restore({}, rows, **how) for draw, rows in train_bags.items()}, fields=protocol)
         parts: dict[int | None, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
             draw, _, its = name.partition("/")
             parts.setdefault(None if draw == "whole" else int(draw), {})[its] = tensor
-        return BagStack(probe=self.name, stacks={draw: self.inner.restore(part, None, **how) for draw, part in parts.items()}, fields=fields)
+        return BagStack(probe=self.name, stacks={draw: self.inner.restore(part, None, **how) for draw, part in parts.items()}, fields=protocol)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def label_of(sample: Sample, classes: int) -> int:
 class Pictures:
     """What becomes of samples: a random crop in training, the encoder's own resize and centre crop in scoring."""
 
-    def __init__(self, setting: StreamSetting, fields: CropFields) -> None:
+    def __init__(self, setting: StreamSetting[Any], fields: CropFields) -> None:
         self._preprocessing, self._classes = setting.encoder.info.preprocessing, setting.classes
         self._augment = CropAndFlip(scale=fields.crop_scale, flip=fields.flip) if fields.augment == "crop-flip" else None
 

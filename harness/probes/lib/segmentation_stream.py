@@ -54,9 +54,9 @@ class Windowed:
 class _Dense:
     """Token maps, and the label map that the protocol names."""
 
-    def __init__(self, setting: StreamSetting) -> None:
-        self.fields = SegmentationFields.read(NAME, setting.protocol)
-        self._setting, self._mask = setting, setting.protocol["mask"]
+    def __init__(self, setting: StreamSetting[SegmentationFields]) -> None:
+        self.fields = setting.protocol
+        self._setting, self._mask = setting, setting.protocol.mask
         self._blocks = block_indices(self.fields, setting.encoder.info)
 
     def scene(self, sample: Sample) -> Scene:
@@ -86,7 +86,7 @@ class _Dense:
 class SegmentationTrainer:
     """1x1 convolutions under augmented crops."""
 
-    def __init__(self, setting: StreamSetting, proposals: Sequence[Proposal]) -> None:
+    def __init__(self, setting: StreamSetting[SegmentationFields], proposals: Sequence[Proposal]) -> None:
         self._setting, self._dense = setting, _Dense(setting)
         self._fields = fields = self._dense.fields
         self._rates = learning_rates(NAME, [rate for _, rate in proposals])
@@ -137,7 +137,7 @@ class SegmentationTrainer:
 class SegmentationScorer:
     """Fitted 1x1 convolutions by a sliding window, at the label map's own resolution."""
 
-    def __init__(self, setting: StreamSetting, heads: Sequence[tuple[str, State]]) -> None:
+    def __init__(self, setting: StreamSetting[SegmentationFields], heads: Sequence[tuple[str, State]]) -> None:
         self._setting, self._dense = setting, _Dense(setting)
         self._heads = [{name: tensor.to(setting.encoder.device) for name, tensor in state.items()} for _, state in heads]
 

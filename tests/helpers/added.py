@@ -17,7 +17,7 @@ import torch
 import harness
 from harness.core import Rows
 from harness.encoders import EncoderSpec, known_names, load
-from harness.probes import defaults, fields_of, row_probe, stream_probe
+from harness.probes import probe, row_probe, stream_probe
 from harness.report.run import read_run
 from tests.helpers import here
 
@@ -55,14 +55,14 @@ def cosines() -> dict[str, Any]:
     features = (np.eye(3)[targets] + np.random.default_rng(0).normal(0, 0.1, (60, 3))).astype(np.float32)
     keys = [str(number) for number in range(60)]
     rows = Rows(keys=keys, groups=keys, targets=targets, features=features)
-    setting: dict[str, Any] = {"classes": 3, "protocol": {**defaults("cosines"), "batch_size": 20}, "seed": 0, "device": torch.device("cpu")}
+    setting: dict[str, Any] = {"classes": 3, "protocol": probe("cosines").fields(batch_size=20), "seed": 0, "device": torch.device("cpu")}
     stack = row_probe("cosines").fit(rows, [1e-4, 1e-3], **setting)
     predictions = stack.predict(rows, 1)
     restored = row_probe("cosines").restore(stack.state(1), None, **setting).predict(rows, 0)
     return {
         "right": bool((predictions.predictions == targets).all()),
         "restored": np.array_equal(restored.scores, predictions.scores),
-        "rungs": stream_probe("cosines").rungs(fields_of("cosines", {})),
+        "rungs": stream_probe("cosines").rungs(probe("cosines").fields()),
     }
 
 
