@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.core import Rows
 from harness.probes import probe
-from harness.probes.knn import QUERY_ROWS
+from harness.probes.knn import QUERY_ROWS, KNNFields
 from harness.probes.lib.similarity import GALLERY_ROWS
 
 K, TEMPERATURE, CLASSES, WIDTH = 20, 0.07, 20, 384
@@ -50,7 +50,7 @@ def main() -> None:
                 some @ part.T
 
     def ours() -> None:
-        stack = probe("knn").fit(train, [None], classes=CLASSES, protocol={"k": K, "temperature": TEMPERATURE}, seed=0, device=torch.device("cpu"))
+        stack = probe("knn").fit(train, [None], classes=CLASSES, protocol=KNNFields(k=K, temperature=TEMPERATURE), seed=0, device=torch.device("cpu"))
         found["k-NN probe"] = stack.predict(test, 0).predictions
 
     def scikit() -> None:

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.core import Rows
 from harness.probes import probe
+from harness.probes.linear import LinearFields
 
 EPOCHS, BATCH = 90, 1024
 
@@ -37,7 +38,7 @@ def main() -> None:
     lrs = np.geomspace(1e-3, 10, heads).tolist()
 
     def fit(rates: list[float]) -> None:
-        protocol = {"epochs": EPOCHS, "batch_size": BATCH}
+        protocol = LinearFields(epochs=EPOCHS, batch_size=BATCH)
         probe("linear").fit(rows, rates, classes=classes, protocol=protocol, seed=0, device=torch.device("cpu"))
 
     def products(columns: int, times: int) -> None:

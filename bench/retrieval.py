@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.core import Rows
 from harness.probes import probe
+from harness.probes.retrieval import RetrievalFields
 
 CLASSES, WIDTH = 20, 384
 
@@ -36,7 +37,7 @@ def main() -> None:
     features += rng.standard_normal((arguments.rows, WIDTH), dtype=np.float32)
     rows = Rows(keys=names, groups=names, targets=targets, features=features)
     stack = probe("retrieval").fit(
-        None, [None], classes=CLASSES, protocol={"exclude": "query", "max_queries": arguments.queries}, seed=0, device=torch.device("cpu")
+        None, [None], classes=CLASSES, protocol=RetrievalFields(exclude="query", max_queries=arguments.queries), seed=0, device=torch.device("cpu")
     )
     asked = np.array([int(key) for key in stack.predict(rows, 0).keys])
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)

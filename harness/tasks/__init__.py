@@ -82,8 +82,8 @@ class Template(Generic[P]):
     @property
     def fields(self) -> frozenset[str]:
         """Names of the fields that can be overridden: all but those that others tell."""
-        told = {*self.curves.values(), *(["readouts"] if self.readouts is not None else [])}
-        return frozenset(name for protocol in self.protocols.values() for name in type(protocol).model_fields if name not in told)
+        derived = {*self.curves.values(), *(["readouts"] if self.readouts is not None else [])}
+        return frozenset(name for protocol in self.protocols.values() for name in type(protocol).model_fields if name not in derived)
 
     def matches(self, wanted: str) -> bool:
         if not fnmatch.fnmatchcase(self.name, wanted):
@@ -107,9 +107,14 @@ class Template(Generic[P]):
                 f"{nearest(name, self.protocols)}"
             )
         fields, other = self._overridden(name, overrides), self.instead.get(name)
-        instead = self._overridden(other, overrides) if other is not None else None
         return [
-            self._task(manifest, name, fields, point, instead=self._task(manifest, str(other), instead, point) if instead is not None else None)
+            self._task(
+                manifest,
+                name,
+                fields,
+                point,
+                instead=self._task(manifest, other, self._overridden(other, overrides), point) if other else None,
+            )
             for point in self._points(fields)
         ]
 
@@ -121,8 +126,8 @@ class Template(Generic[P]):
         values = dict(fields)
         return [dict(zip(self.curves.values(), point, strict=True)) for point in itertools.product(*(values[plural] for plural in self.curves))]
 
-    def _task(self, manifest: Manifest, protocol: str, asked: P, point: Mapping[str, object], instead: Task | None = None) -> Task:
-        fields = asked.replaced(**point)
+    def _task(self, manifest: Manifest, protocol: str, curve: P, point: Mapping[str, object], instead: Task | None = None) -> Task:
+        fields = curve.replaced(**point)
         if self.readouts is not None:
             fields = fields.replaced(readouts=self.readouts(fields))
         for readout in fields.readouts:

@@ -60,9 +60,9 @@ def templates(manifest: Manifest) -> list[Template[Any]]:
         protocols = with_rate({"zhu2023": objects, "release": released(objects)})
         tasks.append(object_template(manifest, "object-attentive", NAME, protocols, train_view=kept_crops, val_view=chosen_on, listed=False))
     if "keypoints" in manifest.annotations:
-        own = selection(manifest)
-        paper = PartAttentive(**dict(own.paper), train_fit=own.train_fit)
-        release = PartAttentive(**dict(own.release), train_fit=own.train_fit)
+        crops = selection(manifest)
+        paper = PartAttentive(**dict(crops.paper), train_fit=crops.train_fit)
+        release = PartAttentive(**dict(crops.release), train_fit=crops.train_fit)
         parts = {
             "zhu2023": paper,
             "release": released(release),

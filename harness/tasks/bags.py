@@ -87,7 +87,7 @@ def trained_on(fields: BagProbeFields) -> View | None:
 B = TypeVar("B", bound=BagProtocol)
 
 
-def bag_template(manifest: Manifest, name: str, probe: str, kind: type[B], **more: Any) -> Template[B]:
+def bag_template(manifest: Manifest, name: str, probe: str, kind: type[B], **options: Any) -> Template[B]:
     """A task on bags, in embedding and in projection space."""
     return Template(
         name=name,
@@ -99,7 +99,7 @@ def bag_template(manifest: Manifest, name: str, probe: str, kind: type[B], **mor
         curves=CURVES,
         chooses_readout=False,
         listed=False,
-        **more,
+        **options,
     )
 
 

@@ -85,9 +85,9 @@ def each_readout(protocols: Mapping[str, R], pool: str = "test") -> dict[str, R]
     return {**protocols, **alone}
 
 
-def object_template(manifest: Manifest, name: str, probe: str, protocols: Mapping[str, R], **more: Any) -> Template[R]:
+def object_template(manifest: Manifest, name: str, probe: str, protocols: Mapping[str, R], **options: Any) -> Template[R]:
     """A task on whole images that have labels."""
-    return Template(name=name, level="object", probe=probe, protocols=protocols, view=whole, classes=lambda _: manifest.classes, **more)
+    return Template(name=name, level="object", probe=probe, protocols=protocols, view=whole, classes=lambda _: manifest.classes, **options)
 
 
 def templates(manifest: Manifest) -> list[Template[Any]]:

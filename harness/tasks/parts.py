@@ -150,22 +150,22 @@ def training_patch(fields: TrainedPartProtocol) -> View | None:
 C = TypeVar("C", bound=PartProtocol)
 
 
-def part_template(manifest: Manifest, name: str, probe: str, protocols: Mapping[str, C], **more: Any) -> Template[C]:
+def part_template(manifest: Manifest, name: str, probe: str, protocols: Mapping[str, C], **options: Any) -> Template[C]:
     """A task on patches."""
     classes = functools.partial(selected, manifest=manifest)
-    return Template(name=name, level="part", probe=probe, protocols=protocols, view=patch, classes=classes, **more)
+    return Template(name=name, level="part", probe=probe, protocols=protocols, view=patch, classes=classes, **options)
 
 
 def templates(manifest: Manifest) -> list[Template[Any]]:
     """Part tasks where samples have keypoints."""
     if "keypoints" not in manifest.annotations:
         return []
-    own = selection(manifest)
-    paper, release = dict(own.paper), dict(own.release)
+    crops = selection(manifest)
+    paper, release = dict(crops.paper), dict(crops.release)
     retrieval = {name: PartRetrieval(**(release if name == "release" else paper), exclude=exclude) for name, exclude in GALLERIES.items()}
-    linear = PartLinear(**paper, train_fit=own.train_fit)
+    linear = PartLinear(**paper, train_fit=crops.train_fit)
     # the release sets the rate once an epoch
-    linear_release = PartLinear(**release, train_fit=own.train_fit, anneal="epoch")
+    linear_release = PartLinear(**release, train_fit=crops.train_fit, anneal="epoch")
     linears = {
         "zhu2023": linear,
         "release": linear_release,
@@ -173,7 +173,7 @@ def templates(manifest: Manifest) -> list[Template[Any]]:
         "published-release": published(linear_release),
     }
     return [
-        part_template(manifest, "part-retrieval", "retrieval", each_readout(retrieval, own.pool)),
+        part_template(manifest, "part-retrieval", "retrieval", each_readout(retrieval, crops.pool)),
         part_template(manifest, "part-linear", "linear", linears, train_view=training_patch),
         part_template(manifest, "part-knn", "knn", {"dino": PartKNN(**paper)}),
     ]

@@ -60,14 +60,14 @@ def segmentation(manifest: Manifest, mask: MaskKind, level: Level) -> Template[S
     Its loss is the mean over all pixels, 0 at ignored ones (cross_entropy_loss.py and decode_head.py there).
     """
     classes = manifest.mask_classes[mask]
-    own = SegmentationStreamed(mask=mask, ignore_label=uncounted_labels(len(classes)), **SIZES.get(manifest.dataset, ADE20K))
+    sized = SegmentationStreamed(mask=mask, ignore_label=uncounted_labels(len(classes)), **SIZES.get(manifest.dataset, ADE20K))
     return Template(
         name=f"{level}-segmentation-streamed",
         level=level,
         probe="segmentation",
         protocols={
-            "release": own.replaced(blocks=(3, 5, 7, 11), upsample=1, loss_mean="all"),
-            "paper": own.replaced(blocks=(), upsample=4, loss_mean="labelled"),
+            "release": sized.replaced(blocks=(3, 5, 7, 11), upsample=1, loss_mean="all"),
+            "paper": sized.replaced(blocks=(), upsample=4, loss_mean="labelled"),
         },
         view=whole,
         classes=lambda _: classes,

@@ -105,7 +105,7 @@ def misplaced_template(manifest: Manifest) -> Template[MisplacedProtocol]:
 
 
 def perturbed_template(
-    manifest: Manifest, name: str, protocols: Mapping[str, D], curves: Mapping[str, str], view: Callable[[D], View], **more: Any
+    manifest: Manifest, name: str, protocols: Mapping[str, D], curves: Mapping[str, str], view: Callable[[D], View], **options: Any
 ) -> Template[D]:
     """Altered test images among intact training images."""
     return Template(
@@ -119,7 +119,7 @@ def perturbed_template(
         reference_view=whole,
         classes=lambda _: manifest.classes,
         listed=False,
-        **more,
+        **options,
     )
 
 

@@ -33,7 +33,7 @@ def templates(manifest: Manifest) -> list[Template[Any]]:
     top-1 among the 1,000 classes of ImageNet.
     """
     return [
-        object_template(manifest, f"{name}-from-{other}", probe, protocols, train_dataset=other, **more)
+        object_template(manifest, f"{name}-from-{other}", probe, protocols, train_dataset=other, **options)
         for other in manifest.counterparts
-        for name, probe, protocols, more in TASKS
+        for name, probe, protocols, options in TASKS
     ]
