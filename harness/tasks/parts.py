@@ -85,7 +85,7 @@ def released(patches: PatchFields) -> PatchFields:
     return patches.replaced(crop_side=0.5, crop_rounding="half", min_distance=40.0, max_distance=2000.0)
 
 
-def plainly(*parts: str) -> Selection:
+def default_selection(*parts: str) -> Selection:
     """Side of the crop = d, the smallest distance to another keypoint.
 
     The paper measures d to all keypoints of the image; where a data set marks points inside others (an eye in a head), that would shrink every crop
@@ -105,7 +105,7 @@ COCO = Selection(
     pool="train",
     train_fit="crop",
 )
-STAMPS = plainly("head", "body", "foot", "tail")
+STAMPS = default_selection("head", "body", "foot", "tail")
 """The eye lies inside the head, and is no class."""
 SELECTIONS: Mapping[str, Selection] = {"cub": CUB, "coco_keypoints": COCO, "stamps": STAMPS}
 """By the data set's name, as its recipe gives it. Another data set may well call its parts as one of these does: it takes all of them."""
@@ -114,7 +114,7 @@ SELECTIONS: Mapping[str, Selection] = {"cub": CUB, "coco_keypoints": COCO, "stam
 def selection(manifest: Manifest) -> Selection:
     """The parts of a data set that are its classes unless told otherwise, and their crops."""
     named = SELECTIONS.get(manifest.dataset)
-    return named if named is not None and set(named.paper.parts) <= set(manifest.parts) else plainly(*manifest.parts)
+    return named if named is not None and set(named.paper.parts) <= set(manifest.parts) else default_selection(*manifest.parts)
 
 
 def patch(fields: PatchFields) -> KeypointPatch:

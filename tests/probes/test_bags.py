@@ -112,13 +112,16 @@ def test_rows_that_are_no_bags_are_refused() -> None:
 # --- probes on means --------------------------------------------------------------------------------------------------
 
 
+QUICK = {"bag_knn": {"k": 5}, "bag_linear": {"epochs": 3}}
+
+
 def fields(name: str, **overrides: Any) -> Any:
     return probe(name).fields(**{"patches": 4, "draws": 2, "bag_size": 3, **overrides})
 
 
 @pytest.mark.parametrize(("name", "inner", "lrs"), [("bag_knn", "knn", [None]), ("bag_linear", "linear", [0.1, 1.0])])
 def test_each_draw_is_learnt_and_predicted_as_by_the_probe_alone(name: str, inner: str, lrs: list[float | None]) -> None:
-    train, test, protocol = patches(), patches(24, seed=1, prefix="t"), fields(name, k=5, epochs=3)
+    train, test, protocol = patches(), patches(24, seed=1, prefix="t"), fields(name, **QUICK[name])
     stack = probe(name).fit(train, lrs, protocol=protocol, **HOW)
     for head in range(len(lrs)):
         predictions = stack.predict(test, head)
@@ -134,7 +137,7 @@ def test_each_draw_is_learnt_and_predicted_as_by_the_probe_alone(name: str, inne
 
 @pytest.mark.parametrize(("name", "inner", "lrs"), [("bag_knn", "knn", [None]), ("bag_linear", "linear", [0.1, 1.0])])
 def test_what_whole_images_taught_predicts_bags_and_whole_images(name: str, inner: str, lrs: list[float | None]) -> None:
-    train, test, protocol = images_of(), patches(24, seed=1, prefix="t"), fields(name, k=5, epochs=3, gallery="whole")
+    train, test, protocol = images_of(), patches(24, seed=1, prefix="t"), fields(name, **QUICK[name], gallery="whole")
     stack = probe(name).fit(train, lrs, protocol=protocol, **HOW)
     alone = probe(inner).fit(train, lrs, protocol=protocol, **HOW)
     whole = images_of(24, seed=2, prefix="t")

@@ -116,7 +116,7 @@ def test_every_parameter_moves_and_the_encoder_stays(architecture: str, encoders
 def scales(network: FinetuneNetwork, **fields: Any) -> dict[str, tuple[float, float]]:
     """Parameter to (lr_scale, weight_decay)."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    groups = parameter_groups(network, fields)
+    groups = parameter_groups(network, FinetuneFields(**fields))
     return {names[id(parameter)]: (group["lr_scale"], group["weight_decay"]) for group in groups for parameter in group["params"]}
 
 

@@ -234,7 +234,7 @@ def test_without_crops_all_is_read_as_other_tasks_read_it(data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("override", "told"), [({"train_views": -1}, "train_views"), ({"flip": 1.5}, "flip"), ({"crop_scale": [0.9, 0.1]}, "lower bound")]
+    ("override", "told"), [({"train_views": -1}, "train_views"), ({"flip": 1.5}, "flip"), ({"crop_scale": [0.9, 0.1]}, "in order")]
 )
 def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any], told: str) -> None:
     with pytest.raises(RequestError, match=told):

@@ -116,7 +116,7 @@ def test_values_are_written_as_a_record_has_them(fields: Fields, changes: dict[s
         (ObjectLinear(), {"readouts": []}, "protocol.readouts: expected at least one, got an empty list"),
         (ObjectLinear(), {"readouts": ["cls", 3]}, "protocol.readouts.1: expected a valid string, got 3"),
         (ObjectLinear(), {"crop_scale": 0.5}, "protocol.crop_scale: expected a valid tuple, got 0.5"),
-        (ObjectRetrieval(), {"pool": "val"}, "protocol.pool: expected 'test', 'train' or 'all', got 'val'"),
+        (ObjectRetrieval(), {"pool": "val"}, "protocol.pool: expected 'test', 'train' or 'all', got 'val'; did you mean 'all'?"),
         (BagFields(), {"patch_side": True}, "protocol.patch_side: expected a valid integer, got True"),
         (BagFields(), {"bag_size": 17}, "protocol.bag_size: a bag has at most the 16 patches that are encoded (protocol field patches), got 17"),
         (LinearFields(), {"epohcs": 3}, "protocol.epohcs: expected the name of a field, got one that is none; did you mean 'epochs'?"),
