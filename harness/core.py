@@ -417,7 +417,7 @@ class Fields(pydantic.BaseModel):
             return tuple(value)
         kind = cls.model_fields[str(info.field_name)].annotation
         takes_any_number = get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
-        return (value,) if takes_any_number and not isinstance(value, tuple) else value
+        return (value,) if takes_any_number and value is not None and not isinstance(value, tuple) else value
 
     def replaced(self, **changes: object) -> Self:
         """The same with other values of some fields, checked together. Raises RequestError for the first that cannot be."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -51,12 +51,8 @@ class DenseFields(NormedFields, MaskFields):
 
     @pydantic.field_validator("ignore_index", mode="before")
     @classmethod
-    def _several(cls, given: Any) -> Any:
-        if given is None:
-            return ()
-        if isinstance(given, int) and given < 0:
-            raise ValueError(f"expected a mask value, which is at least 0, got {given}")
-        return given
+    def _none(cls, values: object) -> object:
+        return () if values is None else values
 
     def ignored(self) -> tuple[str, tuple[int, ...]]:
         return "ignore_index", self.ignore_index

@@ -94,7 +94,7 @@ def told(name: str, store: BankStore, spec: BankSpec) -> tuple[dict[str, torch.T
     """What the probe learns of one part of the bank and says of the other."""
     rows = store.rows(spec, mask="object" if name in DENSE else None)
     kept, held = hold_out(rows, share=0.3)
-    how: dict[str, Any] = {"classes": 2, "protocol": CASES[name], "seed": 0, "device": CPU}
+    how: dict[str, Any] = {"classes": 2, "protocol": probe(name).fields(**CASES[name]), "seed": 0, "device": CPU}
     fitted = probe(name).fit(kept if probe(name).needs_train else None, [RATES.get(name)], **how)
     return fitted.state(0), fitted.predict(joined([held, kept]) if name == "retrieval" else held, 0).scores
 

@@ -326,7 +326,7 @@ def test_retrieval_of_nasty_rows_agrees_with_scikit_learn(exclude: str) -> None:
     targets = np.array([0, 1, 0, 1, 0, 1, 2, 3, 3, -1])
     groups = np.array(["a", "b", "c", "c", "d", "e", "f", "g", "g", "h"])
     rows = Rows(keys=[f"k{i}" for i in range(10)], groups=groups.tolist(), targets=targets, features=features)
-    how: dict[str, Any] = {"classes": 4, "protocol": {"exclude": exclude}, "seed": 0, "device": torch.device("cpu")}
+    how: dict[str, Any] = {"classes": 4, "protocol": probe("retrieval").fields(exclude=exclude), "seed": 0, "device": torch.device("cpu")}
     predictions = probe("retrieval").fit(None, [None], **how).predict(rows, 0)
     expected = []
     for query, similarity in enumerate(cosine_similarity(features).astype(np.float32)):

@@ -21,7 +21,7 @@ from harness.probes import knn
 from harness.probes.detector import PROBE, DetectorFields
 from harness.probes.heads import HeadStack
 from harness.probes.perturbed import PROBE as PERTURBED
-from harness.probes.perturbed import cosine_to
+from harness.probes.perturbed import PerturbedFields, cosine_to
 
 CPU = torch.device("cpu")
 DETECTION = ("AUROC", "balanced_accuracy", "bce", "bce_chance")
@@ -305,7 +305,7 @@ def vectors(n: int, seed: int) -> Rows:
 
 def test_it_tells_what_knn_tells_and_how_far_features_went() -> None:
     train, test, intact = vectors(50, 0), vectors(20, 1), vectors(20, 2)
-    how: dict[str, Any] = {"classes": 3, "protocol": {"k": 5}, "seed": 0, "device": CPU}
+    how: dict[str, Any] = {"classes": 3, "protocol": PerturbedFields(k=5), "seed": 0, "device": CPU}
     back = np.arange(20)[::-1]
     reference = Rows(
         keys=[intact.keys[i] for i in back], groups=[intact.groups[i] for i in back], targets=intact.targets[back], features=intact.features[back]
@@ -318,7 +318,7 @@ def test_it_tells_what_knn_tells_and_how_far_features_went() -> None:
 
 
 def test_without_a_reference_there_is_no_cosine() -> None:
-    how: dict[str, Any] = {"classes": 3, "protocol": {}, "seed": 0, "device": CPU}
+    how: dict[str, Any] = {"classes": 3, "protocol": PerturbedFields(), "seed": 0, "device": CPU}
     found = PERTURBED.fit(vectors(9, 0), [None], **how).predict(vectors(5, 1), 0)
     assert np.isnan(found.scores).all()
     assert np.isnan(value("cosine_to_intact", found, classes=3))
