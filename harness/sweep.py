@@ -36,8 +36,9 @@ from harness.command import default_cache as _default_cache
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
-from harness.features.bank import BankStore, ReadParts
+from harness.features.bank import BankStore
 from harness.features.extract import ShardWork
+from harness.features.index import ReadParts
 from harness.files import only_driver, publish
 from harness.plan.cost import estimate, is_scored, least_bytes, size, told
 from harness.plan.plan import Plan, make_plan
@@ -126,6 +127,8 @@ def run_plan(
     with progress.phase("reading the accounts of the banks"):
         accounts = Accounts(plan, parts, lost)
         outcomes = [outcome_of(plan, study, accounts) for study in plan.studies]
+        if store.read_only is None:
+            parts.keep()
     _search(outcomes, out, store, cluster, machine, progress)
     with progress.phase("working out intervals, writing the tables"):
         return collect(out, plan, outcomes, accounts, store.root, plan.run_id)

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,12 +36,17 @@ from harness.files import Publisher, create
 from harness.versions import EXTRACTION_VERSION
 
 _UNREADABLE = (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
+INDEX_PREFIX = "index-"
+"""How the files of a bank begin that repeat what its parts say (see harness.features.index)."""
 _PASSING = frozenset(
     {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK}
     | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 )
 """What a write may end with that goes well a moment later; of a network it is ConnectionError or TimeoutError as well."""
+
+_TAGS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
+"""What file systems of fsspec call that which changes with a file's contents, the surest first."""
 
 
 class ShardList(tuple[tuple[str, str, int], ...]):
@@ -137,6 +143,11 @@ class PartRows:
     masks: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
+def part_name(shard: str) -> str:
+    """File name of a shard's part in the folder of a bank."""
+    return shard.removesuffix(".tar").replace("/", "__") + ".arrow"
+
+
 class BankStore:
     """A folder or URL (anything fsspec knows) that holds banks."""
 
@@ -153,7 +164,7 @@ class BankStore:
 
     @staticmethod
     def _part(key: str, shard: str) -> tuple[str, str]:
-        return key, shard.removesuffix(".tar").replace("/", "__") + ".arrow"
+        return key, part_name(shard)
 
     def publish(self, names: Sequence[str], data: bytes, *, replace: bool = False) -> bool:
         """Write `data` whole under `names`; False (and nothing written) where the name is taken and `replace` is not asked for.
@@ -236,6 +247,26 @@ class BankStore:
         except _UNREADABLE:
             return None
 
+    def complete(self, spec: BankSpec | LeasedBank, shards: Iterable[str]) -> set[str]:
+        """Those of `shards` whose parts are there and have every sample."""
+        receipts = {shard: self.receipt(spec, shard) for shard in shards}
+        return {shard for shard, receipt in receipts.items() if receipt is not None and receipt.status == "ok"}
+
+    def marks(self, key: str) -> dict[str, str | None]:
+        """Name to mark of every file of a bank, in one look at its folder: a file that was replaced has another mark.
+
+        That is its size and its time, or the tag that the store gives it; None where the store gives neither.
+        """
+        folder = self._file(key)
+        try:
+            if self._local:
+                return dict(_local_marks(folder))
+            self._system.invalidate_cache(folder)
+            listed = self._system.ls(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {str(about["name"]).rsplit("/", 1)[-1]: _mark(about) for about in listed}
+
     def receipt_and_keys(self, spec: BankSpec | LeasedBank, shard: str) -> tuple[Receipt, bytes] | None:
         """The account of a part and a digest of the keys of its items, in one opening; None where there is no (readable) part."""
         try:
@@ -290,11 +321,19 @@ class BankStore:
             return keys
         return ()
 
+    def _discard_indexes(self, key: str) -> None:
+        """So that the next run reads the parts of a bank themselves, one of which is not what an index may say of it."""
+        with contextlib.suppress(Exception):  # there is something worse to tell
+            for name in self.marks(key):
+                if name.startswith(INDEX_PREFIX):
+                    self.discard(key, name)
+
     def _load(self, spec: BankSpec, shard: str, mask: str | None) -> Rows:
         try:
             with self._reader(spec.key, shard, whole=True) as reader:
                 table = reader.read_all()
         except (OSError, pa.ArrowInvalid) as error:
+            self._discard_indexes(spec.key)
             raise BankError(f"bank {spec.key}, {shard}: {error}; run the sweep again to encode this shard anew") from error
         return Rows(
             keys=table["key"].to_pylist(),
@@ -305,38 +344,18 @@ class BankStore:
         )
 
 
-class ReadParts:
-    """What a driver has read of a store's parts, so that each complete one is opened once in a run; any other is read anew whenever it is asked for.
+def _local_marks(folder: str) -> Iterator[tuple[str, str]]:
+    with os.scandir(folder) as files:
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # another process has renamed what it wrote
+                about = file.stat()
+                yield file.name, f"{about.st_size}:{about.st_mtime_ns}"
 
-    A store is read through one of these while nobody discards its banks.
-    """
 
-    def __init__(self, store: BankStore) -> None:
-        self.store = store
-        self._complete: dict[tuple[str, str], tuple[Receipt, bytes]] = {}
-        self._repeated: dict[tuple[str, str, bytes], dict[str, dict[str, str]]] = {}
-
-    def receipt(self, spec: BankSpec | LeasedBank, shard: str) -> Receipt | None:
-        """As `BankStore.receipt`."""
-        return (self._part(spec, shard) or (None,))[0]
-
-    def repeated(self, spec: BankSpec) -> dict[str, dict[str, str]]:
-        """As `BankStore.repeated`. Banks of one split whose parts have the same keys, which is the rule, have one answer."""
-        digest = hashlib.blake2b()
-        for file, _, _ in spec.shards:
-            part = self._part(spec, file)
-            digest.update(part[1] if part else bytes(_DIGEST_BYTES))
-        signature = (spec.dataset, spec.split, digest.digest())
-        if signature not in self._repeated:
-            self._repeated[signature] = self.store.repeated(spec)
-        return self._repeated[signature]
-
-    def _part(self, spec: BankSpec | LeasedBank, shard: str) -> tuple[Receipt, bytes] | None:
-        place = (spec.key, shard)
-        part = self._complete.get(place) or self.store.receipt_and_keys(spec, shard)
-        if part is not None and part[0].status == "ok":
-            self._complete[place] = part
-        return part
+def _mark(about: Mapping[str, Any]) -> str | None:
+    """Of what fsspec says of a file."""
+    tag = next((about[name] for name in _TAGS if about.get(name)), None)
+    return None if tag is None else f"{about.get('size')}:{tag}"
 
 
 def _receipt(reader: pa.ipc.RecordBatchFileReader) -> Receipt:
@@ -344,7 +363,7 @@ def _receipt(reader: pa.ipc.RecordBatchFileReader) -> Receipt:
 
 
 def _digest(column: pa.ChunkedArray) -> bytes:
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for chunk in column.chunks:
         for buffer in chunk.buffers():
             if buffer is not None:

@@ -17,9 +17,10 @@ from harness.data.manifest import Manifest, shard_url
 from harness.data.shards import Source
 from harness.encoders import EncoderSpec, describe
 from harness.errors import RequestError
-from harness.features.bank import BankSpec, BankStore, ReadParts, Receipt, ShardList
+from harness.features.bank import BankSpec, BankStore, ShardList
 from harness.features.device import Precision
 from harness.features.extract import BankJob, Pass, ShardWork
+from harness.features.index import ReadParts
 from harness.features.readouts import parse_readout, unavailable
 from harness.probes import is_decided
 from harness.probes.fields import pool_of
@@ -122,11 +123,17 @@ class Plan:
 
     def missing(self, store: BankStore | ReadParts) -> list[ShardWork]:
         """The work that no complete bank part answers yet: passes cut down to the readouts that are missing."""
+        shards: dict[str, list[str]] = {}
+        leased = {job.bank.key: job.bank for work in self.shard_work for one in work.passes for job in one.banks}
+        for work in self.shard_work:
+            for key in {job.bank.key for one in work.passes for job in one.banks}:
+                shards.setdefault(key, []).append(work.shard.file)
+        complete = {key: store.complete(bank, shards[key]) for key, bank in leased.items()}
         todo = []
         for work in self.shard_work:
             passes = []
             for one in work.passes:
-                banks = tuple(job for job in one.banks if not _is_complete(store.receipt(job.bank, work.shard.file)))
+                banks = tuple(job for job in one.banks if work.shard.file not in complete[job.bank.key])
                 if banks:
                     passes.append(replace(one, banks=banks))
             if passes:
@@ -344,7 +351,3 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
                 rules=manifest.rules,
                 passes=whole,
             )
-
-
-def _is_complete(receipt: Receipt | None) -> bool:
-    return receipt is not None and receipt.status == "ok"

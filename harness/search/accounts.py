@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from harness.data.shards import NAMED
-from harness.features.bank import BankSpec, BankStore, ReadParts, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt
+from harness.features.index import ReadParts
 from harness.plan.plan import Plan, StudyPlan
 from harness.search.state import StudyState
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import pickle
 from collections import Counter
@@ -19,7 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from harness.data.shards import ShardAudit
 from harness.features import bank as module
-from harness.features.bank import BankSpec, BankStore, LeasedBank, PartRows, ReadParts, Receipt, ShardList
+from harness.features.bank import BankSpec, BankStore, LeasedBank, PartRows, Receipt, ShardList
+from harness.features.index import ReadParts
 from harness.plan.plan import Plan
 from harness.search.accounts import Accounts
 from tests.helpers import here, tiny
@@ -201,14 +201,3 @@ def test_banks_of_a_split_whose_keys_differ_have_answers_of_their_own(tmp_path: 
     for _ in range(2):
         assert parts.repeated(whole) == parts.repeated(other) == {"b.tar": {"l": "a.tar"}}
         assert parts.repeated(lacking) == {}
-
-
-def test_the_planning_benchmark_runs(tmp_path: Path) -> None:
-    path = Path(__file__).parents[2] / "bench" / "planning.py"
-    spec = importlib.util.spec_from_file_location("planning", path)
-    assert spec is not None
-    assert spec.loader is not None
-    planning = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(planning)
-    seconds = planning.measured(tmp_path, planning.MIDGET["encoders"], {"train": 6, "test": 2}, 3)
-    assert list(seconds) == ["planning", "what is missing", "accounts and studies", "tables"]
