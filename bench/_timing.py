@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
 
 
 def median_of(rivals: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
@@ -15,11 +19,16 @@ def median_of(rivals: Mapping[str, Callable[[], object]], rounds: int = 3) -> di
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return {name: statistics.median(calls) for name, calls in seconds.items()}
 
 
-def show(title: str, seconds: Mapping[str, float], base: str) -> None:
-    """A line a rival: seconds, and how many times as long as `base`."""
-    print(title)
-    for name, each in seconds.items():
-        print(f"  {name:<48} {each:9.3f} s  {each / seconds[base]:7.2f} x")
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch and for every other library's arithmetic, while the block lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
