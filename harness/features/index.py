@@ -98,7 +98,7 @@ class ReadParts:
             if entries and (bank.has_news or len(bank.indexes) > 1):
                 with contextlib.suppress(Exception):  # each of fsspec's file systems raises errors of its own
                     name, data = encoded(key, entries, bank.repeated)
-                    self.store.publish((key, name), data)
+                    self.store.publish((key, name), data, replace=True)  # what has this name already may be damaged
                     for other in bank.indexes - {name}:
                         self.store.discard(key, other)
                     bank.indexes, bank.has_news = {name}, False

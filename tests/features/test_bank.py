@@ -6,23 +6,17 @@ import hashlib
 import json
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
-from harness.data.shards import ShardAudit
 from harness.features import bank as module
-from harness.features.bank import BankSpec, BankStore, LeasedBank, PartRows, Receipt, ShardList
+from harness.features.bank import BankSpec, BankStore, LeasedBank, ShardList
 from harness.features.index import ReadParts
-from harness.plan.plan import Plan
 from harness.search.accounts import Accounts
-from tests.helpers import here, tiny
+from tests.helpers import banks
 
 SHARDS = (("a/train-0.tar", "00ff", 3), ("b.tar", "11", 0))
 SPEC = BankSpec(
@@ -76,33 +70,22 @@ def test_a_key_is_hashed_once_and_a_shard_list_written_out_once(monkeypatch: pyt
 # --- plans and leases -------------------------------------------------------------------------------------------------
 
 
-def planned(folder: Path, shards: int, **more: Any) -> Plan:
-    """A plan over a manifest alone: planning opens no shard."""
-    entries = [{"file": f"train-{index:05d}.tar", "samples": 1, "bytes": 1, "sha256": f"{index:064x}"} for index in range(shards)]
-    about = {"schema": 1, "dataset": "tiny", "version": "1", "license": "x", "source": "x", "classes": ["a", "b"], "annotations": ["label"]}
-    splits = {"train": {"samples": shards, "official": None, "shards": entries}}
-    splits["test"] = {"samples": 1, "official": None, "shards": [{**entries[0], "file": "test-00000.tar"}]}
-    (folder / "shards" / "tiny").mkdir(parents=True)
-    (folder / "shards" / "tiny" / "manifest.json").write_text(json.dumps({**about, "splits": splits}))
-    return here.planned(folder, tiny.sweep_text(folder / "shards", tasks=["tiny/object-knn", "tiny/object-linear"], **more))
-
-
 def test_all_banks_of_a_split_share_one_shard_list(tmp_path: Path) -> None:
-    plan = planned(tmp_path, 50)
+    plan = banks.planned(tmp_path, 50)
     lists = {(bank.dataset, bank.split): bank.shards for study in plan.studies for bank in study.specs}
     assert len(lists) == 2
     assert all(bank.shards is lists[bank.dataset, bank.split] for study in plan.studies for bank in study.specs)
 
 
 def test_a_lease_is_as_large_whatever_number_of_shards_there_are(tmp_path: Path) -> None:
-    few, many = (planned(tmp_path / str(count), count).shard_work for count in (2, 3000))
+    few, many = (banks.planned(tmp_path / str(count), count).shard_work for count in (2, 3000))
     sizes = {len(pickle.dumps(work)) - 2 * len(work.url) for work in (*few, *many)}
     assert max(sizes) - min(sizes) < 200
     assert max(sizes) < 4000
 
 
 def test_a_leased_bank_is_the_bank_that_its_studies_read(tmp_path: Path) -> None:
-    plan = planned(tmp_path, 3)
+    plan = banks.planned(tmp_path, 3)
     leased = {job.bank for work in plan.shard_work for one in work.passes for job in one.banks}
     assert {bank.key for bank in leased} == {bank.key for bank in plan.banks()}
     assert all(isinstance(bank, LeasedBank) for bank in leased)
@@ -112,44 +95,15 @@ def test_a_leased_bank_is_the_bank_that_its_studies_read(tmp_path: Path) -> None
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def write(store: BankStore, spec: BankSpec | LeasedBank, shard: str, keys: Sequence[str], *, expected: int | None = None) -> Receipt:
-    audit = ShardAudit(shard=shard, expected=len(keys) if expected is None else expected, seen=len(keys))
-    audit.close()
-    receipt = Receipt.of(audit, bank_key=spec.key, attempts=1, node="here", rows=len(keys), seconds=0.0, images=len(keys))
-    features = [np.zeros(2, np.float32)] * len(keys)
-    store.write_part(spec, PartRows(keys=list(keys), groups=list(keys), targets=[0] * len(keys), features=features), receipt)
-    return receipt
-
-
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
-    """(bank, shard) to how often the part was opened."""
-    found: Counter[tuple[str, str]] = Counter()
-
-    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
-        def open_part(*arguments: Any, **options: Any) -> Any:
-            path = next(Path(argument) for argument in arguments if isinstance(argument, str))
-            if path.suffix == ".arrow" and "wb" not in arguments:
-                found[path.parent.name, f"{path.stem}.tar"] += 1
-            return real(*arguments, **options)
-
-        return open_part
-
-    monkeypatch.setattr(pa, "memory_map", counting(pa.memory_map))
-    monkeypatch.setattr(MemoryFileSystem, "open", counting(MemoryFileSystem.open))
-    return found
-
-
-def fill(store: BankStore, plan: Plan) -> None:
-    for bank in plan.banks():
-        for file, _, samples in bank.shards:
-            write(store, bank.leased, file, [f"{file}{index}" for index in range(samples)])
+    return banks.opened(monkeypatch)
 
 
 @pytest.mark.parametrize("root", ["", "memory://parts-read-once"])
 def test_a_run_opens_each_complete_part_once(tmp_path: Path, opened: Counter[tuple[str, str]], root: str) -> None:
-    plan, store = planned(tmp_path, 6, encoders=ENCODERS), BankStore(root or str(tmp_path / "cache"))
-    fill(store, plan)
+    plan, store = banks.planned(tmp_path, 6, encoders=ENCODERS), BankStore(root or str(tmp_path / "cache"))
+    banks.fill(store, plan)
     opened.clear()
     parts = ReadParts(store)
     assert plan.missing(parts) == []
@@ -168,9 +122,9 @@ def test_parts_that_are_not_complete_are_read_anew(tmp_path: Path) -> None:
     store, spec = BankStore(str(tmp_path)), replace(SPEC, shards=(("a.tar", "", 2),))
     parts = ReadParts(store)
     assert parts.receipt(spec, "a.tar") is None
-    partial = write(store, spec, "a.tar", ["k"], expected=2)
+    partial = banks.write(store, spec, "a.tar", ["k"], expected=2)
     assert parts.receipt(spec, "a.tar") == partial
-    whole = write(store, spec, "a.tar", ["k", "l"])
+    whole = banks.write(store, spec, "a.tar", ["k", "l"])
     assert parts.receipt(spec, "a.tar") == whole
     (path,) = tmp_path.glob("*/*.arrow")
     path.write_bytes(b"")
@@ -181,7 +135,7 @@ def test_parts_that_are_not_complete_are_read_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"x" * 100])
 def test_a_part_that_cannot_be_read_has_no_account(tmp_path: Path, damage: bytes) -> None:
     store, spec = BankStore(str(tmp_path)), replace(SPEC, shards=(("a.tar", "", 2),))
-    write(store, spec, "a.tar", ["k", "l"])
+    banks.write(store, spec, "a.tar", ["k", "l"])
     (path,) = tmp_path.glob("*/*.arrow")
     path.write_bytes(damage)
     assert store.receipt_and_keys(spec, "a.tar") is None
@@ -194,9 +148,9 @@ def test_banks_of_a_split_whose_keys_differ_have_answers_of_their_own(tmp_path: 
     whole, lacking, other = (replace(SPEC, shards=(("a.tar", "", 2), ("b.tar", "", 2)), readout=readout) for readout in ("cls", "mean", "tokens"))
     for spec, keys in ((whole, {"a.tar": ["k", "l"], "b.tar": ["l", "m"]}), (lacking, {"a.tar": ["k"], "b.tar": ["l", "m"]})):
         for shard, items in keys.items():
-            write(store, spec, shard, items)
+            banks.write(store, spec, shard, items)
     for shard, items in {"a.tar": ["k#0", "l#0"], "b.tar": ["l#1", "m#0"]}.items():
-        write(store, other, shard, items)
+        banks.write(store, other, shard, items)
     parts = ReadParts(store)
     for _ in range(2):
         assert parts.repeated(whole) == parts.repeated(other) == {"b.tar": {"l": "a.tar"}}
