@@ -55,7 +55,7 @@ class Size:
 
 
 IMAGENET = Size(encoders=7, train=1281, test=51, rows=1000, classes=1000)
-FEW_ROWS, MANY_SHARDS = (Size(encoders=7, train=train, test=51, rows=2, classes=2) for train in (1281, 20_000))
+FEW_ROWS, MANY_SHARDS = (Size(encoders=2, train=train, test=51, rows=2, classes=2) for train in (1281, 20_000))
 MIDGET, MIDGETS = (Size(encoders=2, train=train, test=2, rows=3, classes=2) for train in (4, 8))
 
 

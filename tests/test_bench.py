@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bench.__main__ as command
-from bench.document import document, pictures
+from bench.document import DOCS, document, pictures
 from bench.machine import slug
 from bench.picture import advantage
 from bench.results import FOLDER, Measurement, latest, load, save
@@ -106,6 +106,15 @@ def test_the_page_shows_the_newest_measurement_of_each_benchmark_on_each_machine
     assert set(pictures([elsewhere, MEASURED])) == {"benchmarks.svg", "benchmarks-1.svg"}
     assert "x / y  (≤ 2)" in pictures([MEASURED])["benchmarks.svg"]
     assert pictures([MEASURED]) == pictures([MEASURED])
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    measurements = [one for path in sorted(FOLDER.glob("*.json")) for one in load(path)]
+    assert measurements
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == document(measurements), "run python -m bench.document"
+    for name, picture in pictures(measurements).items():
+        committed = (DOCS / name).read_text(encoding="utf-8")
+        assert [line for line in picture.splitlines() if "<text" in line] == [line for line in committed.splitlines() if "<text" in line]
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
