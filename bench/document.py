@@ -57,12 +57,21 @@ def _machine(newest: Sequence[Measurement], picture: str) -> Iterator[str]:
         for row in one.rows:
             yield f"| {row.row} | {ratio_text(row)} | {target_text(row)} | {verdict_text(row)} | {_about(row)} |"
     yield f"\n![How far each row is from its target]({picture})\n"
-    yield "| benchmark | measured | date | commit |\n|---|---|---|---|"
+    yield "| rows | measured | date | commit |\n|---|---|---|---|"
     for one in newest:
-        values = {name: value for row in one.rows for name, value in row.measured.items()}
-        listed = "; ".join(f"{name} {value:,.4g}" for name, value in values.items())
-        yield f"| {one.benchmark} | {listed or '–'} | {one.date} | {(one.commit or 'none')[:8]} |"
+        for names, values in _measured(one):
+            yield f"| {names} | {values} | {one.date} | {(one.commit or 'none')[:8]} |"
     yield ""
+
+
+def _measured(one: Measurement) -> Iterator[tuple[str, str]]:
+    """Names of rows and what they were worked out from, rows of the same measurements together."""
+    sharing: dict[str, list[str]] = {}
+    for row in one.rows:
+        if row.measured:
+            sharing.setdefault("; ".join(f"{name} {value:,.4g}" for name, value in row.measured.items()), []).append(row.row)
+    for values, rows in sharing.items():
+        yield ", ".join(rows), values
 
 
 def _about(row: Row) -> str:
