@@ -3,9 +3,9 @@
 A trained probe gives its protocol fields and one head: how its tensors are drawn, a step on a batch, logits, what a checkpoint holds. All else is
 here or there: the order of the batches, kept crops, the features' normalisation, the schedule, what is looked at after an epoch, checkpoints.
 
-The heads of a stack share the initialisation, the order of the batches and the reading of each batch. Everything else runs head by head, as the very
-calls that a head alone would make: one wide product over all heads is up to twice as fast for few classes, but its rounding depends on the number of
-heads, and at a large learning rate SGD makes another model out of another last bit.
+The heads of a stack share the initialisation, the order of the batches and the reading of each batch. Everything else gives each head the bits that
+it would have alone: at a large learning rate SGD makes another model out of another last bit. So heads run one after the other, or several in one
+call where that is known to round as one head alone does (`SideBySide`); one wide product over all heads does not.
 
 Shape legend: N rows, B batch, D features, C classes, K heads.
 """
@@ -17,7 +17,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import nn
@@ -114,12 +114,32 @@ class Head(ABC, Generic[F, T]):
     def load(self, state: State) -> None:
         """Continue from what `state` gave."""
 
+    @classmethod
+    def together(cls, heads: Sequence[Self]) -> SideBySide[Self]:
+        """Several new heads of one shape, to be trained on the same batches."""
+        return SideBySide(heads)
+
     @property
     def device(self) -> torch.device:
         return next(iter(self.tensors().values())).device
 
     def is_finite(self) -> bool:
         return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+
+
+H = TypeVar("H", bound=Head[Any, Any])
+
+
+class SideBySide(Generic[H]):
+    """Heads of one shape that take each step on the same batch. Each comes out to the bit as it would have alone."""
+
+    def __init__(self, heads: Sequence[H]) -> None:
+        self.heads = tuple(heads)
+
+    def step(self, inputs: torch.Tensor, target: Any, lrs: Sequence[float], seeds: tuple[int, int]) -> None:
+        """One step of every head at its own learning rate."""
+        for head, lr in zip(self.heads, lrs, strict=True):
+            head.step(inputs, target, lr, seeds)
 
 
 class NetworkHead(Head[F, torch.Tensor]):
@@ -314,16 +334,15 @@ class TrainedProbe(RowProbe[F]):
         examples = self.examples(rows, classes, fields, device)
         generator = torch.Generator().manual_seed(seed)
         drawn = self.head.drawn(examples.width, classes, fields, generator)
-        heads = tuple(self.head(copied(drawn, device), fields) for _ in rates)
-        stack = HeadStack(probe=self, fields=fields, rates=rates, heads=heads, normaliser=examples.normaliser, seed=seed)
+        heads = self.head.together([self.head(copied(drawn, device), fields) for _ in rates])
+        stack = HeadStack(probe=self, fields=fields, rates=rates, heads=heads.heads, normaliser=examples.normaliser, seed=seed)
         steps, step = fields.epochs * -(-crops.images // fields.batch_size), 0
         for epoch in range(fields.epochs):
             for images in batch_order(crops.images, fields.batch_size, generator):
                 batch = examples.batch(crops.rows(images, epoch))
                 if batch is not None:
                     factor = self.factor(step, steps, fields)
-                    for head, lr in zip(heads, rates, strict=True):
-                        head.step(*batch, lr * factor, (seed, step))
+                    heads.step(*batch, [lr * factor for lr in rates], (seed, step))
                 step += 1
             if after_epoch is not None:
                 after_epoch(stack)

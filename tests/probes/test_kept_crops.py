@@ -146,9 +146,9 @@ def test_a_head_on_crops_is_as_it_would_have_been_alone(module: Any, width: Sequ
 def test_an_epoch_takes_one_crop_of_every_image_and_the_next_epoch_its_next(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, batches, step = rows_of(20, 3), list[torch.Tensor](), linear.LinearHead.step
 
-    def noting(self: linear.LinearHead, batch: torch.Tensor, onehot: torch.Tensor, lr: float, seeds: tuple[int, int]) -> None:
+    def noting(self: linear.LinearHead, batch: torch.Tensor, target: torch.Tensor, lr: float, seeds: tuple[int, int]) -> None:
         batches.append(batch)
-        step(self, batch, onehot, lr, seeds)
+        step(self, batch, target, lr, seeds)
 
     monkeypatch.setattr(linear.LinearHead, "step", noting)
     linear.PROBE.fit(rows, [0.1], **how("linear", train_views=3))

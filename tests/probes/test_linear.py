@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 from harness.core import Rows
 from harness.errors import ProbeError
+from harness.probes import linear
 from harness.probes.heads import HeadStack
-from harness.probes.linear import PROBE, LinearFields
+from harness.probes.linear import PROBE, LinearFields, LinearHead
 
 CPU = torch.device("cpu")
 
@@ -112,6 +114,47 @@ def test_the_seed_and_nothing_else_decides() -> None:
     torch.manual_seed(123)
     assert torch.equal(first.state(0)["weight"], fit(rows, [0.1], epochs=3).state(0)["weight"])
     assert not torch.equal(first.state(0)["weight"], fit(rows, [0.1], epochs=3, seed=1).state(0)["weight"])
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize(("classes", "width", "batch", "decay"), [(10, 384, 1024, 0), (3, 65, 100, 1e-3), (100, 192, 333, 0), (257, 384, 160, 1e-3)])
+def test_a_step_of_many_heads_gives_each_the_bits_of_its_own_step(
+    monkeypatch: pytest.MonkeyPatch, classes: int, width: int, batch: int, decay: float
+) -> None:
+    """Groups of several sizes, and the whole softmax beside the one by columns."""
+    generator, fields = torch.Generator().manual_seed(0), LinearFields(weight_decay=decay)
+    drawn = LinearHead.drawn(width, classes, fields, generator)
+    alone, together = ([LinearHead({name: tensor.clone() for name, tensor in drawn.items()}, fields) for _ in range(7)] for _ in range(2))
+    heads, lrs = LinearHead.together(together), np.geomspace(1e-3, 1e3, 7).tolist()
+    for step, grouped in enumerate((7, 3, 2)):
+        inputs, target = torch.randn(batch, width, generator=generator), torch.randint(0, classes, (batch,), generator=generator)
+        monkeypatch.setattr(linear, "GROUPED_LOGITS", grouped * classes * batch)
+        monkeypatch.setattr(linear, "SOFTMAX_CLASSES", 64)
+        heads.step(inputs, target, lrs, (0, step))
+        monkeypatch.setattr(linear, "SOFTMAX_CLASSES", classes)
+        for head, lr in zip(alone, lrs, strict=True):
+            head.step(inputs, target, lr, (0, step))
+    assert linear.rounds_alike(7, classes, width, batch, CPU)
+    for first, second in zip(alone, heads.heads, strict=True):
+        assert all(torch.equal(tensor, second.state()[name]) for name, tensor in first.state().items())
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_heads_whose_products_round_otherwise_together_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, sizes = blobs(), list[int]()
+    monkeypatch.setattr(linear, "rounds_alike", lambda heads, *_: bool(sizes.append(heads)))
+    monkeypatch.setattr(linear.LinearHeads, "step_in_one", None)
+    stack, alone = fit(rows, LADDER, epochs=2), fit(rows, LADDER[8:9], epochs=2)
+    assert set(sizes) == {len(LADDER)}
+    assert torch.equal(stack.state(8)["weight"], alone.state(0)["weight"])
 
 
 @pytest.mark.parametrize("norm", ["none", "l2", "standardize"])
