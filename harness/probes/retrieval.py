@@ -19,7 +19,7 @@ from harness.core import Fields, Predictions, RowProbe, Rows
 from harness.errors import ProbeError, nearest
 from harness.probes.fields import Count, PoolFields, no_learning_rate
 from harness.probes.lib.features import as_tensor, checked_features, on_device
-from harness.probes.lib.similarity import cosine_chunks, inverse_norms, nearest_rows
+from harness.probes.lib.similarity import cosines, gallery_chunks, inverse_norms, nearest_rows, unit_length
 
 NAME = "retrieval"
 Exclude = Literal["none", "query", "image"]
@@ -81,10 +81,20 @@ class Gallery:
             some = queries[first : first + size]
             vectors = self._features[torch.from_numpy(some).to(self._features.device)].to(self._device)
             similarity = table[: len(some)]
-            for start, part in cosine_chunks(vectors, self._features, self._inverse):
-                similarity[:, start : start + part.shape[1]] = part
+            unit = unit_length(vectors)
+            for chunk in gallery_chunks(self._features):
+                cosines(unit, self._features, self._inverse, chunk, similarity[:, chunk])
             self._excluded.hide(similarity, some)
             yield some, similarity
+
+
+def highest(similarity: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [Q] highest similarities of [Q, N] and int64 [Q] their columns, the first of equals."""
+    if similarity.device.type != "cpu":
+        best, columns = similarity.max(dim=1).values.cpu().numpy(), similarity.argmax(dim=1).cpu().numpy()
+        return best, columns
+    columns = similarity.numpy().argmax(axis=1)  # vectorised, as torch's is not
+    return similarity.numpy()[np.arange(len(columns)), columns], columns
 
 
 def ascending(table: torch.Tensor) -> torch.Tensor:
@@ -95,20 +105,34 @@ def ascending(table: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def average_precisions(all_sorted: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+def at_least(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+    """int64 [Q, P]: of the similarities [Q, N] with all rows, how many are at least `relevant` [Q, P], ascending. Sorts `similarity` in place.
+
+    On a CPU one query after the other, so that what was sorted is searched while it is in a cache.
+    """
+    if similarity.device.type != "cpu":
+        return similarity.shape[1] - torch.searchsorted(ascending(similarity), relevant)
+    below = [torch.searchsorted(ascending(line[None])[0], places) for line, places in zip(similarity, relevant, strict=True)]
+    return similarity.shape[1] - torch.stack(below)
+
+
+def average_precisions(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
     """float64 [Q] average precisions; NaN where nothing is relevant.
 
-    `all_sorted` float [Q, N] similarities with all rows, ascending; `relevant` float [Q, P] those of the relevant rows, in any order; -inf marks an
+    `similarity` float [Q, N] with all rows, `relevant` float [Q, P] those of the relevant rows, both in any order and sorted in place; -inf marks an
     excluded row.
     """
-    wanted = ascending(relevant)
-    size = wanted.shape[1]
-    places = torch.arange(size, device=wanted.device).expand_as(wanted)
-    rises = torch.ones_like(wanted, dtype=torch.bool)
-    rises[:, 1:] = wanted[:, 1:] != wanted[:, :-1]
-    hits = size - torch.where(rises, places, 0).cummax(dim=1).values
-    retrieved = all_sorted.shape[1] - torch.searchsorted(all_sorted, wanted)
-    counted = wanted > -torch.inf
+    places = ascending(relevant)
+    size = places.shape[1]
+    first = torch.arange(size, device=places.device).expand_as(places)
+    ties = places[:, 1:] == places[:, :-1]
+    if ties.any():  # the first of equals, for all of them
+        first = first.clone()
+        first[:, 1:][ties] = 0
+        first = first.cummax(dim=1).values
+    hits = size - first
+    retrieved = at_least(similarity, places)
+    counted = places > -torch.inf
     return torch.where(counted, hits.double() / retrieved, 0.0).sum(dim=1) / counted.sum(dim=1)
 
 
@@ -130,7 +154,7 @@ class RetrievalStack:
         scores, nearest_class = np.full(len(rows), np.nan), np.full(len(rows), -1, dtype=np.int64)
         # queries of one class share their relevant rows, so they come one after the other
         for some, similarity in gallery.similarities(queries[np.argsort(targets[queries], kind="stable")]):
-            best, where = similarity.max(dim=1).values.cpu().numpy(), similarity.argmax(dim=1).cpu().numpy()
+            best, where = highest(similarity)
             nearest_class[some] = np.where(best > -np.inf, targets[where], -1)
             for target in np.unique(targets[some]):
                 lines = np.flatnonzero(targets[some] == target)
@@ -152,8 +176,7 @@ class RetrievalStack:
         parts = []
         for start in range(0, len(similarity), step):
             lines = similarity[start : start + step]
-            wanted = lines[:, relevant]
-            parts.append(average_precisions(ascending(lines), wanted).cpu().numpy())
+            parts.append(average_precisions(lines, lines.index_select(1, relevant)).cpu().numpy())
         return np.concatenate(parts)
 
     def _queries(self, targets: np.ndarray) -> np.ndarray:

@@ -26,14 +26,23 @@ def inverse_norms(features: Features) -> torch.Tensor:
     return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
 
 
-def cosine_chunks(queries: torch.Tensor, gallery: Features, gallery_inverse: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Start of a gallery chunk, and float32 [Q, chunk] cosines of queries [Q, D] with it, on the queries' device."""
+def unit_length(queries: torch.Tensor) -> torch.Tensor:
+    """float32 [Q, D]; a row of zeros stays one."""
     queries = queries.float()
-    queries = queries * inverse_norms(queries)[:, None]
+    return queries * inverse_norms(queries)[:, None]
+
+
+def gallery_chunks(gallery: Features) -> Iterator[slice]:
+    """Rows that are converted and multiplied at once."""
     rows = max(1, min(GALLERY_ROWS, GALLERY_VALUES // gallery.shape[1]))
     for start in range(0, len(gallery), rows):
-        part = gallery[start : start + rows].to(queries.device, torch.float32)
-        yield start, (queries @ part.T).mul_(gallery_inverse[start : start + rows].to(queries.device))
+        yield slice(start, min(start + rows, len(gallery)))
+
+
+def cosines(unit: torch.Tensor, gallery: Features, gallery_inverse: torch.Tensor, chunk: slice, out: torch.Tensor) -> torch.Tensor:
+    """`out`, float32 [Q, chunk], filled with the cosines of queries of unit length [Q, D] with a chunk of the gallery, on the queries' device."""
+    part = gallery[chunk].to(unit.device, torch.float32)
+    return torch.mm(unit, part.T, out=out).mul_(gallery_inverse[chunk].to(unit.device))
 
 
 def nearest_rows(similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,10 +65,14 @@ def nearest_in_gallery(queries: torch.Tensor, gallery: Features, gallery_inverse
     """As nearest_rows over the whole gallery [N, D], merged chunk by chunk: what is kept never exceeds 2k a query."""
     values = torch.empty(len(queries), 0, device=queries.device)
     columns = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start, similarity in cosine_chunks(queries, gallery, gallery_inverse):
-        found, where = nearest_rows(similarity, k)
+    unit, table = unit_length(queries), torch.empty(0, device=queries.device)
+    for chunk in gallery_chunks(gallery):
+        size = (len(queries), chunk.stop - chunk.start)
+        # one table used again: fresh memory costs a page fault every 4 KiB
+        table = table if table.shape == size else torch.empty(size, device=queries.device)
+        found, where = nearest_rows(cosines(unit, gallery, gallery_inverse, chunk, table), k)
         # what was kept comes first and has lower columns, so a stable order keeps the gallery's
-        values, columns = torch.cat([values, found], dim=1), torch.cat([columns, where + start], dim=1)
+        values, columns = torch.cat([values, found], dim=1), torch.cat([columns, where + chunk.start], dim=1)
         values, order = values.sort(dim=1, descending=True, stable=True)
         values, columns = values[:, :k], columns.gather(1, order)[:, :k]
     return values, columns
