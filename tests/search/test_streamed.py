@@ -190,7 +190,7 @@ def test_samples_that_cannot_be_used_are_accounted_for(data: Path) -> None:
             raise ShardError("no label")
         return sample.key
 
-    epoch = Epoch(source=source_of(data, "tiny", "train"), threads=2, order=draw(0, 0, "x"), wanted=lambda key: not key.endswith("3"))
+    epoch = Epoch(source=source_of(data, "tiny", "train"), threads=2, order=draw(0, 0, "x"), belongs=lambda key: not key.endswith("3"))
     found = [fed.key for fed in epoch.read(prepare)]
     assert len(found) == 36 - 3 - 4
     assert [(audit.seen, audit.failed, audit.expected) for audit in epoch.audits] == [(11, 1, 12), (11, 1, 12), (11, 1, 12)]
