@@ -203,18 +203,18 @@ def test_a_broken_record_costs_that_sample_and_is_named(
     assert not audit.complete
 
 
-def about(**more: object) -> Callable[[Records], None]:
+def about(**fields: object) -> Callable[[Records], None]:
     """Other values in the third record's JSON."""
 
     def spoil(made: Records) -> None:
         name, data = made[2][1]
-        made[2][1] = (name, json.dumps({**json.loads(data), **more}).encode())
+        made[2][1] = (name, json.dumps({**json.loads(data), **fields}).encode())
 
     return spoil
 
 
-def point(**more: object) -> Callable[[Records], None]:
-    return about(keypoints=[{"part": "head", "x": 3, "y": 4.5, "visible": True, **more}])
+def point(**fields: object) -> Callable[[Records], None]:
+    return about(keypoints=[{"part": "head", "x": 3, "y": 4.5, "visible": True, **fields}])
 
 
 def mask(array: np.ndarray) -> Callable[[Records], None]:
@@ -225,9 +225,9 @@ def mask(array: np.ndarray) -> Callable[[Records], None]:
 
 
 def with_value(value: int, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> Callable[[Records], None]:
-    found = np.zeros((tiny.SIZE, tiny.SIZE), dtype)
-    found[3, 5] = value
-    return mask(found)
+    array = np.zeros((tiny.SIZE, tiny.SIZE), dtype)
+    array[3, 5] = value
+    return mask(array)
 
 
 CLASS = "label that is not one of 3 classes"
@@ -315,11 +315,11 @@ def test_a_sample_within_the_rules_is_kept(tmp_path: Path, spoil: Callable[[Reco
 )
 def test_boxes_are_held_to_the_rules_where_the_manifest_names_them(box: dict[str, object], reason: str | None) -> None:
     instance = box.pop("instance", 0)
-    told = {
+    annotations = {
         "boxes": [{"x": -2, "y": 3.5, "width": 0, "height": 60, **box}],
         "keypoints": [{"part": "head", "x": 1, "y": 1, "instance": instance}],
     }
-    members = {"png": tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG"), "json": json.dumps(told).encode()}
+    members = {"png": tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG"), "json": json.dumps(annotations).encode()}
     rules = replace(RULES, annotations=frozenset({"boxes", "keypoints"}))
     if reason is None:
         assert len(decode_sample("a", members, rules).boxes) == 1
@@ -395,20 +395,20 @@ def test_a_store_that_cannot_be_opened_is_tried_again(tmp_path: Path, monkeypatc
 LABELS = Rules(annotations=frozenset({"label"}), classes=3, parts=frozenset(), mask_values={})
 
 
-def shard_of(path: Path, samples: int, **more: object) -> Shard:
+def shard_of(path: Path, samples: int, **fields: object) -> Shard:
     data = path.read_bytes()
-    plain = {"file": "a.tar", "samples": samples, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **more}
+    plain = {"file": "a.tar", "samples": samples, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **fields}
     return Shard.model_validate(plain)
 
 
-def record(key: str, **more: object) -> list[tuple[str, bytes]]:
+def record(key: str, **fields: object) -> list[tuple[str, bytes]]:
     picture = tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG")
-    return [(f"{key}.png", picture), (f"{key}.json", json.dumps({"label": 0, **more}).encode())]
+    return [(f"{key}.png", picture), (f"{key}.json", json.dumps({"label": 0, **fields}).encode())]
 
 
-def account(path: Path, samples: int, rules: Rules = LABELS, **more: object) -> ShardAudit:
+def account(path: Path, samples: int, rules: Rules = LABELS, **fields: object) -> ShardAudit:
     """The account of a shard of labels, whose JSON can be written and read again."""
-    shard = shard_of(path, samples, **more)
+    shard = shard_of(path, samples, **fields)
     audit = ShardAudit(shard=shard.file, expected=samples)
     for key, sample in in_order(read_samples(str(path), shard, rules, audit), threads=2):
         if isinstance(sample, ShardError):
@@ -456,7 +456,7 @@ def test_a_key_with_control_characters_is_lost_alone_and_shown_in_one_line(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("more", "reason"),
+    ("fields", "reason"),
     [
         ({"group": "\ud800"}, "group that is not UTF-8"),
         ({"group": "a\0b"}, "group with control characters"),
@@ -465,8 +465,8 @@ def test_a_key_with_control_characters_is_lost_alone_and_shown_in_one_line(tmp_p
         ({"label": {}}, "label that is not one of 3 classes"),
     ],
 )
-def test_what_cannot_stand_in_a_table_is_lost_alone(tmp_path: Path, more: dict[str, object], reason: str) -> None:
-    audit = account(written(tmp_path / "a.tar", [record("a", **more), record("b")]), 2)
+def test_what_cannot_stand_in_a_table_is_lost_alone(tmp_path: Path, fields: dict[str, object], reason: str) -> None:
+    audit = account(written(tmp_path / "a.tar", [record("a", **fields), record("b")]), 2)
     assert audit.reasons == {reason: ["a"]}
     assert audit.seen == 1
 

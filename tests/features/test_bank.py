@@ -76,7 +76,7 @@ def test_a_key_is_hashed_once_and_a_shard_list_written_out_once(monkeypatch: pyt
 # --- plans and leases -------------------------------------------------------------------------------------------------
 
 
-def planned(folder: Path, shards: int, **more: Any) -> Plan:
+def planned(folder: Path, shards: int, **settings: Any) -> Plan:
     """A plan over a manifest alone: planning opens no shard."""
     entries = [{"file": f"train-{index:05d}.tar", "samples": 1, "bytes": 1, "sha256": f"{index:064x}"} for index in range(shards)]
     about = {"schema": 1, "dataset": "tiny", "version": "1", "license": "x", "source": "x", "classes": ["a", "b"], "annotations": ["label"]}
@@ -84,7 +84,7 @@ def planned(folder: Path, shards: int, **more: Any) -> Plan:
     splits["test"] = {"samples": 1, "official": None, "shards": [{**entries[0], "file": "test-00000.tar"}]}
     (folder / "shards" / "tiny").mkdir(parents=True)
     (folder / "shards" / "tiny" / "manifest.json").write_text(json.dumps({**about, "splits": splits}))
-    return here.planned(folder, tiny.sweep_text(folder / "shards", tasks=["tiny/object-knn", "tiny/object-linear"], **more))
+    return here.planned(folder, tiny.sweep_text(folder / "shards", tasks=["tiny/object-knn", "tiny/object-linear"], **settings))
 
 
 def test_all_banks_of_a_split_share_one_shard_list(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_lease_is_as_large_whatever_number_of_shards_there_are(tmp_path: Path)
 
 def test_a_leased_bank_is_the_bank_that_its_studies_read(tmp_path: Path) -> None:
     plan = planned(tmp_path, 3)
-    leased = {job.bank for work in plan.shard_work for one in work.passes for job in one.banks}
+    leased = {job.bank for work in plan.shard_work for encoder_pass in work.passes for job in encoder_pass.banks}
     assert {bank.key for bank in leased} == {bank.key for bank in plan.banks()}
     assert all(isinstance(bank, LeasedBank) for bank in leased)
     assert {(bank.key, bank.readout, bank.view) for bank in leased} == {(bank.key, bank.readout, bank.view) for bank in plan.banks()}
@@ -124,20 +124,20 @@ def write(store: BankStore, spec: BankSpec | LeasedBank, shard: str, keys: Seque
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """(bank, shard) to how often the part was opened."""
-    found: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
 
     def counting(real: Callable[..., Any]) -> Callable[..., Any]:
         def open_part(*arguments: Any, **options: Any) -> Any:
             path = next(Path(argument) for argument in arguments if isinstance(argument, str))
             if path.suffix == ".arrow" and "wb" not in arguments:
-                found[path.parent.name, f"{path.stem}.tar"] += 1
+                counts[path.parent.name, f"{path.stem}.tar"] += 1
             return real(*arguments, **options)
 
         return open_part
 
     monkeypatch.setattr(pa, "memory_map", counting(pa.memory_map))
     monkeypatch.setattr(MemoryFileSystem, "open", counting(MemoryFileSystem.open))
-    return found
+    return counts
 
 
 def fill(store: BankStore, plan: Plan) -> None:

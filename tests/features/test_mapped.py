@@ -163,17 +163,17 @@ def test_of_a_large_bank_a_probe_copies_only_what_it_reads_at_once(tmp_path: Pat
             targets=[i % 2 for i in range(size)],
             features=list(noise),
         )
-        more = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": file, "attempts": 1, "node": "n", "seconds": 0.0, "images": size}
-        store.write_part(spec, rows, Receipt(bank_key=spec.key, shard=file, expected=size, seen=size, rows=size, **more))
-    asked = json.dumps({"dataset": "x", "split": "train", "shards": spec.shards, "readout": "r", "view": "v"})
+        account = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": file, "attempts": 1, "node": "n", "seconds": 0.0, "images": size}
+        store.write_part(spec, rows, Receipt(bank_key=spec.key, shard=file, expected=size, seen=size, rows=size, **account))
+    description = json.dumps({"dataset": "x", "split": "train", "shards": spec.shards, "readout": "r", "view": "v"})
 
     def run(held: int) -> dict[str, int]:
         """What a probe of the whole bank takes, beside the pages of the files."""
-        command = [sys.executable, "-c", BOUNDED, str(tmp_path), str(held), asked]
+        command = [sys.executable, "-c", BOUNDED, str(tmp_path), str(held), description]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
-        found: dict[str, int] = json.loads(done.stdout)
-        return found
+        measured: dict[str, int] = json.loads(done.stdout)
+        return measured
 
     lying, held = run(0), run(2**32)
     assert lying["rows"] == held["rows"] == 16_000
