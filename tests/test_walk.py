@@ -25,8 +25,8 @@ from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.results.tables import read_table
 from harness.sweep import main
-from tests.data.test_shards import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
 from tests.helpers import tiny
+from tests.helpers.damaged import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
 
 Rows = list[dict[str, Any]]
 

@@ -14,10 +14,7 @@ from harness.cluster.cluster import Cluster, Node
 from harness.config import Resources
 from harness.errors import RequestError
 from harness.progress import Progress
-
-
-def new(**resources: Any) -> Cluster:
-    return Cluster(None, Resources(**resources), dashboard=False, progress=Progress(Console(file=io.StringIO())))
+from tests.helpers.clusters import new
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from harness.cluster.local_ray import LONGEST_SOCKET, interrupt_later, make_fold
 from harness.config import Resources
 from harness.errors import RequestError, RunError
 from harness.progress import Progress
-from tests.cluster.test_cluster import new
 from tests.helpers import tiny
+from tests.helpers.clusters import new
 from tests.helpers.gates import Gates
 from tests.helpers.runs import ROOT, Run, workers
 
