@@ -136,16 +136,16 @@ def _has_gpu(device: str | torch.device | None) -> bool:
     if device is None:
         return has_gpu()
     try:
-        wanted = torch.device(device)
+        target = torch.device(device)
     except (RuntimeError, TypeError):
         raise RequestError(f"device: expected cpu or cuda, got {device!r}") from None
-    if wanted.type not in ("cpu", "cuda"):
+    if target.type not in ("cpu", "cuda"):
         raise RequestError(f"device: expected cpu or cuda, got {device!r}")
-    if wanted.type == "cuda" and not has_gpu():
+    if target.type == "cuda" and not has_gpu():
         raise RequestError("device: expected a GPU for cuda, got none; give cpu or leave device out")
-    if wanted.type == "cuda" and wanted.index not in (None, torch.cuda.current_device()):
+    if target.type == "cuda" and target.index not in (None, torch.cuda.current_device()):
         raise RequestError(f"device: expected the current GPU, cuda:{torch.cuda.current_device()}, got {device}; choose it by torch.cuda.set_device")
-    return wanted.type == "cuda"
+    return target.type == "cuda"
 
 
 def _planned(sweep: Sweep, spec: EncoderSpec, load_encoder: Loader, gpu: bool) -> Plan:

@@ -31,8 +31,7 @@ from rich.console import Console
 from harness.cluster.cluster import Cluster, Machine
 from harness.cluster.ledger import EventLog, Ledger
 from harness.cluster.tuner import SearchSettings, run_search
-from harness.command import OK, PARTIAL, Parser, run_command
-from harness.command import default_cache as _default_cache
+from harness.command import OK, PARTIAL, Parser, default_cache, run_command
 from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
@@ -40,7 +39,7 @@ from harness.features.bank import BankStore
 from harness.features.extract import ShardWork
 from harness.features.index import ReadParts
 from harness.files import only_driver, publish
-from harness.plan.cost import estimate, is_scored, least_bytes, size, told
+from harness.plan.cost import cost_lines, cost_of, is_scored, least_bytes, size
 from harness.plan.plan import Plan, make_plan
 from harness.plan.usable import lost_splits
 from harness.progress import Progress
@@ -88,7 +87,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise RequestError(f"--out {options.out}: expected a folder, got a URL; results are small: write them to a folder and copy it")
     out = Path(options.out or Path("runs") / sweep.name)
     options.out = str(out)
-    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(_default_cache())
+    cache = resolve_path(options.cache, Path.cwd()) if options.cache else str(default_cache())
     with Progress(console) as progress, Cluster(options.address, sweep.resources, dashboard=options.dashboard, progress=progress) as cluster:
         with progress.phase("reading the manifests and the encoders' weights", may_refuse=True):
             machine = cluster.machine()
@@ -102,7 +101,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             console.print(f"{loss}; its studies will fail", highlight=False)
         if options.dry_run:
             with progress.phase("estimating what it takes"):
-                lines = list(told(plan, estimate(plan, store, actors=machine.actors), actors=machine.actors))
+                lines = list(cost_lines(plan, cost_of(plan, store, actors=machine.actors), actors=machine.actors))
             print("\n".join(lines))
             return OK
         with only_driver(out):
@@ -148,7 +147,7 @@ def _encode(
 ) -> dict[str, Lost]:
     if not missing:
         return {}
-    leased = {job.bank.key for work in missing for one in work.passes for job in one.banks}
+    leased = {job.bank.key for work in missing for encoder_pass in work.passes for job in encoder_pass.banks}
     for bank in plan.banks():
         if bank.key in leased:
             store.describe(bank)

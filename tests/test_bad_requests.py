@@ -32,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def changed(**more: Any) -> Callable[[Path], str]:
-    return lambda root: tiny.sweep_text(root / "shards", **more)
+def changed(**fields: Any) -> Callable[[Path], str]:
+    return lambda root: tiny.sweep_text(root / "shards", **fields)
 
 
-def search(**more: Any) -> Callable[[Path], str]:
-    return changed(search={"trials": 1, "stack": 2, "lr": [0.01, 1.0], **more})
+def search(**fields: Any) -> Callable[[Path], str]:
+    return changed(search={"trials": 1, "stack": 2, "lr": [0.01, 1.0], **fields})
 
 
 def instead(key: str, other: str) -> Callable[[Path], str]:
@@ -50,21 +50,21 @@ def instead(key: str, other: str) -> Callable[[Path], str]:
     return text
 
 
-def encoder(**more: Any) -> Callable[[Path], str]:
+def encoder(**fields: Any) -> Callable[[Path], str]:
     return lambda root: tiny.sweep_text(
-        root / "shards", encoders=[{key: str(root / value) if key == "checkpoint" else value for key, value in more.items()}]
+        root / "shards", encoders=[{key: str(root / value) if key == "checkpoint" else value for key, value in fields.items()}]
     )
 
 
-def manifest(**more: Any) -> Callable[[Path], str]:
+def manifest(**fields: Any) -> Callable[[Path], str]:
     """A sweep over a copy of the data set whose manifest differs."""
 
     def text(root: Path) -> str:
-        name = f"m{abs(hash(json.dumps(more, sort_keys=True)))}"
+        name = f"m{abs(hash(json.dumps(fields, sort_keys=True)))}"
         folder = root / "others" / name / "tiny"
         folder.mkdir(parents=True, exist_ok=True)
         plain = json.loads((root / "shards" / "tiny" / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps({**plain, **more}))
+        (folder / "manifest.json").write_text(json.dumps({**plain, **fields}))
         return tiny.sweep_text(folder.parent)
 
     return text
@@ -177,13 +177,13 @@ def one_line(error: str) -> str:
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_wrong_sweep_file_is_told_in_one_line(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
-    make, told = FILES[case]
+    make, words = FILES[case]
     content = make(folder)
     file = tmp_path / "sweep.yaml"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     assert main([str(file), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 2
     printed = capfd.readouterr()
-    assert told in one_line(printed.err)
+    assert words in one_line(printed.err)
     assert not printed.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.yaml"]
 
@@ -222,13 +222,13 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 def test_a_wrong_command_line_is_told_in_one_line(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
     if case == "a GPU where there is none" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    arguments, told = COMMANDS[case]
-    if "s3fs" in told and find_spec("s3fs") is not None:
+    arguments, words = COMMANDS[case]
+    if "s3fs" in words and find_spec("s3fs") is not None:
         pytest.skip("s3fs is installed")
     places = {"folder": folder, "good": folder / "good.yaml", "out": tmp_path / "out"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     printed = capfd.readouterr()
-    assert told in one_line(printed.err)
+    assert words in one_line(printed.err)
     assert not (tmp_path / "out" / "sweep.yaml").exists()
 
 

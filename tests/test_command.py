@@ -28,7 +28,7 @@ def raising(error: BaseException) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "line"),
     [
         (RequestError("no such\ntask"), WRONG, "RequestError: no such task"),
         (RunError("disk full"), PARTIAL, "RunError: disk full"),
@@ -36,9 +36,9 @@ def raising(error: BaseException) -> Callable[[], int]:
         (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
     ],
 )
-def test_an_error_on_purpose_is_one_line_and_a_status(error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_on_purpose_is_one_line_and_a_status(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ends(raising(error)) == status
-    assert capsys.readouterr().err == f"{told}\n"
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.parametrize("error", [TypeError("two\nlines"), KeyError("x"), MemoryError(), OSError(5, "Input/output error"), RecursionError("deep")])
@@ -94,10 +94,10 @@ def test_every_command_ends_so(command: str, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setitem(main.__globals__, body, fail)
     assert main([*arguments, *([] if command == "encoders" else [str(tmp_path)])]) == PARTIAL
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "ZeroDivisionError: by design" in told
-    (file,) = re.findall(r"the traceback is in (.*)", told)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "ZeroDivisionError: by design" in printed
+    (file,) = re.findall(r"the traceback is in (.*)", printed)
     assert "by design" in (tmp_path / file).read_text()
 
 

@@ -34,7 +34,7 @@ class Block(NamedTuple):
     text: str
 
 
-BLOCKS = [Block(*found) for found in re.findall(r"^`([\w/.]+)`\n```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)]
+BLOCKS = [Block(*groups) for groups in re.findall(r"^`([\w/.]+)`\n```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)]
 
 
 def patched(text: str, diff: str) -> str:
@@ -92,8 +92,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcome(tree: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((tree / "outcome.json").read_text())
-    return found
+    written: dict[str, Any] = json.loads((tree / "outcome.json").read_text())
+    return written
 
 
 @pytest.fixture(scope="module")

@@ -63,9 +63,9 @@ def same_as_in(folder: Path, scores: list[Score]) -> None:
         assert list(zip(*score.predictions.values(), strict=True)) == predictions_in(folder, score)
 
 
-def evaluate(data: Path, encoder: Any = SPEC, tasks: Any = "tiny/object-linear", **more: Any) -> list[Score]:
+def evaluate(data: Path, encoder: Any = SPEC, tasks: Any = "tiny/object-linear", **changes: Any) -> list[Score]:
     settings: dict[str, Any] = {"search": SEARCH, "protocol": PROTOCOL, "resources": RESOURCES, "device": "cpu"}
-    return harness.evaluate(encoder, tasks, data, **{**settings, **more})
+    return harness.evaluate(encoder, tasks, data, **{**settings, **changes})
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -139,10 +139,10 @@ def test_a_live_module_has_the_values_of_its_weights(data: Path, architecture: s
     spec = {"name": "e", "architecture": architecture, "random": True, "preprocessing": {"size": 64}}
     tasks, search = ["tiny/object-linear", "tiny/object-linear-streamed"], {**SEARCH, "trials": 1}
     expected = evaluate(data, spec, tasks, search=search)
-    found = evaluate(data, {"module": network_of(spec), "name": "e", "preprocessing": {"size": 64}}, tasks, search=search)
+    scores = evaluate(data, {"module": network_of(spec), "name": "e", "preprocessing": {"size": 64}}, tasks, search=search)
     for name in ("encoder", "weights_sha256", "task", "metric", "value", "ci_low", "ci_high", "n", "hyperparameters", "status", "error"):
-        assert [getattr(score, name) for score in found] == [getattr(score, name) for score in expected], name
-    assert [score.predictions for score in found] == [score.predictions for score in expected]
+        assert [getattr(score, name) for score in scores] == [getattr(score, name) for score in expected], name
+    assert [score.predictions for score in scores] == [score.predictions for score in expected]
 
 
 def test_names_specs_and_entries_are_one(data: Path) -> None:
@@ -157,9 +157,9 @@ def test_a_live_module_comes_back_as_it_was(data: Path) -> None:
     network.conv1.requires_grad_(False)  # type: ignore[operator, union-attr]
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    gradients = {name: None if one.grad is None else one.grad.clone() for name, one in network.named_parameters()}
+    gradients = {name: None if parameter.grad is None else parameter.grad.clone() for name, parameter in network.named_parameters()}
     modes = {name: module.training for name, module in network.named_modules()}
-    needs = {name: one.requires_grad for name, one in network.named_parameters()}
+    needs = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     modules = [id(module) for module in network.modules()]
     finetuned = {"finetune": {"epochs": 1, "batch_size": 12, "rungs": 1}}
     entry = {"module": network, "preprocessing": {"size": 32}}
@@ -167,12 +167,12 @@ def test_a_live_module_comes_back_as_it_was(data: Path) -> None:
     assert {score.status for score in scores} == {"ok"}
     assert modules == [id(module) for module in network.modules()]
     assert modes == {name: module.training for name, module in network.named_modules()}
-    assert needs == {name: one.requires_grad for name, one in network.named_parameters()}
+    assert needs == {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     assert all(torch.equal(tensors[name], tensor) for name, tensor in network.state_dict().items())
-    for name, one in network.named_parameters():
+    for name, parameter in network.named_parameters():
         before = gradients[name]
-        assert (one.grad is None) == (before is None)
-        assert before is None or torch.equal(before, one.grad)  # type: ignore[arg-type]
+        assert (parameter.grad is None) == (before is None)
+        assert before is None or torch.equal(before, parameter.grad)  # type: ignore[arg-type]
     network(torch.randn(2, 3, 32, 32)).sum().backward()
 
 
@@ -225,7 +225,7 @@ def test_an_encoder_that_cannot_be_is_refused_in_one_line(data: Path, encoder: A
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("more", "words"), [
+@pytest.mark.parametrize(("changes", "words"), [
     ({"tasks": "tiny/object-knm"}, "object-knn"),
     ({"tasks": []}, "tasks: expected at least one, got an empty list"),
     ({"search": {"trails": 2}}, "did you mean 'trials'"),
@@ -236,18 +236,18 @@ def test_an_encoder_that_cannot_be_is_refused_in_one_line(data: Path, encoder: A
     ({"device": "meta"}, "device: expected cpu or cuda, got 'meta'"),
     ({"data": "/nowhere"}, "/nowhere"),
 ])  # fmt: skip
-def test_a_request_that_cannot_be_is_refused_in_one_line(data: Path, more: dict[str, Any], words: str) -> None:
+def test_a_request_that_cannot_be_is_refused_in_one_line(data: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError) as refused:
-        evaluate(**{"data": data, **more})
+        evaluate(**{"data": data, **changes})
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_fault_of_the_program_is_an_error_of_the_harness(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.local.records", lambda *_: 1 / 0)
-    with pytest.raises(HarnessError, match="ZeroDivisionError: division by zero") as told:
+    with pytest.raises(HarnessError, match="ZeroDivisionError: division by zero") as failure:
         evaluate(data, tasks="tiny/object-knn")
-    assert isinstance(told.value.__cause__, ZeroDivisionError)
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
 
 
 # --- what is left behind ----------------------------------------------------------------------------------------------
@@ -262,11 +262,11 @@ def test_nothing_is_left_behind(data: Path, tmp_path: Path, monkeypatch: pytest.
     torch.manual_seed(3)
     torch.set_num_threads(2)
     AcceleratorState._reset_state(True)
-    own = Accelerator(cpu=True, gradient_accumulation_steps=4, mixed_precision="bf16")
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4, mixed_precision="bf16")
     state = torch.get_rng_state()
     evaluate(data, tasks=["tiny/object-linear", "tiny/object-linear-streamed"])
     assert torch.equal(torch.get_rng_state(), state)
-    assert (own.mixed_precision, own.gradient_accumulation_steps, torch.get_num_threads()) == ("bf16", 4, 2)
+    assert (accelerator.mixed_precision, accelerator.gradient_accumulation_steps, torch.get_num_threads()) == ("bf16", 4, 2)
     assert [*(tmp_path / "work").iterdir(), *(tmp_path / "temporary").iterdir()] == []
     assert sorted(data.rglob("*")) == before
 

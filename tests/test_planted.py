@@ -53,20 +53,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def accuracy(world: World, encoder: str, task: str) -> float:
-    found = values(world.score(encoder, task, **FITTED[task]))
-    value = found["accuracy"]
+    scores = values(world.score(encoder, task, **FITTED[task]))
+    value = scores["accuracy"]
     assert value is not None
     if encoder != "noise":
         # every class is as often in the test split
-        assert found["mean_class_accuracy"] == pytest.approx(value)
+        assert scores["mean_class_accuracy"] == pytest.approx(value)
     return value
 
 
 def ap(world: World, encoder: str, task: str, **overrides: Any) -> float:
-    found = values(world.score(encoder, task, **overrides))
-    assert found["AP"] is not None
-    assert found["mAP"] == pytest.approx(found["AP"], abs=0.02 if encoder == "noise" else 1e-9)
-    return found["AP"]
+    scores = values(world.score(encoder, task, **overrides))
+    assert scores["AP"] is not None
+    assert scores["mAP"] == pytest.approx(scores["AP"], abs=0.02 if encoder == "noise" else 1e-9)
+    return scores["AP"]
 
 
 # --- who knows the answer gets 1 ------------------------------------------------------------------------------------------
@@ -217,11 +217,11 @@ STREAMED = {
 """Pictures as they are, seen through windows of their width: two of them, that overlap."""
 
 
-def segmentation(world: World, encoder: str, task: str, **more: Any) -> list[float | None]:
+def segmentation(world: World, encoder: str, task: str, **overrides: Any) -> list[float | None]:
     """mIoU, mAcc and aAcc of label maps of the figure, or of its parts."""
-    own = {**STREAMED, **more} if "streamed" in task else {"epochs": 15}
-    found = values(world.score(encoder, task, lr=(0.03, 0.3), batch_size=8, **own))
-    return [found[name] for name in ("mIoU", "mAcc", "aAcc")]
+    settings = {**STREAMED, **overrides} if "streamed" in task else {"epochs": 15}
+    scores = values(world.score(encoder, task, lr=(0.03, 0.3), batch_size=8, **settings))
+    return [scores[name] for name in ("mIoU", "mAcc", "aAcc")]
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_who_knows_draws_every_pixel(world: World, encoder: str, task: str) -> N
 @pytest.mark.parametrize("encoder", ["objects", "noise"])
 def test_who_cannot_tell_parts_takes_the_largest_for_the_whole_figure(world: World, encoder: str, task: str) -> None:
     # of the figure's 28 rows 12 are the foot, the largest: right 12 of 28, and neither head nor body is ever told; the background does not count
-    found = segmentation(world, encoder, task, crop=planted.HEIGHT)  # windows of the width would show the middle more often than the ends
-    assert found == pytest.approx([12 / 28 / 3, 1 / 3, 12 / 28], abs=1e-3 if encoder == "noise" else 1e-9)
+    scores = segmentation(world, encoder, task, crop=planted.HEIGHT)  # windows of the width would show the middle more often than the ends
+    assert scores == pytest.approx([12 / 28 / 3, 1 / 3, 12 / 28], abs=1e-3 if encoder == "noise" else 1e-9)
 
 
 @pytest.mark.parametrize("task", SEGMENTATION)

@@ -29,7 +29,7 @@ def test_it_stops_at_the_first_failure_and_shows_it(tmp_path: Path, capsys: pyte
     )
     assert repeat.main(["--times", "4", "--busy", script(tmp_path, text)]) == 1
     assert (tmp_path / "runs").read_text() == "xx"
-    told = capsys.readouterr().out
-    assert "2/4: failed" in told
-    assert "at the second" in told
+    printed = capsys.readouterr().out
+    assert "2/4: failed" in printed
+    assert "at the second" in printed
     assert not [child for child in psutil.Process().children() if repeat.SPIN in child.cmdline()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -183,6 +184,22 @@ def test_no_module_uses_what_is_another_modules_own() -> None:
             if is_private(name) and name in ours and (imported or name not in makes[path]):
                 violations.append(at(path, node, name))
     refuse(violations)
+
+
+# --- what tests share -------------------------------------------------------------------------------------------------
+
+TEST_MODULE = re.compile(r"(from|import) +(tests\.[\w.]*)?test_\w+|from +tests\.\w+ +import +test_")
+"""Also where it stands in the text of a program that a test starts."""
+
+
+def test_no_test_imports_a_test() -> None:
+    """What several tests need is in tests/helpers."""
+    refuse(
+        f"{at(path)}:{number} {line.strip()}"
+        for path in files("tests", "bench")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if TEST_MODULE.match(line.strip())
+    )
 
 
 # --- what is asked of our own types -----------------------------------------------------------------------------------

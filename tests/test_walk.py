@@ -25,8 +25,8 @@ from harness.metrics.bootstrap import interval
 from harness.probes import probe
 from harness.results.tables import read_table
 from harness.sweep import main
-from tests.data.test_shards import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
 from tests.helpers import tiny
+from tests.helpers.damaged import about, broken_image, duplicate_key, key_in_latin_1, missing_json, not_adjacent, twelve_bits
 
 Rows = list[dict[str, Any]]
 
@@ -58,7 +58,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predictions_of(folder: Path, row: dict[str, Any]) -> Predictions:
     rows = read_table(folder / "out" / "predictions" / row["encoder"] / f"{row['task']}.parquet")
-    columns: dict[str, Sequence[Any]] = defaultdict(list, {name: [one[name] for one in rows] for name in rows[0]})
+    columns: dict[str, Sequence[Any]] = defaultdict(list, {name: [line[name] for line in rows] for name in rows[0]})
     assert set(columns["protocol"]) == {row["protocol"]}
     return Predictions(
         keys=columns["key"],
@@ -82,8 +82,8 @@ def test_every_record_can_be_recomputed_from_its_predictions(done: Path) -> None
     for row in rows:
         assert row["status"] == "ok", row
         predictions = predictions_of(done, row)
-        found = interval(metric(row["metric"]), predictions, classes(row["task"].split("/")[1]), seed=row["seed"])
-        assert (row["value"], row["ci_low"], row["ci_high"]) == (found.value, found.low, found.high)
+        bounds = interval(metric(row["metric"]), predictions, classes(row["task"].split("/")[1]), seed=row["seed"])
+        assert (row["value"], row["ci_low"], row["ci_high"]) == (bounds.value, bounds.low, bounds.high)
         if row["ci_low"] is None:
             assert (row["value"], row["error"]) == (1.0, "no interval: every resample has the same value")
         else:
@@ -168,19 +168,19 @@ def test_broken_samples_make_records_incomplete_until_they_are_mended(tmp_path: 
     assert row["value"] is not None
     assert "test-000.tar" in row["error"]
     assert "train-001.tar: shard lost" in row["error"]
-    ledger = {(one["shard"], one["bank_key"]): one for one in table(tmp_path, "ledger")}
-    assert all(one["seen"] + one["failed"] == one["expected"] for one in ledger.values())
-    lost = [one for (shard, _), one in ledger.items() if shard == "train-001.tar"]
+    ledger = {(entry["shard"], entry["bank_key"]): entry for entry in table(tmp_path, "ledger")}
+    assert all(entry["seen"] + entry["failed"] == entry["expected"] for entry in ledger.values())
+    lost = [entry for (shard, _), entry in ledger.items() if shard == "train-001.tar"]
     assert lost
-    assert all((one["status"], one["seen"], one["failed"]) == ("failed", 0, 12) for one in lost)
-    assert row["n_failed"] == sum(one["failed"] for one in ledger.values() if one["bank_key"] in row["bank_keys"])
+    assert all((entry["status"], entry["seen"], entry["failed"]) == ("failed", 0, 12) for entry in lost)
+    assert row["n_failed"] == sum(entry["failed"] for entry in ledger.values() if entry["bank_key"] in row["bank_keys"])
     for path, data in whole.items():
         path.write_bytes(data)
     before = len((tmp_path / "out" / "events.jsonl").read_text().splitlines())
     assert sweep(tmp_path) == 0
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()[before:]]
     assert {event["shard"] for event in events} == {"tiny/test/test-000.tar", "tiny/train/train-001.tar"}
-    assert {one["status"] for one in table(tmp_path, "results")} == {"ok"}
+    assert {record["status"] for record in table(tmp_path, "results")} == {"ok"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,11 +284,11 @@ def test_every_damage_makes_its_records_incomplete_and_is_told(troubled: Path, n
 
 
 def test_a_sample_that_two_shards_have_counts_once(troubled: Path) -> None:
-    repeated = [one for one in rows_of(troubled, "ledger", "twice") if one["shard"] == "test-001.tar"]
-    assert len(repeated) == len({one["bank_key"] for one in repeated}) >= 3
-    for one in repeated:
-        assert (one["expected"], one["seen"], one["failed"], one["duplicates"], one["status"]) == (12, 0, 12, 12, "incomplete")
-        assert json.loads(one["reasons"]) == {"duplicate key": [f"test-{index:05d}, which test-000.tar has" for index in range(12)]}
+    repeated = [entry for entry in rows_of(troubled, "ledger", "twice") if entry["shard"] == "test-001.tar"]
+    assert len(repeated) == len({entry["bank_key"] for entry in repeated}) >= 3
+    for entry in repeated:
+        assert (entry["expected"], entry["seen"], entry["failed"], entry["duplicates"], entry["status"]) == (12, 0, 12, 12, "incomplete")
+        assert json.loads(entry["reasons"]) == {"duplicate key": [f"test-{index:05d}, which test-000.tar has" for index in range(12)]}
     results = rows_of(troubled, "results", "twice")
     assert len({row["task"] for row in results}) == 3
     for row in results:

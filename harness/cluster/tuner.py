@@ -65,8 +65,8 @@ class StudyTrial(tune.Trainable):  # type: ignore[misc]
             if is_of_the_place(error):
                 time.sleep(PAUSE)
                 return {"error": in_one_line(error), "again": True, "done": True}
-            told = portable(error)
-            return {"error": in_one_line(told), "done": True, **({"traceback": told.traceback} if isinstance(told, Unexpected) else {})}
+            fault = portable(error)
+            return {"error": in_one_line(fault), "done": True, **({"traceback": fault.traceback} if isinstance(fault, Unexpected) else {})}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True

@@ -37,8 +37,8 @@ def as_pixels(image: np.ndarray) -> torch.Tensor:
 
 def normalised(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """float32 [3, H, W] of uint8 pixels [3, H, W]: scaled to [0, 1] and normalised as the encoder wants it."""
-    found: torch.Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(preprocessing.mean), list(preprocessing.std))
-    return found
+    result: torch.Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(preprocessing.mean), list(preprocessing.std))
+    return result
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
@@ -114,10 +114,10 @@ def left_out_classes(ignored: Sequence[int], classes: int) -> tuple[int, ...]:
 
 def counted(mask: np.ndarray, ignored: Sequence[int]) -> np.ndarray:
     """bool, as `mask`: the pixels of a label map whose value is not in `ignored`."""
-    kept = np.ones(mask.shape, dtype=bool)
+    is_counted = np.ones(mask.shape, dtype=bool)
     for value in ignored:
-        kept &= mask != value
-    return kept
+        is_counted &= mask != value
+    return is_counted
 
 
 def labelled(mask: np.ndarray, classes: int, ignored: Sequence[int]) -> torch.Tensor:
@@ -148,8 +148,8 @@ def rescaled(scene: Scene, size: tuple[int, int]) -> Scene:
 
 def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """uint8 [3, h, w] of pixels [3, H, W]."""
-    found: torch.Tensor = F.resize(pixels, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return found
+    result: torch.Tensor = F.resize(pixels, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)

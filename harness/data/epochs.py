@@ -45,7 +45,7 @@ class Epoch:
     threads: int
     order: np.random.Generator | None = None
     """Of the shuffle; None reads in the manifest's order."""
-    wanted: Callable[[str], bool] = lambda _: True
+    belongs: Callable[[str], bool] = lambda _: True
     """Which keys belong to this pass; the others are read past, and count as seen."""
     skip: int = 0
     """Samples that were taken before an interruption."""
@@ -94,8 +94,8 @@ class Epoch:
     def _taken(self) -> Iterator[tuple[Unread, bool]]:
         """The wanted samples in their order, and whether each was taken before."""
         unread = self._unread() if self.order is None else _shuffled(self._unread(), self.order)
-        for position, one in enumerate(unread):
-            yield one, position < self.skip
+        for position, sample in enumerate(unread):
+            yield sample, position < self.skip
 
     def _unread(self) -> Iterator[Unread]:
         places = range(len(self.audits)) if self.order is None else self.order.permutation(len(self.audits))
@@ -106,7 +106,7 @@ class Epoch:
             place = place_of[audit.shard]
             if taken.setdefault(key, place) != place:
                 self._repeated.append((key, taken[key], place))
-            elif self.wanted(key):
+            elif self.belongs(key):
                 yield audit, key, decode
             else:
                 audit.seen += 1
@@ -169,15 +169,15 @@ def _prepared(
             return audit, key, None
         return audit, key, attempt(lambda: prepare(decode()))
 
-    for _, found in in_order(((one[1], partial(job, *one, before)) for one, before in taken), threads):
-        if isinstance(found, ShardError):
-            raise found
-        yield found
+    for _, prepared in in_order(((sample[1], partial(job, *sample, before)) for sample, before in taken), threads):
+        if isinstance(prepared, ShardError):
+            raise prepared
+        yield prepared
 
 
-def merged(audits: Sequence[ShardAudit], more: Mapping[str, Mapping[str, str]]) -> None:
+def merged(audits: Sequence[ShardAudit], lost: Mapping[str, Mapping[str, str]]) -> None:
     """Take the samples in `more` (shard to key to reason) out of those seen: they were read past here, and found broken in another pass."""
     for audit in audits:
-        for key, reason in more.get(audit.shard, {}).items():
+        for key, reason in lost.get(audit.shard, {}).items():
             audit.seen -= 1
             audit.fail(key, reason)

@@ -88,14 +88,14 @@ class ShardAudit:
     def complete(self) -> bool:
         return not self.reasons and self.seen == self.expected
 
-    def note(self, reason: str, what: str) -> None:
+    def note(self, reason: str, detail: str) -> None:
         """Add to the account without failing a sample."""
-        reason, what = printable(reason), printable(what)
+        reason, detail = printable(reason), printable(detail)
         if reason not in self.reasons and len(self.reasons) >= _KINDS:
-            reason, what = "other reasons", f"{reason}: {what}"
+            reason, detail = "other reasons", f"{reason}: {detail}"
         named = self.reasons.setdefault(reason, [])
         if len(named) < NAMED:
-            named.append(what[:_KEY])
+            named.append(detail[:_KEY])
         elif len(named) == NAMED:
             named.append("and more")
 
@@ -140,8 +140,8 @@ def read_records(url: str, shard: Shard, rules: Rules, audit: ShardAudit) -> Ite
     except Exception as error:
         if isinstance(error, HarnessError) or not is_of_the_place(error):
             raise
-        told = error if isinstance(error, OSError) else in_one_line(error)
-        raise ShardError(f"{url}: cannot be read: {told}; check that the shard is there and readable") from error
+        cause = error if isinstance(error, OSError) else in_one_line(error)
+        raise ShardError(f"{url}: cannot be read: {cause}; check that the shard is there and readable") from error
     if reader.tail != bytes(TAR_END):
         audit.note("truncated", f"{reader.length} bytes, without a tar's end, expected {shard.bytes} bytes")
     if audit.sha256 != shard.sha256:
@@ -370,8 +370,8 @@ def with_count(reason: str, first: str | None, count: str) -> str:
     """
     if reason == "shard lost":
         return f"{reason} ({first}), {count}" if first else f"{reason}, {count}"
-    kind, _, more = reason.partition("; ")
-    return f"{kind}, {count} ({more})" if more else f"{kind}, {count}"
+    kind, _, hint = reason.partition("; ")
+    return f"{kind}, {count} ({hint})" if hint else f"{kind}, {count}"
 
 
 def attempt(job: Callable[[], T]) -> T | ShardError:

@@ -30,7 +30,7 @@ from harness.core import Rows
 from harness.data.item_key import sample_of
 from harness.data.shards import ShardAudit
 from harness.errors import BankError, RunError
-from harness.features.mapped import joined
+from harness.features.mapped import joined_arrays
 from harness.features.rows import take
 from harness.files import Publisher, create
 from harness.versions import EXTRACTION_VERSION
@@ -127,9 +127,9 @@ class Receipt:
         return "ok" if not self.reasons and self.seen == self.expected else "incomplete"
 
     @staticmethod
-    def of(audit: ShardAudit, **more: Any) -> Receipt:
-        told = {name: getattr(audit, name) for name in ("shard", "expected", "seen", "failed", "duplicates", "reasons", "sha256")}
-        return Receipt(**told, **more)
+    def of(audit: ShardAudit, **fields: Any) -> Receipt:
+        account = {name: getattr(audit, name) for name in ("shard", "expected", "seen", "failed", "duplicates", "reasons", "sha256")}
+        return Receipt(**account, **fields)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -180,10 +180,10 @@ class BankStore:
                 return True
             return self._publisher.publish(Path(target), data, replace=replace)
         except OSError as error:
-            told = f"cannot write {target}: {error.strerror or error}"
+            message = f"cannot write {target}: {error.strerror or error}"
             if isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING:
-                raise BankError(f"{told}; once it can be reached again, run again") from error
-            raise RunError(f"{told}; free some space or choose another --cache, then run again") from error
+                raise BankError(f"{message}; once it can be reached again, run again") from error
+            raise RunError(f"{message}; free some space or choose another --cache, then run again") from error
 
     def try_out(self) -> None:
         """Publish a file twice, and remove it. Raises RunError where that fails, or where the first one does not stay."""
@@ -230,13 +230,13 @@ class BankStore:
 
         A leased bank has been described by whoever leased it.
         """
-        known = self.receipt(spec, receipt.shard)
-        if known is not None and known.status == "ok":
+        existing = self.receipt(spec, receipt.shard)
+        if existing is not None and existing.status == "ok":
             return
         if isinstance(spec, BankSpec):
             self.describe(spec)
         part, data = self._part(spec.key, receipt.shard), _serialise(rows, receipt)
-        if not self.publish(part, data, replace=known is not None) and self.receipt(spec, receipt.shard) is None:
+        if not self.publish(part, data, replace=existing is not None) and self.receipt(spec, receipt.shard) is None:
             self.publish(part, data, replace=True)  # what stands there cannot be read
 
     def receipt(self, spec: BankSpec | LeasedBank, shard: str) -> Receipt | None:
@@ -298,7 +298,7 @@ class BankStore:
             keys=[key for part in parts for key in part.keys],
             groups=[group for part in parts for group in part.groups],
             targets=np.concatenate([part.targets for part in parts]) if parts else np.zeros(0, np.int64),
-            features=joined([part.features for part in parts]) if parts else np.zeros((0, 0), np.float32),
+            features=joined_arrays([part.features for part in parts]) if parts else np.zeros((0, 0), np.float32),
             masks=np.concatenate(masks) if masks else None,
         )
 
@@ -374,12 +374,12 @@ def _digest(column: pa.ChunkedArray) -> bytes:
 def _repeated(shards: Iterable[tuple[str, Iterable[str]]]) -> dict[str, dict[str, str]]:
     """Of shards and the keys of their items, shard to the keys of samples that a shard before it has as well, and that shard."""
     first: dict[str, str] = {}
-    found: dict[str, dict[str, str]] = {}
+    repeated: dict[str, dict[str, str]] = {}
     for shard, items in shards:
         for key in map(sample_of, items):
             if first.setdefault(key, shard) != shard:
-                found.setdefault(shard, {})[key] = first[key]
-    return found
+                repeated.setdefault(shard, {})[key] = first[key]
+    return repeated
 
 
 def _without(rows: Rows, samples: Collection[str]) -> Rows:

@@ -38,21 +38,21 @@ def device_type(gpu: bool) -> str:
 
 def check_device(expected: str, *, gpu: bool, node: str) -> None:
     """Raises RunError where a process of a run finds itself on another device than the run's features and values are recorded as computed on."""
-    found = device_type(gpu)
-    if found != expected:
+    device = device_type(gpu)
+    if device != expected:
         raise RunError(
-            f"node {node}: expected every process of a run on {expected}, got {found}; values may depend on it: give the cluster one type of device"
+            f"node {node}: expected every process of a run on {expected}, got {device}; values may depend on it: give the cluster one type of device"
         )
 
 
-def resolve_precision(wanted: str, gpu: bool) -> Precision:
+def resolve_precision(name: str, gpu: bool) -> Precision:
     """`auto` is bf16 on GPUs and on CPUs that have it in hardware, else float32. Raises RequestError for fp16 on a CPU."""
-    if wanted == "auto":
+    if name == "auto":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
         return "bf16" if bf16 else "float32"
-    if wanted not in _MIXED:
-        raise RequestError(f"resources.precision: expected auto, {', '.join(_MIXED)}, got {wanted!r}")
-    precision: Precision = wanted  # type: ignore[assignment]
+    if name not in _MIXED:
+        raise RequestError(f"resources.precision: expected auto, {', '.join(_MIXED)}, got {name!r}")
+    precision: Precision = name  # type: ignore[assignment]
     _check_device(precision, gpu)
     return precision
 

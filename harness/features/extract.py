@@ -63,7 +63,7 @@ class ShardWork:
     @property
     def items(self) -> int:
         """Items that pass encoders, counting one per sample for views of which only the image tells how many."""
-        return self.shard.samples * sum(one.view.items for one in self.passes)
+        return self.shard.samples * sum(encoder_pass.view.items for encoder_pass in self.passes)
 
 
 class _Recipe(NamedTuple):
@@ -110,21 +110,21 @@ class Extractor:
     def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec | LeasedBank, PartRows, Receipt]]:
         """One part for every bank of `work`. Raises ShardError where the shard cannot be read at all."""
         audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples)
-        running = [self._start(one) for one in work.passes]
-        views = {one.recipe: one_pass.view for one, one_pass in zip(running, work.passes, strict=True)}
+        running = [self._start(one_pass) for one_pass in work.passes]
+        views = {current.recipe: one_pass.view for current, one_pass in zip(running, work.passes, strict=True)}
         jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.rules, audit))
         for key, prepared in in_order(jobs, self._decode_threads):
             if isinstance(prepared, ShardError):
                 audit.fail(key, prepared)
                 continue
             audit.seen += 1
-            for one in running:
-                one.waiting += prepared[one.recipe]
-                while len(one.waiting) >= self._batch_size:
-                    self._encode(one)
-        for one in running:
-            if one.waiting:
-                self._encode(one)
+            for current in running:
+                current.waiting += prepared[current.recipe]
+                while len(current.waiting) >= self._batch_size:
+                    self._encode(current)
+        for current in running:
+            if current.waiting:
+                self._encode(current)
         audit.close()
         return [
             (
@@ -136,12 +136,12 @@ class Extractor:
                     attempts=attempts,
                     node=node,
                     rows=len(rows.keys),
-                    seconds=one.seconds,
+                    seconds=current.seconds,
                     images=len(rows.keys),
                 ),
             )
-            for one_pass, one in zip(work.passes, running, strict=True)
-            for job, rows in zip(one_pass.banks, one.rows, strict=True)
+            for one_pass, current in zip(work.passes, running, strict=True)
+            for job, rows in zip(one_pass.banks, current.rows, strict=True)
         ]
 
     def _start(self, work: Pass) -> _Running:
@@ -154,26 +154,26 @@ class Extractor:
             rows=[PartRows() for _ in work.banks],
         )
 
-    def _encode(self, one: _Running) -> None:
+    def _encode(self, current: _Running) -> None:
         """Encode the first waiting items, at most a batch of them, padded to a batch with copies of the first."""
         start = time.perf_counter()
-        batch, one.waiting = one.waiting[: self._batch_size], one.waiting[self._batch_size :]
+        batch, current.waiting = current.waiting[: self._batch_size], current.waiting[self._batch_size :]
         images = self._batch([prepared.image for prepared in batch])
-        info = one.encoder.info
-        with torch.inference_mode(), self._autocast(one.precision):
-            tokens = one.encoder.encode(
+        info = current.encoder.info
+        with torch.inference_mode(), self._autocast(current.precision):
+            tokens = current.encoder.encode(
                 images,
                 keep=self._batch_of_choices([prepared.keep for prepared in batch]),
                 positions=self._batch_of_choices([prepared.positions for prepared in batch]),
-                blocks=blocks_needed(one.readouts, info),
-                projection=any(readout.pooling == "projection" for readout in one.readouts),
+                blocks=blocks_needed(current.readouts, info),
+                projection=any(readout.pooling == "projection" for readout in current.readouts),
             )
-            features = [read(tokens, readout, info) for readout in one.readouts]
-        for readout, rows, values in zip(one.readouts, one.rows, features, strict=True):
-            half = readout.is_dense and one.precision != "float32"
+            features = [read(tokens, readout, info) for readout in current.readouts]
+        for readout, rows, values in zip(current.readouts, current.rows, features, strict=True):
+            half = readout.is_dense and current.precision != "float32"
             array = values[: len(batch)].to("cpu", torch.float16 if half else torch.float32).numpy()
             _append(rows, batch, array, with_masks=readout.has_masks)
-        one.seconds += time.perf_counter() - start
+        current.seconds += time.perf_counter() - start
 
     def _autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """A pass's own precision: this process's, or float32. Raises ValueError for another one, which this process cannot compute in."""

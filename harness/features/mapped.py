@@ -16,17 +16,17 @@ HELD_BYTES = 2**32
 """Size in bytes of the largest array that is copied into memory as a whole: 4 GiB, the 768 float32 of each image of ImageNet-1k."""
 
 
-class Parts:
+class MappedArray:
     """Arrays [n, ...] of one dtype and row shape, one after the other, or chosen rows of them; only requested rows are copied."""
 
-    def __init__(self, parts: Sequence[np.ndarray], index: np.ndarray | None = None) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, arrays: Sequence[np.ndarray], index: np.ndarray | None = None) -> None:
+        self._arrays = tuple(arrays)
         """At least one."""
-        self._ends = np.cumsum([len(part) for part in parts])
+        self._ends = np.cumsum([len(array) for array in arrays])
         self._index = index
-        """int64 [N] rows of the concatenated parts; None for all rows in order."""
-        self.dtype = parts[0].dtype
-        self.shape: tuple[int, ...] = (int(self._ends[-1]) if index is None else len(index), *parts[0].shape[1:])
+        """int64 [N] rows of the concatenated arrays; None for all rows in order."""
+        self.dtype = arrays[0].dtype
+        self.shape: tuple[int, ...] = (int(self._ends[-1]) if index is None else len(index), *arrays[0].shape[1:])
 
     @property
     def ndim(self) -> int:
@@ -50,45 +50,45 @@ class Parts:
             raise IndexError(f"expected rows of {len(self)}, got {rows.min()} to {rows.max()}")
         return self._gathered(rows if self._index is None else self._index[rows]).reshape(*where.shape, *self.shape[1:])
 
-    def chosen(self, index: np.ndarray) -> Parts:
+    def chosen(self, index: np.ndarray) -> MappedArray:
         """The rows at `index`, int64 [n], without a copy."""
-        return Parts(self._parts, index if self._index is None else self._index[index])
+        return MappedArray(self._arrays, index if self._index is None else self._index[index])
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
         gathered = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        part_of_row = np.searchsorted(self._ends, rows, side="right")
-        for number in np.unique(part_of_row):
-            part, here = self._parts[number], np.flatnonzero(part_of_row == number)
-            lines = rows[here] - (self._ends[number] - len(part))
+        array_of_row = np.searchsorted(self._ends, rows, side="right")
+        for place in np.unique(array_of_row):
+            array, here = self._arrays[place], np.flatnonzero(array_of_row == place)
+            lines = rows[here] - (self._ends[place] - len(array))
             if here[-1] - here[0] == lines[-1] - lines[0] == len(here) - 1 and np.all(np.diff(lines) == 1):
-                gathered[here[0] : here[-1] + 1] = part[lines[0] : lines[-1] + 1]  # without a copy in between
+                gathered[here[0] : here[-1] + 1] = array[lines[0] : lines[-1] + 1]  # without a copy in between
             else:
-                gathered[here] = part[lines]
+                gathered[here] = array[lines]
         return gathered
 
     @staticmethod
-    def of(arrays: Sequence[FeatureArray]) -> Parts:
+    def of(arrays: Sequence[FeatureArray]) -> MappedArray:
         """All rows of all arrays, without a copy."""
-        pieces = [array if isinstance(array, Parts) else Parts([array[:]]) for array in arrays]
-        parts = [part for piece in pieces for part in piece._parts]
-        if all(piece._index is None for piece in pieces):
-            return Parts(parts)
-        starts = np.cumsum([0, *(int(piece._ends[-1]) for piece in pieces)])
-        rows = [np.arange(len(piece)) if piece._index is None else piece._index for piece in pieces]
-        return Parts(parts, np.concatenate([row + start for row, start in zip(rows, starts, strict=False)]))
+        mapped = [array if isinstance(array, MappedArray) else MappedArray([array[:]]) for array in arrays]
+        files = [array for single in mapped for array in single._arrays]
+        if all(single._index is None for single in mapped):
+            return MappedArray(files)
+        starts = np.cumsum([0, *(int(single._ends[-1]) for single in mapped)])
+        rows = [np.arange(len(single)) if single._index is None else single._index for single in mapped]
+        return MappedArray(files, np.concatenate([row + start for row, start in zip(rows, starts, strict=False)]))
 
 
-def joined(arrays: Sequence[FeatureArray]) -> FeatureArray:
-    """All rows of one array or more: in memory up to HELD_BYTES, else read in place."""
+def joined_arrays(arrays: Sequence[FeatureArray]) -> FeatureArray:
+    """All rows of one or more arrays: in memory up to HELD_BYTES, else read in place."""
     if len(arrays) == 1:
         return arrays[0]
     if sum(array.nbytes for array in arrays) > HELD_BYTES:
-        return Parts.of(arrays)
+        return MappedArray.of(arrays)
     return np.concatenate([array[:] for array in arrays])
 
 
 def taken(array: FeatureArray, index: np.ndarray) -> FeatureArray:
     """The rows at `index`, int64 [n]: in memory up to HELD_BYTES, else read in place."""
     if len(index) * math.prod(array.shape[1:]) * array.dtype.itemsize > HELD_BYTES:
-        return Parts.of([array]).chosen(index)
+        return MappedArray.of([array]).chosen(index)
     return array[index]

@@ -9,8 +9,7 @@ import numpy as np
 
 from harness.core import Rows
 from harness.errors import BankError
-from harness.features.mapped import joined as joined_features
-from harness.features.mapped import taken
+from harness.features.mapped import joined_arrays, taken
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
@@ -24,7 +23,7 @@ def take(rows: Rows, index: np.ndarray) -> Rows:
     )
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined_rows(parts: Sequence[Rows]) -> Rows:
     """The rows of all parts, one part after the other. Raises BankError where two of them have a key in common."""
     parts = [part for part in parts if len(part)] or list(parts[:1])
     if len(parts) == 1:
@@ -38,7 +37,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
         keys=keys,
         groups=[group for part in parts for group in part.groups],
         targets=np.concatenate([part.targets for part in parts]),
-        features=joined_features([part.features for part in parts]),
+        features=joined_arrays([part.features for part in parts]),
         masks=np.concatenate(masks) if masks else None,
     )
 
@@ -55,7 +54,7 @@ def hold_out(rows: Rows, *, share: float = 0.1, seed: int = 0) -> tuple[Rows, Ro
     generator = np.random.default_rng(seed)
     held: set[str] = set()
     for target in sorted(set(first.values())):
-        groups = sorted(group for group, its in first.items() if its == target)
+        groups = sorted(group for group, label in first.items() if label == target)
         count = min(max(1, round(share * len(groups))), len(groups) - 1)
         held |= {groups[i] for i in generator.permutation(len(groups))[:count]}
     inside = np.array([group in held for group in rows.groups], dtype=bool)

@@ -27,7 +27,7 @@ _ALIKE = "every resample has the same value"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Interval:
     """A value with its interval. None is undefined, and `reason` says why: for the value, or, where that is defined, for the interval."""
 
     value: float | None
@@ -39,7 +39,7 @@ class Estimate:
     """Resamples whose value was undefined; the interval is over the others."""
 
 
-def interval(metric: Metric, predictions: Predictions, classes: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+def interval(metric: Metric, predictions: Predictions, classes: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
     """The metric's value over all rows, and its percentile interval over groups.
 
     `level` in (0, 1). Where the bootstrap has no width, as at 0 and 1 and with a single group, a mean of outcomes that is 0 or 1 has Wilson's
@@ -47,13 +47,13 @@ def interval(metric: Metric, predictions: Predictions, classes: int, *, resample
     resamples out of range.
     """
     counts = metric.counts(predictions, classes)
-    estimate = _estimate(metric.value, counts, resamples, seed, level)
-    if estimate.value is None:
-        return replace(estimate, reason=metric.undefined or estimate.reason) if estimate.n_groups else estimate
-    if estimate.low is None and metric.is_mean_of_outcomes and estimate.value in (0.0, 1.0):
-        low, high = wilson(estimate.value, int(counts.any(axis=1).sum()), level)
-        return replace(estimate, low=low, high=high, reason=None)
-    return estimate
+    bounds = _bootstrapped(metric.value, counts, resamples, seed, level)
+    if bounds.value is None:
+        return replace(bounds, reason=metric.undefined or bounds.reason) if bounds.n_groups else bounds
+    if bounds.low is None and metric.is_mean_of_outcomes and bounds.value in (0.0, 1.0):
+        low, high = wilson(bounds.value, int(counts.any(axis=1).sum()), level)
+        return replace(bounds, low=low, high=high, reason=None)
+    return bounds
 
 
 def wilson(share: float, groups: int, level: float) -> tuple[float, float]:
@@ -69,14 +69,14 @@ def wilson(share: float, groups: int, level: float) -> tuple[float, float]:
 
 def paired_interval(
     metric: Metric, first: Predictions, second: Predictions, classes: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> Estimate:
+) -> Interval:
     """The difference first - second of two tables over the same keys, and its interval: both use the same draws of groups.
 
     Raises ProbeError where the tables' keys or their groups differ.
     """
     order = _paired_order(first, second)
     joint = np.stack([metric.counts(first, classes), metric.counts(second, classes)[order]], axis=1)
-    return _estimate(lambda sums: metric.value(sums[..., 0, :]) - metric.value(sums[..., 1, :]), joint, resamples, seed, level)
+    return _bootstrapped(lambda sums: metric.value(sums[..., 0, :]) - metric.value(sums[..., 1, :]), joint, resamples, seed, level)
 
 
 def _paired_order(first: Predictions, second: Predictions) -> np.ndarray:
@@ -89,24 +89,24 @@ def _paired_order(first: Predictions, second: Predictions) -> np.ndarray:
     return np.array([position[group] for group in group_index(first.groups)[1]], dtype=np.int64)
 
 
-def _estimate(value: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, resamples: int, seed: int, level: float) -> Estimate:
+def _bootstrapped(value: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, resamples: int, seed: int, level: float) -> Interval:
     """`value` of the counts [G, ...] summed over groups, with its percentile interval."""
     if resamples < 1 or not 0 < level < 1:
         raise ProbeError(f"interval: expected at least 1 resample and a level in (0, 1), got {resamples} and {level}; 2000 and 0.95 are usual")
     groups = len(counts)
     point = float(value(counts.sum(axis=0)))
     if np.isnan(point):
-        return Estimate(value=None, low=None, high=None, n_groups=groups, reason="nothing was counted" if groups else "no predictions")
+        return Interval(value=None, low=None, high=None, n_groups=groups, reason="nothing was counted" if groups else "no predictions")
     if groups < 2:
-        return Estimate(value=point, low=None, high=None, n_groups=groups, reason="an interval needs at least two groups")
+        return Interval(value=point, low=None, high=None, n_groups=groups, reason="an interval needs at least two groups")
     drawn = resampled(value, counts, resamples, seed)
     defined = drawn[~np.isnan(drawn)]
     if not len(defined):
-        return Estimate(value=point, low=None, high=None, n_groups=groups, reason="undefined in every resample", undefined_resamples=resamples)
+        return Interval(value=point, low=None, high=None, n_groups=groups, reason="undefined in every resample", undefined_resamples=resamples)
     low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
     if high - low <= _NO_WIDTH:
-        return Estimate(value=point, low=None, high=None, n_groups=groups, reason=_ALIKE, undefined_resamples=resamples - len(defined))
-    return Estimate(value=point, low=float(low), high=float(high), n_groups=groups, undefined_resamples=resamples - len(defined))
+        return Interval(value=point, low=None, high=None, n_groups=groups, reason=_ALIKE, undefined_resamples=resamples - len(defined))
+    return Interval(value=point, low=float(low), high=float(high), n_groups=groups, undefined_resamples=resamples - len(defined))
 
 
 def resampled(value: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a plan will cost, told before anything runs: images to encode, bytes of banks, time. Estimates, each with what it rests on.
+"""What a plan will cost, estimated before anything runs: images to encode, bytes of banks, time, and what every figure rests on.
 
 Speeds come from the accounts of earlier runs in the cache, where the same architecture ran on this device type at this precision; otherwise from a
 few batches timed here, where this machine has that device type; otherwise they are unknown, and so is the time. How many items a view makes of an
@@ -11,54 +11,34 @@ augmentation, starting Ray.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from harness.core import EncoderInfo, Reading, Sample, View
 from harness.data.manifest import Manifest, Shard, shard_url
 from harness.data.shards import ShardAudit, attempt, read_samples
 from harness.data.views.whole import Whole
-from harness.encoders import EncoderSpec, load
 from harness.errors import HarnessError, ShardError
-from harness.features.bank import BankSpec, BankStore
-from harness.features.device import Compute, device_type
+from harness.features.bank import BankStore
 from harness.features.extract import ShardWork
 from harness.features.readouts import parse_readout
 from harness.plan.plan import Plan, StudyPlan
 from harness.plan.rates import is_searched, rates_at_once
+from harness.plan.speed import Speed, Speeds
 from harness.probes import is_decided, stream_probe
 from harness.probes.fields import lr_bounds_of
 
-HELD_OUT = 0.1
+HELD_OUT_SHARE = 0.1
 """Share of train that heads are chosen on where there is no val."""
-_PEEKED = 16
-_BANKS, _PARTS = 400, 8
-"""How many banks of the cache are looked at, the newest first, and how many parts of each."""
-_TIMED_BATCH = {True: 64, False: 2}
-"""Images in a timed batch, on a GPU and on a CPU: the same order of speed as the run's own batches, in seconds."""
-_TIMED_SECONDS, _TIMED_BATCHES = 1.0, 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """How fast an encoder is at its own input size."""
-
-    images_per_second: float | None
-    """Of one actor; None where it is unknown."""
-    basis: str
+_GLANCED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Glance:
-    """What the first images of a split tell of the rest."""
+    """What the first images of a split say about the rest."""
 
     samples: Sequence[Sample] = ()
     seconds: float = 0.0
@@ -84,15 +64,15 @@ class StreamCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Cost:
     """What is left to do of a plan."""
 
     work: Sequence[ShardWork]
     """Shards to encode."""
     items: Mapping[tuple[str, str, str], float]
-    """(data set, split, view) to items an image, for the views whose number of items depends on the image."""
+    """(data set, split, view) to items per image, for the views whose number of items depends on the image."""
     bases: Mapping[tuple[str, str], str]
-    """(data set, split) to what that rests on."""
+    """(data set, split) to what those numbers rest on."""
     passes: Mapping[str, float]
     """Encoder to items that it encodes for banks."""
     streams: Sequence[StreamCost]
@@ -109,8 +89,8 @@ class Estimate:
     """Of all actors side by side; None where a speed is unknown."""
 
 
-def estimate(plan: Plan, store: BankStore, *, actors: int) -> Estimate:
-    """What is left to do of `plan`; times encoders for some seconds each, where no earlier run tells their speed."""
+def cost_of(plan: Plan, store: BankStore, *, actors: int) -> Cost:
+    """What is left to do of `plan`; times encoders for some seconds each, where no earlier run gives their speed."""
     work = plan.missing(store)
     todo = [study for study in plan.studies if study.task.feed == "streamed" and study.undefined is None and not is_scored(study, store)]
     glances = _Glances(plan)
@@ -118,22 +98,23 @@ def estimate(plan: Plan, store: BankStore, *, actors: int) -> Estimate:
     streams = [_stream_cost(plan, study, glances) for study in todo]
     passes: dict[str, float] = {}
     for shard in work:
-        for one in shard.passes:
-            passes[one.encoder] = passes.get(one.encoder, 0.0) + shard.shard.samples * items.of(shard, one.view)
-    needed = dict.fromkeys([*passes, *(cost.study.encoder.name for cost in streams)])
+        for encoder_pass in shard.passes:
+            passes[encoder_pass.encoder] = passes.get(encoder_pass.encoder, 0.0) + shard.shard.samples * items.of(shard, encoder_pass.view)
+    needed = dict.fromkeys([*passes, *(stream.study.encoder.name for stream in streams)])
     speeds = Speeds(plan, store).of_all(needed)
     decode = {key: glance.seconds / plan.sweep.resources.decode_threads for key, glance in glances.seen.items()}
     # decoding and encoding go on side by side: whichever takes longer decides, for banks and for each stream
     banks_decode = sum(shard.shard.samples * decode[shard.dataset, shard.split] for shard in work)
     banks_encode = _encode_seconds(passes, speeds)
     parts = [(banks_decode, banks_encode)]
-    for cost in streams:
-        parts.append((cost.decoded * decode[learnt_from(cost.study), "train"], _encode_seconds({cost.study.encoder.name: cost.passes}, speeds)))
-    known = [(decoding, encoding) for decoding, encoding in parts if encoding is not None]
-    is_known = len(known) == len(parts)
-    return Estimate(
+    for stream in streams:
+        encoding = _encode_seconds({stream.study.encoder.name: stream.passes}, speeds)
+        parts.append((stream.decoded * decode[learnt_from(stream.study), "train"], encoding))
+    timed = [(decoding, encoding) for decoding, encoding in parts if encoding is not None]
+    is_timed = len(timed) == len(parts)
+    return Cost(
         work=work,
-        items=items.found,
+        items=items.counts,
         bases={(shard.dataset, shard.split): glances.of(shard.dataset, shard.split).basis for shard in work},
         passes=passes,
         streams=streams,
@@ -141,8 +122,8 @@ def estimate(plan: Plan, store: BankStore, *, actors: int) -> Estimate:
         free_bytes=store.free_bytes,
         speeds=speeds,
         decoding=sum(decoding for decoding, _ in parts),
-        encoding=sum(encoding for _, encoding in known) if is_known else None,
-        seconds=sum(max(pair) for pair in known) / actors if is_known else None,
+        encoding=sum(encoding for _, encoding in timed) if is_timed else None,
+        seconds=sum(max(pair) for pair in timed) / actors if is_timed else None,
     )
 
 
@@ -199,29 +180,29 @@ class _Glances:
 def peek(root: str, manifest: Manifest, shard: Shard) -> Glance:
     """The first images of a shard; a glance without images, and why, where none can be read."""
     audit = ShardAudit(shard=shard.file, expected=shard.samples)
-    found: list[Sample] = []
+    samples: list[Sample] = []
     start = time.perf_counter()
     try:
         with contextlib.closing(read_samples(shard_url(root, manifest.dataset, shard), shard, manifest.rules, audit)) as records:  # type: ignore[type-var]
             for _, decode in records:
                 with contextlib.suppress(ShardError):
-                    found.append(decode())
-                if len(found) == _PEEKED:
+                    samples.append(decode())
+                if len(samples) == _GLANCED:
                     break
     except (HarnessError, OSError) as error:
-        return Glance(basis=f"{shard.file} cannot be read ({' '.join(str(error).split())[:120]}), so one item an image is assumed")
-    if not found:
-        return Glance(basis=f"{shard.file} has no image that decodes, so one item an image is assumed")
-    basis = f"from the first {len(found)} images of {shard.file}"
-    return Glance(samples=found, seconds=(time.perf_counter() - start) / len(found), basis=basis)
+        return Glance(basis=f"{shard.file} cannot be read ({' '.join(str(error).split())[:120]}), so one item per image is assumed")
+    if not samples:
+        return Glance(basis=f"{shard.file} has no image that decodes, so one item per image is assumed")
+    basis = f"from the first {len(samples)} images of {shard.file}"
+    return Glance(samples=samples, seconds=(time.perf_counter() - start) / len(samples), basis=basis)
 
 
 class _Items:
-    """Items an image of every (split, view)."""
+    """Items per image of every (split, view)."""
 
     def __init__(self, glances: _Glances, work: Sequence[ShardWork]) -> None:
         self._glances = glances
-        self.found: dict[tuple[str, str, str], float] = {}
+        self.counts: dict[tuple[str, str, str], float] = {}
         for shard in work:
             glances.of(shard.dataset, shard.split)
 
@@ -229,9 +210,9 @@ class _Items:
         if isinstance(view, Whole):
             return 1.0
         key = (work.dataset, work.split, view.identity)
-        if key not in self.found:
-            self.found[key] = self._glances.of(work.dataset, work.split).items(view)
-        return self.found[key]
+        if key not in self.counts:
+            self.counts[key] = self._glances.of(work.dataset, work.split).items(view)
+        return self.counts[key]
 
 
 def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
@@ -239,7 +220,7 @@ def _stream_cost(plan: Plan, study: StudyPlan, glances: _Glances) -> StreamCost:
     task, rounds = study.task, rounds_of(plan, study)
     glance = glances.of(learnt_from(study), "train")
     samples, test = study.sources["train"].samples, study.sources["test"].samples
-    held = 0.0 if "val" in study.sources else samples * HELD_OUT
+    held = 0.0 if "val" in study.sources else samples * HELD_OUT_SHARE
     # without a val split, the whole of train is read to find the tenth of it
     read_to_choose = samples if held else study.sources["val"].samples
     heads = rates_at_once(_rates(plan, study), plan.sweep.search.stack) * len(study.banks["test"])
@@ -276,15 +257,15 @@ def bytes_of_banks(plan: Plan, work: Sequence[ShardWork], items: Callable[[Shard
     total = 0.0
     for shard in work:
         masks = _mask_bytes(plan.manifests[shard.dataset])
-        for one in shard.passes:
-            info = plan.infos[one.encoder]
-            rows = shard.shard.samples * items(shard, one.view)
-            total += sum(rows * _row_bytes(plan, info, job.readout, masks) for job in one.banks)
+        for encoder_pass in shard.passes:
+            info = plan.infos[encoder_pass.encoder]
+            rows = shard.shard.samples * items(shard, encoder_pass.view)
+            total += sum(rows * _row_bytes(plan, info, job.readout, masks) for job in encoder_pass.banks)
     return round(total)
 
 
 def _row_bytes(plan: Plan, info: EncoderInfo, text: str, masks: int) -> int:
-    """Bytes of one item of a readout: float32, or half of that for tokens where the encoder computes in less. `masks` is bytes a pixel."""
+    """Bytes of one item of a readout: float32, or half of that for tokens where the encoder computes in less. `masks` is bytes per pixel."""
     readout = parse_readout(text)
     block = readout.block_index(info)
     width = info.embed_dim if block is None else info.block_dims[block]
@@ -296,109 +277,14 @@ def _row_bytes(plan: Plan, info: EncoderInfo, text: str, masks: int) -> int:
 
 
 def _mask_bytes(manifest: Manifest) -> int:
-    """Of all label maps together, a pixel: 8 bit, or 16 where there are more than 256 labels."""
+    """Bytes per pixel of all label maps together: 1 each, or 2 where there are more than 256 labels."""
     return sum(2 if len(names) > 256 else 1 for names in manifest.mask_classes.values())
-
-
-# --- how fast it goes -------------------------------------------------------------------------------------------------
-
-
-class Speeds:
-    """Speeds of a plan's encoders; those of one architecture, input size and precision are one, whatever their weights."""
-
-    def __init__(self, plan: Plan, store: BankStore) -> None:
-        self._plan, self._store = plan, store
-        self._timed: dict[tuple[Any, ...], Speed] = {}
-
-    def of_all(self, encoders: Sequence[str] | Mapping[str, Any]) -> dict[str, Speed]:
-        """Of each of these encoders: from accounts where there are any, timed where that is possible here, else unknown."""
-        if not encoders:
-            return {}
-        told = list(known_banks(self._store, self._plan))
-        return {name: self._from_accounts(name, told) or self._timed_once(name) for name in encoders}
-
-    def _from_accounts(self, name: str, banks: Sequence[BankSpec]) -> Speed | None:
-        info, resources = self._plan.infos[name], self._plan.sweep.resources
-        same = {
-            "architecture": info.architecture,
-            "device_type": self._plan.device_type,
-            "precision": self._plan.precision_of(info),
-            "threads": resources.threads,
-        }
-        images = seconds = 0.0
-        for bank in banks:
-            identity = dict(bank.identity)
-            size = list((identity.get("preprocessing") or {}).get("size") or ())
-            # streams have images of other sizes, and altered views may drop tokens: neither tells the speed of a plain image
-            if bank.readout == "stream" or bank.view.startswith("whole;") or size != list(info.preprocessing.size):
-                continue
-            if any(identity.get(key) != value for key, value in same.items()):
-                continue
-            for file, _, _ in bank.shards[:_PARTS]:
-                receipt = self._store.receipt(bank, file)
-                if receipt is not None and receipt.images and receipt.seconds > 0:
-                    images, seconds = images + receipt.images, seconds + receipt.seconds
-        if not images:
-            return None
-        return Speed(images_per_second=images / seconds, basis=f"from the accounts of {images:,.0f} images in the cache")
-
-    def _timed_once(self, name: str) -> Speed:
-        info, plan = self._plan.infos[name], self._plan
-        gpu = not plan.device_type.startswith("cpu:")
-        if (gpu and not torch.cuda.is_available()) or device_type(gpu) != plan.device_type:
-            return Speed(
-                images_per_second=None, basis=f"no earlier run on {plan.device_type} in the cache, and none of these devices here to time it on"
-            )
-        key = (info.family, info.architecture, info.preprocessing.size, plan.precision_of(info))
-        if key not in self._timed:
-            compute = Compute(plan.precision_of(info), gpu, plan.sweep.resources.threads)
-            self._timed[key] = timed(plan.encoders[name], compute, min(_TIMED_BATCH[gpu], plan.sweep.resources.batch_size))
-        return self._timed[key]
-
-
-def timed(spec: EncoderSpec, compute: Compute, batch_size: int) -> Speed:
-    """An encoder's speed on batches of noise, after one that does not count; takes a second or the time of two batches."""
-    encoder = load(spec)
-    encoder.module.to(compute.device)
-    images = torch.randn(batch_size, 3, *encoder.info.preprocessing.size, generator=torch.Generator().manual_seed(0)).to(compute.device)
-    spent: list[float] = []
-    with torch.inference_mode(), compute.autocast():
-        _encoded_seconds(encoder, images)
-        while len(spent) < _TIMED_BATCHES and sum(spent) < _TIMED_SECONDS:
-            spent.append(_encoded_seconds(encoder, images))
-    count = len(spent) * batch_size
-    return Speed(images_per_second=count / sum(spent), basis=f"timed just now on {count} images in batches of {batch_size}")
-
-
-def _encoded_seconds(encoder: Any, images: torch.Tensor) -> float:
-    start = time.perf_counter()
-    encoder.encode(images).patches.float().mean().item()  # a number on the CPU: all that was queued on a GPU is done
-    return time.perf_counter() - start
-
-
-def known_banks(store: BankStore, plan: Plan) -> Iterator[BankSpec]:
-    """Banks that may tell how fast an encoder is: the plan's own, and the newest others of a cache on this machine."""
-    found = {bank.key: bank for study in plan.studies for bank in study.specs if study.task.feed == "banked"}
-    yield from found.values()
-    if "://" in store.root:  # to list and read hundreds of small files of an object store would take longer than it tells
-        return
-    files = sorted(Path(store.root).glob("*/bank.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[:_BANKS]:
-        if path.parent.name in found:
-            continue
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            identity = tuple(sorted(plain["identity"].items()))
-            shards = tuple((file, digest, samples) for file, digest, samples in plain["shards"])
-            bank = BankSpec(**{name: plain[name] for name in ("dataset", "split", "readout", "view")}, shards=shards, identity=identity)
-            if bank.key == path.parent.name:
-                yield bank
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
-def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
+def cost_lines(plan: Plan, cost: Cost, *, actors: int) -> Iterator[str]:
     """The plan and what it costs, line by line."""
     tasks = max(1, len(plan.studies) // len(plan.infos))
     trials = sum(rounds_of(plan, study) for study in plan.studies)
@@ -407,44 +293,44 @@ def told(plan: Plan, found: Estimate, *, actors: int) -> Iterator[str]:
         undefined = f"  undefined: {study.undefined}" if study.undefined else ""
         name = f"{study.encoder.name}  {study.task.name}@{study.task.protocol.name}"
         yield f"  {name}  readouts {', '.join(study.banks['test']) or 'none'}{undefined}"
-    samples = sum(shard.shard.samples for shard in found.work)
-    passes = sum(found.passes.values())
-    yield f"{len(plan.shard_work)} shards, {len(found.work)} of them to encode: {samples:,} images to decode, {passes:,.0f} forward passes of items"
-    for (dataset, split, view), count in found.items.items():
-        yield f"  {dataset}/{split}: {count:.1f} items an image, {found.bases[dataset, split]}; {view}"
-    free = "" if found.free_bytes is None else f", {size(found.free_bytes)} free in the cache"
-    yield f"feature banks to write: about {size(found.bank_bytes)}{free}"
-    if found.free_bytes is not None and found.bank_bytes > found.free_bytes:
+    samples = sum(shard.shard.samples for shard in cost.work)
+    passes = sum(cost.passes.values())
+    yield f"{len(plan.shard_work)} shards, {len(cost.work)} of them to encode: {samples:,} images to decode, {passes:,.0f} forward passes of items"
+    for (dataset, split, view), count in cost.items.items():
+        yield f"  {dataset}/{split}: {count:.1f} items per image, {cost.bases[dataset, split]}; {view}"
+    free = "" if cost.free_bytes is None else f", {size(cost.free_bytes)} free in the cache"
+    yield f"feature banks to write: about {size(cost.bank_bytes)}{free}"
+    if cost.free_bytes is not None and cost.bank_bytes > cost.free_bytes:
         yield "  that is more than there is room for: free some, choose another --cache, or ask for fewer readouts"
-    yield from _told_streams(found)
+    yield from _stream_lines(cost)
     yield f"device {plan.device_type}, precision {plan.precision}, {actors} actor{'s' if actors > 1 else ''}"
-    yield from _told_time(found, actors)
+    yield from _time_lines(cost, actors)
 
 
-def _told_streams(found: Estimate) -> Iterator[str]:
-    if found.streams:
-        decoded, passes = sum(cost.decoded for cost in found.streams), sum(cost.passes for cost in found.streams)
-        count = f"{len(found.streams)} streamed stud{'y' if len(found.streams) == 1 else 'ies'}"
+def _stream_lines(cost: Cost) -> Iterator[str]:
+    if cost.streams:
+        decoded, passes = sum(stream.decoded for stream in cost.streams), sum(stream.passes for stream in cost.streams)
+        count = f"{len(cost.streams)} streamed stud{'y' if len(cost.streams) == 1 else 'ies'}"
         yield f"{count}: {decoded:,.0f} images to decode, {passes:,.0f} passes of images of the encoders' own size"
-        for cost in found.streams:
-            study = cost.study
-            yield f"  {study.encoder.name}  {study.task.name}@{study.task.protocol.name}: {cost.decoded:,.0f} decoded, {cost.passes:,.0f} passes"
+        for stream in cost.streams:
+            study = stream.study
+            yield f"  {study.encoder.name}  {study.task.name}@{study.task.protocol.name}: {stream.decoded:,.0f} decoded, {stream.passes:,.0f} passes"
 
 
-def _told_time(found: Estimate, actors: int) -> Iterator[str]:
-    if not found.work and not found.streams:
+def _time_lines(cost: Cost, actors: int) -> Iterator[str]:
+    if not cost.work and not cost.streams:
         yield "estimated time: nothing is left to encode"
         return
-    for name, speed in found.speeds.items():
-        rate = "unknown" if speed.images_per_second is None else f"{speed.images_per_second:,.3g} images/s an actor"
+    for name, speed in cost.speeds.items():
+        rate = "unknown" if speed.images_per_second is None else f"{speed.images_per_second:,.3g} images/s per actor"
         yield f"  {name}: {rate}, {speed.basis}"
-    if found.seconds is None or found.encoding is None:
+    if cost.seconds is None or cost.encoding is None:
         yield "estimated time: unknown, as the speed of an encoder is"
         return
-    decoding = f"{duration(found.decoding)} of decoding beside it" if found.decoding else "decoding not looked at"
+    decoding = f"{duration(cost.decoding)} of decoding beside it" if cost.decoding else "decoding not looked at"
     yield (
-        f"estimated time: about {duration(found.seconds)} with {actors} actor{'s' if actors > 1 else ''} "
-        f"(one actor: {duration(found.encoding)} of encoding, {decoding})"
+        f"estimated time: about {duration(cost.seconds)} with {actors} actor{'s' if actors > 1 else ''} "
+        f"(one actor: {duration(cost.encoding)} of encoding, {decoding})"
     )
     yield "  not counted: training and scoring of heads, retrieval, intervals, augmentation, starting Ray"
 

@@ -22,20 +22,12 @@ from harness.features.device import Precision
 from harness.features.extract import BankJob, Pass, ShardWork
 from harness.features.index import ReadParts
 from harness.features.readouts import parse_readout, unavailable
-from harness.probes import is_decided
-from harness.probes.fields import pool_of
+from harness.plan.roles import POOLED, manifests_by_role, roles_of, split_of, view_of
 from harness.tasks import select, with_metrics
 from harness.versions import EXTRACTION_VERSION, STREAM_VERSION
 
-HELD_OUT = "held out"
-"""The role of train once more, in the view that heads are chosen on, where no val split is there to choose on: of its images a tenth counts."""
-ROLES = ("train", "val", HELD_OUT, "test", "reference")
-POOLS: Mapping[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("test", "train", "val")}
-"""A protocol's `pool` to the splits that are scored."""
-NOT_ASKED: Mapping[str, Any] = {"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
+NOT_IN_RUN_ID: Mapping[str, Any] = {"resources": {"actors", "decode_threads", "lease_timeout", "checkpoint_seconds"}, "shards": True}
 """Fields of a sweep that are in no run's id, since no value depends on them."""
-MORE = "pool/"
-"""How the roles of a pool's further splits begin; its first split has the role `test`."""
 _HASHED_PACKAGES = ("torch", "torchvision", "timm", "pillow")
 
 
@@ -46,7 +38,7 @@ class StudyPlan:
     encoder: EncoderInfo
     task: Task
     banks: Mapping[str, Mapping[str, BankSpec]]
-    """Role (one of ROLES) to readout to bank; roles that the data set does not have or the study does not need are absent."""
+    """Role (one of `roles.ROLES`) to readout to bank; roles that the data set does not have or the study does not need are absent."""
     selected_on: str
     """The split that heads are chosen on: `val`, or `train/10` (a stratified tenth of train) where the data set has no val, or `nothing` where there
     is nothing to choose."""
@@ -58,7 +50,7 @@ class StudyPlan:
     @property
     def scored(self) -> tuple[str, ...]:
         """The roles whose rows are scored together: `test`, and what else the pool has."""
-        return tuple(role for role in self.banks if role == "test" or role.startswith(MORE))
+        return tuple(role for role in self.banks if role == "test" or role.startswith(POOLED))
 
     @property
     def split(self) -> str:
@@ -94,7 +86,7 @@ class Plan:
     def run_id(self) -> str:
         """Names what is asked for: the same request has the same id, wherever and however often it runs."""
         request = {
-            "sweep": self.sweep.model_dump(exclude=dict(NOT_ASKED) if self.sweep.metrics else {**NOT_ASKED, "metrics": True}),
+            "sweep": self.sweep.model_dump(exclude=dict(NOT_IN_RUN_ID) if self.sweep.metrics else {**NOT_IN_RUN_ID, "metrics": True}),
             "weights": {name: info.weights_sha256 for name, info in self.infos.items()},
             "data": {name: manifest.to_json() for name, manifest in self.manifests.items()},
             "device": [self.device_type, self.precision],
@@ -132,10 +124,10 @@ class Plan:
         todo = []
         for work in self.shard_work:
             passes = []
-            for one in work.passes:
-                banks = tuple(job for job in one.banks if work.shard.file not in complete[job.bank.key])
+            for encoder_pass in work.passes:
+                banks = tuple(job for job in encoder_pass.banks if work.shard.file not in complete[job.bank.key])
                 if banks:
-                    passes.append(replace(one, banks=banks))
+                    passes.append(replace(encoder_pass, banks=banks))
             if passes:
                 todo.append(replace(work, passes=tuple(passes)))
         return todo
@@ -160,8 +152,8 @@ def make_plan(
     infos = {name: info_of(spec) for name, spec in encoders.items()}
     plan = Plan(sweep=sweep, encoders=encoders, infos=infos, manifests=manifests, studies=[], device_type=device_type, precision=precision)
     for info in infos.values():
-        suited = {(task.name, task.protocol.name): task for task in (_suited(one, info) for one in tasks)}
-        plan.studies += [_study(plan, info, task, _manifests(task, manifests)) for task in suited.values()]
+        suited = {(task.name, task.protocol.name): task for task in (_suited(candidate, info) for candidate in tasks)}
+        plan.studies += [_study(plan, info, task, manifests_by_role(task, manifests)) for task in suited.values()]
     plan.shard_work = list(_shard_work(plan))
     return plan
 
@@ -174,13 +166,6 @@ def _encoder_specs(sweep: Sweep, base: Path) -> dict[str, EncoderSpec]:
             raise RequestError(f"encoders: expected names that differ, got {spec.name!r} twice; give one of them a `name`")
         specs[spec.name] = spec
     return specs
-
-
-def _manifests(task: Task, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
-    """Role to the manifest whose split it reads; roles whose data set has no such split are absent."""
-    learnt = manifests[task.train_dataset or task.dataset]
-    found = {role: learnt if role in ("train", "val", HELD_OUT) else manifests[task.dataset] for role in (*ROLES, *_more(task))}
-    return {role: manifest for role, manifest in found.items() if split_of(role, task) in manifest.splits}
 
 
 def _suited(task: Task, info: EncoderInfo) -> Task:
@@ -197,9 +182,9 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
     for role in ("train", "test"):
         if role not in manifests and (role == "test" or task.probe.needs_train):
             manifest = plan.manifests[task.dataset if role == "test" else task.train_dataset or task.dataset]
-            wanted, found = split_of(role, task), ", ".join(manifest.splits)
+            split, splits = split_of(role, task), ", ".join(manifest.splits)
             raise RequestError(
-                f"{task.name}: expected a split {wanted!r} in {manifest.dataset}, got {found}; name one of its splits so in its manifest.json"
+                f"{task.name}: expected a split {split!r} in {manifest.dataset}, got {splits}; name one of its splits so in its manifest.json"
             )
     refusal = _refusal(task, info)
     reasons = {readout: refusal or unavailable(parse_readout(readout), info) for readout in task.readouts}
@@ -208,8 +193,8 @@ def _study(plan: Plan, info: EncoderInfo, task: Task, manifests: Mapping[str, Ma
         reasons |= dict.fromkeys(task.readouts, reason)
         readouts = []
     readouts = readouts if task.chooses_readout else readouts[:1]
-    roles, selected_on = _roles(task, readouts, manifests)
-    _refuse_empty_splits(task, [role for role in roles if not role.startswith(MORE)] if readouts else [], manifests)
+    roles, selected_on = roles_of(task, readouts, manifests)
+    _refuse_empty_splits(task, [role for role in roles if not role.startswith(POOLED)] if readouts else [], manifests)
     return StudyPlan(
         encoder=info,
         task=task,
@@ -229,51 +214,6 @@ def _refuse_empty_splits(task: Task, roles: Sequence[str], manifests: Mapping[st
                 "; take it out of manifest.json, and heads are chosen on a tenth of train" if role == "val" else "; build it, or leave the task out"
             )
             raise RequestError(f"{task.name}: expected samples in the split {split!r} of {manifest.dataset}, got 0{spared}")
-
-
-def _roles(task: Task, readouts: Sequence[str], manifests: Mapping[str, Manifest]) -> tuple[list[str], str]:
-    """The roles that a study reads, and the split that it chooses on."""
-    decided = is_decided(task.probe, readouts, task.protocol.fields)
-    chosen_on = "nothing" if decided else "val" if "val" in manifests else "train/10" if "train" in manifests else "nothing"
-    wanted = {
-        "train": task.probe.needs_train or chosen_on == "train/10",
-        "val": chosen_on == "val",
-        HELD_OUT: chosen_on == "train/10" and task.val_view is not None,
-        "test": True,
-        "reference": task.reference_view is not None,
-    }
-    if readouts and chosen_on.removesuffix("/10") in pool(task):
-        raise RequestError(
-            f"{task.name}: expected one readout where the pool has the split that readouts are chosen on ({chosen_on}), got {', '.join(readouts)}; "
-            f"set protocol.readouts or ask for a protocol of one"
-        )
-    return [role for role in (*ROLES, *_more(task)) if wanted.get(role, True) and role in manifests], chosen_on
-
-
-def pool(task: Task) -> tuple[str, ...]:
-    """The splits whose rows are scored together, as far as the data set has them: test alone, unless the protocol has another `pool`."""
-    return POOLS[pool_of(task.protocol.fields)]
-
-
-def _more(task: Task) -> list[str]:
-    """The roles of the pool's splits beside the first."""
-    return [f"{MORE}{split}" for split in pool(task)[1:]]
-
-
-def split_of(role: str, task: Task) -> str:
-    """The split that a role reads."""
-    if role == "test":
-        return pool(task)[0]
-    return {"reference": "test", HELD_OUT: "train"}.get(role, role.removeprefix(MORE))
-
-
-def view_of(task: Task, role: str) -> View:
-    """The view that the rows of a role are of."""
-    if role == "reference" and task.reference_view is not None:
-        return task.reference_view
-    if role in ("val", HELD_OUT) and task.val_view is not None:
-        return task.val_view
-    return task.train_view if role in ("train", "val") and task.train_view is not None else task.view
 
 
 def _samples(manifest: Manifest | None) -> int:
@@ -322,16 +262,16 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
 
 
 def _shard_work(plan: Plan) -> Iterator[ShardWork]:
-    """One piece of work a shard: every pass that any study wants of it, each distinct view of an encoder once."""
-    wanted: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
+    """One piece of work per shard: every pass that any study needs, once per encoder and distinct view."""
+    passes_of: dict[tuple[str, str], dict[tuple[str, str], tuple[View, dict[str, BankSpec]]]] = {}
     for study in plan.studies:
         for role, banks in study.banks.items() if study.task.feed == "banked" else ():
             view = view_of(study.task, role)
             for readout, bank in banks.items():
-                passes = wanted.setdefault((bank.dataset, bank.split), {})
+                passes = passes_of.setdefault((bank.dataset, bank.split), {})
                 _, jobs = passes.setdefault((study.encoder.name, view.identity), (view, {}))
                 jobs[readout] = bank
-    for (dataset, split), passes in wanted.items():
+    for (dataset, split), passes in passes_of.items():
         manifest = plan.manifests[dataset]
         whole = tuple(
             Pass(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from harness.core import Predictions
 from harness.errors import ProbeError
-from harness.metrics.bootstrap import Estimate, paired_interval
+from harness.metrics.bootstrap import Interval, paired_interval
 from harness.probes import all_metrics
 from harness.report.board import Board, Column
 from harness.report.run import Run
@@ -27,7 +27,7 @@ class Difference:
 
     first: str
     second: str
-    estimate: Estimate
+    estimate: Interval
 
     def turned(self) -> Difference:
         """The second's value less the first's: percentiles of the negated draws are the negated percentiles."""
@@ -108,7 +108,7 @@ def _chosen_pairs(encoders: Sequence[str], twins: Mapping[str, str | None], *, e
     return [pair for pair in pairs if pair[0] == encoders[0] or twins.get(pair[0]) == pair[1] or twins.get(pair[1]) == pair[0]]
 
 
-def _difference(metric: str | None, first: Predictions, second: Predictions) -> Estimate:
+def _difference(metric: str | None, first: Predictions, second: Predictions) -> Interval:
     if metric not in all_metrics():
         raise ProbeError(f"metric: expected one of {', '.join(all_metrics())}, got {metric!r}")
     classes = 1 + max(int(values.max()) for table in (first, second) for values in (table.targets, table.predictions))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.core import Metric, Predictions
 from harness.errors import HarnessError, RequestError
-from harness.metrics.bootstrap import Estimate, interval
+from harness.metrics.bootstrap import Interval, interval
 from harness.probes import metric
 from harness.report.board import Row
 
@@ -58,7 +58,7 @@ def _classes(row: Row, scored_by: Metric, predictions: Predictions) -> int:
     return 1 + max(int(labels.max()) for labels in (predictions.targets, predictions.predictions))
 
 
-def _compared(row: Row, again: Estimate) -> Recomputed:
+def _compared(row: Row, again: Interval) -> Recomputed:
     pairs = {name: (row[name], bound) for name, bound in zip(COLUMNS, (again.value, again.low, again.high), strict=True)}
     odd = {name: pair for name, pair in pairs.items() if not _is_close(*pair)}
     if odd:

@@ -21,7 +21,8 @@ from harness.features.bank import BankSpec, BankStore, Receipt
 from harness.files import file_name, publish
 from harness.metrics import sense
 from harness.metrics.levels import AtLevel
-from harness.plan.plan import Plan, StudyPlan, view_of
+from harness.plan.plan import Plan, StudyPlan
+from harness.plan.roles import view_of
 from harness.probes.fields import MaskFields, epochs_of
 from harness.results.provenance import provenance
 from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRIALS, write_table

@@ -26,15 +26,15 @@ class Accounts:
     def __init__(self, plan: Plan, store: BankStore | ReadParts, lost: Mapping[str, Lost]) -> None:
         self._parts = store if isinstance(store, ReadParts) else ReadParts(store)
         self._lost = lost
-        self._known: dict[str, list[Receipt]] = {}
+        self._receipts: dict[str, list[Receipt]] = {}
         self._banks = list(plan.banks())
 
     def of(self, bank: BankSpec) -> list[Receipt]:
         """Receipts of a bank's shards, in the manifest's order; a sample that several shards have counts in the first alone."""
-        if bank.key not in self._known:
+        if bank.key not in self._receipts:
             repeated = self._parts.repeated(bank)
-            self._known[bank.key] = [self._receipt(bank, shard, samples, repeated.get(shard, {})) for shard, _, samples in bank.shards]
-        return self._known[bank.key]
+            self._receipts[bank.key] = [self._receipt(bank, shard, samples, repeated.get(shard, {})) for shard, _, samples in bank.shards]
+        return self._receipts[bank.key]
 
     def _receipt(self, bank: BankSpec, shard: str, samples: int, repeated: Mapping[str, str]) -> Receipt:
         receipt = account(self._parts, bank, shard, samples, self._lost.get(f"{bank.dataset}/{bank.split}/{shard}"))

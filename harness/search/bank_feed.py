@@ -12,7 +12,7 @@ import torch
 from harness.core import FittedStack, Proposal, Rows, State
 from harness.errors import HarnessError, is_of_the_place
 from harness.features.bank import BankStore
-from harness.features.rows import hold_out, joined
+from harness.features.rows import hold_out, joined_rows
 from harness.probes import probe, row_probe
 from harness.probes.fields import epoch_of, mask_of
 from harness.probes.retrieval import GalleryFields, neighbours
@@ -56,7 +56,7 @@ class BankFeed:
 
     def predictions(self, study: Study, head: HeadScore, state: State, test: BankRef) -> Predicted:
         """The head on the rows of its readout's bank of test, as it is: no refit."""
-        rows = joined([self._read(study, ref) for ref in (test, *test.more)])
+        rows = joined_rows([self._read(study, ref) for ref in (test, *test.more)])
         if test.reference is not None:
             rows = replace(rows, reference=self._read(study, test.reference))
         train = self.training_rows(study, head.readout)

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.plan.plan import HELD_OUT, Plan, StudyPlan
+from harness.plan.plan import Plan, StudyPlan
+from harness.plan.roles import HELD_OUT
 from harness.probes import is_decided
 from harness.search.accounts import Accounts, Outcome
 from harness.search.state import StudyState

@@ -38,15 +38,15 @@ def scored(study: Study, chosen: HeadScore, predictions: Predictions | None, tra
 
 def value_of(metric: Metric, predictions: Predictions, study: Study) -> Value:
     """The metric's value and interval, the number of items that it is of, and what is to be said of either."""
-    estimate = interval(metric, predictions, study.classes, seed=study.seed)
+    bounds = interval(metric, predictions, study.classes, seed=study.seed)
     rows = np.flatnonzero(metric.counted(predictions)).tolist()
     n, items = len({predictions.keys[row] for row in rows}), len(set(predictions.keys))
     notes = []
-    if estimate.value is not None and estimate.low is None:
-        notes.append(f"no interval: {estimate.reason}")
+    if bounds.value is not None and bounds.low is None:
+        notes.append(f"no interval: {bounds.reason}")
     if 0 < n < items:
         notes.append(f"{items - n:,} of {items:,} items are not scored: {metric.uncounted}")
-    return Value(metric=metric.name, value=estimate.value, low=estimate.low, high=estimate.high, reason=estimate.reason, n=n, notes=tuple(notes))
+    return Value(metric=metric.name, value=bounds.value, low=bounds.low, high=bounds.high, reason=bounds.reason, n=n, notes=tuple(notes))
 
 
 def untrained_labels(targets: np.ndarray, trained: frozenset[int], counterparts: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -190,7 +190,7 @@ class StreamFeed:
         held_out = self.held_out(study)
         epoch = Epoch(source=source_of(ref), threads=stream_of(study).decode_threads)
         if study.holds_out:
-            epoch.wanted = held_out.__contains__
+            epoch.belongs = held_out.__contains__
         chosen_by = _summed(study)
         sums: list[np.ndarray | None] = [None] * len(proposals)
         errors: list[str | None] = [None] * len(proposals)

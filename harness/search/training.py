@@ -125,7 +125,7 @@ class Training:
             source=self.source,
             threads=stream_of(self.study).decode_threads,
             order=draw(seed, progress.epoch, "order of the samples"),
-            wanted=lambda key: key not in self.held,
+            belongs=lambda key: key not in self.held,
             skip=progress.position,
             lost=progress.lost,
         )

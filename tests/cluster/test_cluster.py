@@ -14,10 +14,7 @@ from harness.cluster.cluster import Cluster, Node
 from harness.config import Resources
 from harness.errors import RequestError
 from harness.progress import Progress
-
-
-def new(**resources: Any) -> Cluster:
-    return Cluster(None, Resources(**resources), dashboard=False, progress=Progress(Console(file=io.StringIO())))
+from tests.helpers.clusters import new
 
 
 @pytest.fixture
@@ -26,7 +23,7 @@ def two_cores_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "has_gpu", lambda: True)
     monkeypatch.setattr(cluster, "local_gpus", lambda: 1)
     monkeypatch.setattr(cluster, "device_type", lambda gpu: "a GPU" if gpu else "a CPU")
-    monkeypatch.setattr(cluster, "resolve_precision", lambda asked, gpu: "float32")
+    monkeypatch.setattr(cluster, "resolve_precision", lambda name, gpu: "float32")
 
 
 @pytest.mark.usefixtures("two_cores_and_a_gpu")
@@ -82,7 +79,7 @@ def test_a_clusters_places_are_those_of_its_living_nodes(monkeypatch: pytest.Mon
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(ray, "remote", lambda **_: lambda look: _Remote())
-    monkeypatch.setattr(ray, "get", lambda found: found)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
     monkeypatch.setattr(Cluster, "start", lambda self: None)
     joined = Cluster("auto", Resources(), dashboard=False, progress=Progress(Console(file=io.StringIO())))
     assert joined.machine().actors == 4

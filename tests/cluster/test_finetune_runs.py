@@ -63,7 +63,7 @@ def test_a_fine_tuning_killed_in_its_middle_goes_on_to_the_bit(tmp_path: Path) -
     assert row["value"] == 1.0, "the planted task is learned"
     assert row["num_trials"] == 8
     for run in (straight, killed):
-        sums = {split: sum(one["seen"] for one in run.table("ledger") if one["split"] == split) for split in ("train", "val", "test")}
+        sums = {split: sum(entry["seen"] for entry in run.table("ledger") if entry["split"] == split) for split in ("train", "val", "test")}
         assert sums == {"train": 36, "val": 18, "test": 24}
     heads = killed.table("trials")
     assert len(heads) == 8

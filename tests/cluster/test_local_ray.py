@@ -21,8 +21,8 @@ from harness.cluster.local_ray import LONGEST_SOCKET, interrupt_later, make_fold
 from harness.config import Resources
 from harness.errors import RequestError, RunError
 from harness.progress import Progress
-from tests.cluster.test_cluster import new
 from tests.helpers import tiny
+from tests.helpers.clusters import new
 from tests.helpers.gates import Gates
 from tests.helpers.runs import ROOT, Run, workers
 
@@ -67,11 +67,11 @@ def test_a_place_that_is_too_long_or_cannot_be_written_is_passed_over(tmp_path: 
     local_ray.remove(folder)
     with pytest.raises(RequestError) as caught:
         make_folder([LONG, "/proc/nowhere", "/dev/null"])
-    told = str(caught.value)
-    assert told.count("\n") == 0
-    assert "/proc/nowhere (No such file or directory)" in told
-    assert "/dev/null (Not a directory)" in told
-    assert told.endswith("set TMPDIR to a short one")
+    message = str(caught.value)
+    assert message.count("\n") == 0
+    assert "/proc/nowhere (No such file or directory)" in message
+    assert "/dev/null (Not a directory)" in message
+    assert message.endswith("set TMPDIR to a short one")
 
 
 def test_where_shared_memory_is_missing_or_small_the_store_lies_in_the_folder(tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_no_other_ray_no_long_path_no_home_and_no_memory_keeps_ours_from_startin
     (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:6399")  # as a Ray that was killed leaves it
     code = f"from harness import local_ray; from pathlib import Path; local_ray.SHARED_MEMORY = Path({str(tmp_path / 'no-shared-memory')!r})\n"
     code += "local_ray.store_options.__defaults__ = (local_ray.SHARED_MEMORY, local_ray.ENOUGH_SHARED)\n" + STARTS
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = kept | {"RAY_ADDRESS": "127.0.0.1:6399", "TMPDIR": str(temporary), "HOME": str(tmp_path / "no-home")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = inherited | {"RAY_ADDRESS": "127.0.0.1:6399", "TMPDIR": str(temporary), "HOME": str(tmp_path / "no-home")}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
     )

@@ -57,7 +57,7 @@ def test_a_draw_depends_on_seed_epoch_and_key_alone() -> None:
 def test_a_scene_is_drawn_the_same_again() -> None:
     augment = SceneAugmentation(scale=(90, 60), crop=48)
     first, again = (augment(scene(), PREPROCESSING, draw(0, 2, "k")) for _ in range(2))
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert all(torch.equal(tensor, repeated) for tensor, repeated in zip(first, again, strict=True))
     assert first[0].shape == (3, 48, 48)
     assert first[1].shape == (48, 48)
 
@@ -84,13 +84,11 @@ def test_an_image_too_narrow_for_any_ratio_is_cropped_in_its_centre() -> None:
 
 @pytest.mark.parametrize("key", [f"k{index}" for index in range(8)])
 def test_labels_lie_on_the_pixels_that_they_name(key: str) -> None:
-    found = SceneAugmentation(scale=(90, 60), crop=48, **GEOMETRY_ONLY).geometry(scene(), draw(0, 0, key))
-    assert found.pixels.shape[1:] == found.labels.shape
+    cut = SceneAugmentation(scale=(90, 60), crop=48, **GEOMETRY_ONLY).geometry(scene(), draw(0, 0, key))
+    assert cut.pixels.shape[1:] == cut.labels.shape
     # away from edges, where pixels are mixed, the red channel is 40 times the label
-    inside = torch.nn.functional.max_pool2d(found.labels[None].float(), 5, 1, 2) == -torch.nn.functional.max_pool2d(
-        -found.labels[None].float(), 5, 1, 2
-    )
-    agree = (found.pixels[0].int() - found.labels * 40).abs() <= 2
+    inside = torch.nn.functional.max_pool2d(cut.labels[None].float(), 5, 1, 2) == -torch.nn.functional.max_pool2d(-cut.labels[None].float(), 5, 1, 2)
+    agree = (cut.pixels[0].int() - cut.labels * 40).abs() <= 2
     assert inside.float().mean() > 0.3
     assert agree[inside[0]].float().mean() > 0.99  # slivers of a pixel may vanish from one of the two
 
@@ -100,9 +98,9 @@ def test_a_label_map_of_another_size_covers_the_same_image() -> None:
     augment = SceneAugmentation(scale=(180, 120), crop=4096, ratio=(1.0, 1.0), flip=0.0, max_share=1.0, **GEOMETRY_ONLY)
     small = labelled(mask, 6, ())
     large = small.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
-    found = [augment.geometry(Scene(pixels=as_pixels(image), labels=labels), draw(0, 0, "k")).labels for labels in (small, large)]
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], large)
+    maps = [augment.geometry(Scene(pixels=as_pixels(image), labels=labels), draw(0, 0, "k")).labels for labels in (small, large)]
+    assert torch.equal(maps[0], maps[1])
+    assert torch.equal(maps[0], large)
 
 
 def test_what_lies_outside_the_image_is_zero_and_ignored() -> None:
@@ -118,12 +116,12 @@ def test_what_lies_outside_the_image_is_zero_and_ignored() -> None:
 def test_crops_avoid_one_class_where_they_can() -> None:
     mask = np.zeros((40, 400), np.uint8)
     mask[:, 200:] = 1
-    one = Scene(pixels=torch.zeros(3, 40, 400, dtype=torch.uint8), labels=labelled(mask, 2, ()))
+    halves = Scene(pixels=torch.zeros(3, 40, 400, dtype=torch.uint8), labels=labelled(mask, 2, ()))
 
     def mixed(share: float) -> int:
         augment = SceneAugmentation(scale=(400, 40), crop=40, ratio=(1.0, 1.0), max_share=share, **GEOMETRY_ONLY)
-        found = [augment.geometry(one, draw(0, 0, str(key))).labels.float().mean() for key in range(60)]
-        return sum(0.25 < float(share) < 0.75 for share in found)
+        shares = [augment.geometry(halves, draw(0, 0, str(key))).labels.float().mean() for key in range(60)]
+        return sum(0.25 < float(share) < 0.75 for share in shares)
 
     assert mixed(0.75) > 2 * mixed(1.0)
 
@@ -145,19 +143,19 @@ def test_the_largest_size_within_a_scale() -> None:
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5])
 def test_saturation_is_that_of_hsv(factor: float) -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 6, 6), dtype=np.uint8))
-    found = saturated(pixels, factor)
+    changed = saturated(pixels, factor)
     for y in range(6):
         for x in range(6):
             hue, saturation, value = colorsys.rgb_to_hsv(*(float(c) / 255 for c in pixels[:, y, x]))
             expected = [255 * c for c in colorsys.hsv_to_rgb(hue, min(1, saturation * factor), value)]
-            assert found[:, y, x].tolist() == pytest.approx(expected, abs=0.51)
+            assert changed[:, y, x].tolist() == pytest.approx(expected, abs=0.51)
 
 
 def test_distortion_stays_within_its_ranges() -> None:
     grey = torch.full((3, 4, 4), 100, dtype=torch.uint8)
-    found = [float(distort(grey, draw(0, 0, str(key)))[0, 0, 0]) for key in range(300)]
-    assert min(found) >= (100 - 32) * 0.5 - 2
-    assert max(found) <= (100 + 32) * 1.5 + 1
-    assert min(found) < 60
-    assert max(found) > 160
-    assert 100.0 in found
+    values = [float(distort(grey, draw(0, 0, str(key)))[0, 0, 0]) for key in range(300)]
+    assert min(values) >= (100 - 32) * 0.5 - 2
+    assert max(values) <= (100 + 32) * 1.5 + 1
+    assert min(values) < 60
+    assert max(values) > 160
+    assert 100.0 in values

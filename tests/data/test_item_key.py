@@ -14,7 +14,7 @@ from harness.data.views.augmented import RandomCrops
 from harness.data.views.bag import Bag
 from harness.data.views.keypoint_patch import KeypointPatch
 from harness.data.views.whole import Whole
-from harness.probes.lib.augmented import KeptRows
+from harness.probes.lib.augmented import KeptFields, KeptRows
 from harness.probes.lib.bags import bags
 from harness.probes.locality import labels
 
@@ -90,5 +90,5 @@ def test_probes_find_the_sample_of_their_rows_whatever_its_key(key: str) -> None
     means = bags("test", rows(patches), 2, "none")
     assert [list(mean.keys) for mean in means.values()] == [[f"{key}#0"], [f"{key}#1"]]
     crops = [item.key for item in RandomCrops(count=2)(sample(key))]
-    assert KeptRows.of("linear", rows(crops), {"train_views": 2}) == KeptRows(images=1, views=2)
+    assert KeptRows.of("linear", rows(crops), KeptFields(train_views=2)) == KeptRows(images=1, views=2)
     assert labels(rows(patches), rows([key])).tolist() == [0] * 4

@@ -51,7 +51,7 @@ def test_same_bits_whatever_comes_with_it(fit: str) -> None:
     alone = [prepare(image, SQUARE, fit) for image in images]  # type: ignore[arg-type]
     again = [prepare(image.copy(), SQUARE, fit) for image in reversed(images)][::-1]  # type: ignore[arg-type]
     view = prepare(np.asfortranarray(images[0]), SQUARE, fit)  # type: ignore[arg-type]
-    assert all(torch.equal(one, other) for one, other in zip(alone, again, strict=True))
+    assert all(torch.equal(tensor, repeated) for tensor, repeated in zip(alone, again, strict=True))
     assert torch.equal(view, alone[0])
 
 

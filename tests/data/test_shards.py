@@ -21,8 +21,27 @@ from harness.data.manifest import Rules, Shard
 from harness.data.shards import ShardAudit, attempt, decode_sample, in_order, label_and_group, read_samples
 from harness.errors import RunError, SampleError, ShardError, is_of_the_place
 from tests.helpers import tiny
+from tests.helpers.damaged import (
+    Records,
+    about,
+    broken_image,
+    broken_json,
+    broken_mask,
+    duplicate_key,
+    duplicate_member,
+    json_of_another_shape,
+    key_in_latin_1,
+    key_with_a_suffix,
+    mask,
+    missing_image,
+    missing_json,
+    not_adjacent,
+    not_an_image,
+    point,
+    twelve_bits,
+    with_value,
+)
 
-Records = list[list[tuple[str, bytes]]]
 COUNT = 6
 RULES = Rules(
     annotations=frozenset({"label", "keypoints", "object"}), classes=len(tiny.CLASSES), parts=frozenset(tiny.PARTS), mask_values={"object": 2}
@@ -112,60 +131,6 @@ def test_a_damaged_file_loses_only_what_is_not_there(
     assert not audit.complete
 
 
-def broken_image(made: Records) -> None:
-    name, data = made[2][0]
-    made[2][0] = (name, data[: len(data) // 2])
-
-
-def not_an_image(made: Records) -> None:
-    made[2][0] = (made[2][0][0], b"no image at all")
-
-
-def broken_json(made: Records) -> None:
-    made[2][1] = (made[2][1][0], b'{"label": 1')
-
-
-def json_of_another_shape(made: Records) -> None:
-    made[2][1] = (made[2][1][0], b'{"label": 1, "keypoints": [{"nose": 3}]}')
-
-
-def broken_mask(made: Records) -> None:
-    made[2][2] = (made[2][2][0], b"\x89PNG no")
-
-
-def missing_json(made: Records) -> None:
-    del made[2][1]
-
-
-def missing_image(made: Records) -> None:
-    del made[2][0]
-
-
-def duplicate_key(made: Records) -> None:
-    made.append(made[0])
-
-
-def key_with_a_suffix(made: Records) -> None:
-    made[2] = [(name.replace("-", "#"), data) for name, data in made[2]]
-
-
-def key_in_latin_1(made: Records) -> None:
-    made[2] = [(f"caf\udce9.{name.partition('.')[2]}", data) for name, data in made[2]]
-
-
-def twelve_bits(made: Records) -> None:
-    grey = np.arange(tiny.SIZE**2, dtype=np.uint16).reshape(tiny.SIZE, tiny.SIZE)
-    made[2][0] = (made[2][0][0].replace("jpg", "png"), tiny.encode(grey, "PNG"))
-
-
-def duplicate_member(made: Records) -> None:
-    made[2].append(made[2][1])
-
-
-def not_adjacent(made: Records) -> None:
-    made[3].append(made[2].pop())
-
-
 @pytest.mark.parametrize(
     ("spoil", "seen", "duplicates", "reasons"),
     [
@@ -201,33 +166,6 @@ def test_a_broken_record_costs_that_sample_and_is_named(
     assert audit.duplicates == duplicates
     assert audit.reasons == reasons
     assert not audit.complete
-
-
-def about(**more: object) -> Callable[[Records], None]:
-    """Other values in the third record's JSON."""
-
-    def spoil(made: Records) -> None:
-        name, data = made[2][1]
-        made[2][1] = (name, json.dumps({**json.loads(data), **more}).encode())
-
-    return spoil
-
-
-def point(**more: object) -> Callable[[Records], None]:
-    return about(keypoints=[{"part": "head", "x": 3, "y": 4.5, "visible": True, **more}])
-
-
-def mask(array: np.ndarray) -> Callable[[Records], None]:
-    def spoil(made: Records) -> None:
-        made[2][2] = (made[2][2][0], tiny.encode(array, "PNG"))
-
-    return spoil
-
-
-def with_value(value: int, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> Callable[[Records], None]:
-    found = np.zeros((tiny.SIZE, tiny.SIZE), dtype)
-    found[3, 5] = value
-    return mask(found)
 
 
 CLASS = "label that is not one of 3 classes"
@@ -315,11 +253,11 @@ def test_a_sample_within_the_rules_is_kept(tmp_path: Path, spoil: Callable[[Reco
 )
 def test_boxes_are_held_to_the_rules_where_the_manifest_names_them(box: dict[str, object], reason: str | None) -> None:
     instance = box.pop("instance", 0)
-    told = {
+    annotations = {
         "boxes": [{"x": -2, "y": 3.5, "width": 0, "height": 60, **box}],
         "keypoints": [{"part": "head", "x": 1, "y": 1, "instance": instance}],
     }
-    members = {"png": tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG"), "json": json.dumps(told).encode()}
+    members = {"png": tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG"), "json": json.dumps(annotations).encode()}
     rules = replace(RULES, annotations=frozenset({"boxes", "keypoints"}))
     if reason is None:
         assert len(decode_sample("a", members, rules).boxes) == 1
@@ -395,20 +333,20 @@ def test_a_store_that_cannot_be_opened_is_tried_again(tmp_path: Path, monkeypatc
 LABELS = Rules(annotations=frozenset({"label"}), classes=3, parts=frozenset(), mask_values={})
 
 
-def shard_of(path: Path, samples: int, **more: object) -> Shard:
+def shard_of(path: Path, samples: int, **fields: object) -> Shard:
     data = path.read_bytes()
-    plain = {"file": "a.tar", "samples": samples, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **more}
+    plain = {"file": "a.tar", "samples": samples, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **fields}
     return Shard.model_validate(plain)
 
 
-def record(key: str, **more: object) -> list[tuple[str, bytes]]:
+def record(key: str, **fields: object) -> list[tuple[str, bytes]]:
     picture = tiny.encode(np.zeros((8, 8, 3), np.uint8), "PNG")
-    return [(f"{key}.png", picture), (f"{key}.json", json.dumps({"label": 0, **more}).encode())]
+    return [(f"{key}.png", picture), (f"{key}.json", json.dumps({"label": 0, **fields}).encode())]
 
 
-def account(path: Path, samples: int, rules: Rules = LABELS, **more: object) -> ShardAudit:
+def account(path: Path, samples: int, rules: Rules = LABELS, **fields: object) -> ShardAudit:
     """The account of a shard of labels, whose JSON can be written and read again."""
-    shard = shard_of(path, samples, **more)
+    shard = shard_of(path, samples, **fields)
     audit = ShardAudit(shard=shard.file, expected=samples)
     for key, sample in in_order(read_samples(str(path), shard, rules, audit), threads=2):
         if isinstance(sample, ShardError):
@@ -456,7 +394,7 @@ def test_a_key_with_control_characters_is_lost_alone_and_shown_in_one_line(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("more", "reason"),
+    ("fields", "reason"),
     [
         ({"group": "\ud800"}, "group that is not UTF-8"),
         ({"group": "a\0b"}, "group with control characters"),
@@ -465,8 +403,8 @@ def test_a_key_with_control_characters_is_lost_alone_and_shown_in_one_line(tmp_p
         ({"label": {}}, "label that is not one of 3 classes"),
     ],
 )
-def test_what_cannot_stand_in_a_table_is_lost_alone(tmp_path: Path, more: dict[str, object], reason: str) -> None:
-    audit = account(written(tmp_path / "a.tar", [record("a", **more), record("b")]), 2)
+def test_what_cannot_stand_in_a_table_is_lost_alone(tmp_path: Path, fields: dict[str, object], reason: str) -> None:
+    audit = account(written(tmp_path / "a.tar", [record("a", **fields), record("b")]), 2)
     assert audit.reasons == {reason: ["a"]}
     assert audit.seen == 1
 

@@ -19,8 +19,8 @@ IMAGE = np.zeros((100, 100, 3), np.uint8)
 PARTS = ("nose", "wrist", "ankle")
 
 
-def sample(*keypoints: tuple[str, float, float, int | None], **more: str) -> Sample:
-    return Sample(key="a", image=IMAGE, keypoints=tuple(Keypoint(part=p, x=x, y=y, instance=i) for p, x, y, i in keypoints), **more)
+def sample(*keypoints: tuple[str, float, float, int | None], **fields: str) -> Sample:
+    return Sample(key="a", image=IMAGE, keypoints=tuple(Keypoint(part=p, x=x, y=y, instance=i) for p, x, y, i in keypoints), **fields)
 
 
 TWO = sample(
@@ -69,9 +69,9 @@ def test_each_choice_has_a_bank_of_its_own_and_the_old_ones_keep_theirs() -> Non
     assert views[0].identity == "keypoint-patch(parts=nose,wrist,ankle;side=1;neighbours=all;d=0..inf;min=1)"
 
 
-@pytest.mark.parametrize(("more", "group"), [({}, "a"), ({"group": "photo"}, "photo")])
-def test_samples_of_one_photograph_are_one_group(more: dict[str, str], group: str) -> None:
-    cut = sample(("nose", 20, 20, None), ("wrist", 50, 20, None), **more)
+@pytest.mark.parametrize(("fields", "group"), [({}, "a"), ({"group": "photo"}, "photo")])
+def test_samples_of_one_photograph_are_one_group(fields: dict[str, str], group: str) -> None:
+    cut = sample(("nose", 20, 20, None), ("wrist", 50, 20, None), **fields)
     assert {item.group for view in (Whole(), KeypointPatch(parts=PARTS)) for item in view(cut)} == {group}
     assert [item.key for item in Whole()(cut)] == ["a"]
 

@@ -61,9 +61,9 @@ def released(image: np.ndarray, points: list[tuple[str, float, float]]) -> dict[
     return patches
 
 
-def same(found: list[Item], expected: dict[str, np.ndarray]) -> int:
+def same(items: list[Item], expected: dict[str, np.ndarray]) -> int:
     """How many patches there are, all of which are equal to the pixel."""
-    by_part = {item.key.partition(":")[2]: item.image for item in found}
+    by_part = {item.key.partition(":")[2]: item.image for item in items}
     assert by_part.keys() == expected.keys()
     for part, patch in expected.items():
         np.testing.assert_array_equal(by_part[part], patch)
@@ -83,7 +83,8 @@ def test_birds_are_cut_as_the_release_cuts_them(step: float) -> None:
         image = picture(rng)
         points = [(part, *(np.round(rng.uniform(0, side) / step) * step for side in image.shape[1::-1])) for part in BIRD]
         keypoints = tuple(Keypoint(part=part, x=float(x), y=float(y)) for part, x, y in points)
-        count += same(view(Sample(key="a", image=image, keypoints=keypoints)), released(image, [one for one in points if one[0] in BIRD_SELECTED]))
+        selected = [point for point in points if point[0] in BIRD_SELECTED]
+        count += same(view(Sample(key="a", image=image, keypoints=keypoints)), released(image, selected))
 
 
 def test_persons_are_cut_as_the_release_cuts_them() -> None:
@@ -95,14 +96,15 @@ def test_persons_are_cut_as_the_release_cuts_them() -> None:
         height, width = image.shape[:2]
         points = [(part, int(rng.integers(0, width)), int(rng.integers(0, height))) for part in PERSON]
         keypoints = tuple(Keypoint(part=part, x=x + 0.5, y=y + 0.5, instance=0) for part, x, y in points)
-        count += same(view(Sample(key="a", image=image, keypoints=keypoints)), released(image, [one for one in points if one[0] in PERSON_SELECTED]))
+        selected = [point for point in points if point[0] in PERSON_SELECTED]
+        count += same(view(Sample(key="a", image=image, keypoints=keypoints)), released(image, selected))
 
 
 @pytest.mark.parametrize(("dataset", "parts"), [("cub", BIRD), ("coco_keypoints", PERSON), ("mine", BIRD)])
 def test_every_protocol_of_the_release_cuts_so(dataset: str, parts: tuple[str, ...]) -> None:
-    found = list(views(dataset, parts))
-    assert len(found) >= len(RETRIEVALS) + 2
-    assert {view.rounding for view in found} == {"half-of-pixel" if dataset == "coco_keypoints" else "half"}
+    defined = list(views(dataset, parts))
+    assert len(defined) >= len(RETRIEVALS) + 2
+    assert {view.rounding for view in defined} == {"half-of-pixel" if dataset == "coco_keypoints" else "half"}
 
 
 def test_the_sides_are_even_and_no_square_is_empty() -> None:

@@ -76,12 +76,12 @@ def test_where_dropped_positions_run_out_the_rest_are_exchanged_and_none_keeps_i
     for key in KEYS:
         keep, positions, wrong = misplaced(key, grid, kept_share=kept_share, theta=theta)
         dropped = set(range(grid[0] * grid[1])) - set(keep)
-        given, own = set(positions[wrong]), set(keep[wrong])
+        given, wrong_cells = set(positions[wrong]), set(keep[wrong])
         assert (positions[~wrong] == keep[~wrong]).all()
         assert (positions[wrong] != keep[wrong]).all()
         assert len(set(positions)) == len(positions)
-        assert given <= dropped | own
-        if len(own) > len(dropped):
+        assert given <= dropped | wrong_cells
+        if len(wrong_cells) > len(dropped):
             ran_out += 1
             assert dropped <= given, "dropped positions are used up before wrong tokens exchange theirs"
     assert ran_out
@@ -121,13 +121,13 @@ def test_the_share_of_tokens_that_are_wrong_or_would_be_is_theta_within_its_bino
 
 
 def test_every_cell_is_kept_as_often_and_goes_wrong_as_often() -> None:
-    kept, wrong, given = (np.zeros(CELLS) for _ in range(3))
+    stayed, wrong, given = (np.zeros(CELLS) for _ in range(3))
     for number in range(2000):
         keep, positions, is_wrong = misplaced(str(number), kept_share=0.25, theta=0.5)
-        kept[keep] += 1
+        stayed[keep] += 1
         wrong[keep[is_wrong]] += 1
         given[positions[is_wrong]] += 1
-    for count, share in ((kept, 0.25), (wrong, 0.125), (given, 0.125)):
+    for count, share in ((stayed, 0.25), (wrong, 0.125), (given, 0.125)):
         assert np.abs(count - 2000 * share).max() < 5 * (2000 * share * (1 - share)) ** 0.5
 
 
@@ -160,7 +160,7 @@ def test_nothing_wrong_and_nothing_dropped_is_nothing_named() -> None:
     assert dropped.positions is None
     # all images of a view must have positions or none, even those of which by chance no token is wrong
     rare = [MisplacedTokens(kept_share=1.0, theta=1e-9)(IMAGE, GRID, key) for key in KEYS]
-    assert all(one.positions is not None and not one.marks["misplaced"].any() for one in rare)
+    assert all(altered.positions is not None and not altered.marks["misplaced"].any() for altered in rare)
 
 
 # --- dropped --------------------------------------------------------------------------------------------------------------
@@ -172,16 +172,16 @@ def test_nothing_wrong_and_nothing_dropped_is_nothing_named() -> None:
 def test_as_many_cells_stay_as_the_share_says(mode: Mode, grid: tuple[int, int], kept_share: float) -> None:
     cells = grid[0] * grid[1]
     for key in KEYS[:20]:
-        kept = DroppedTokens(kept_share=kept_share, mode=mode).kept_cells(grid, key)
-        assert len(kept) == max(1, int(kept_share * cells + 1e-9))
-        assert (np.diff(kept) > 0).all()
-        assert kept.min() >= 0
-        assert kept.max() < cells
+        cells_kept = DroppedTokens(kept_share=kept_share, mode=mode).kept_cells(grid, key)
+        assert len(cells_kept) == max(1, int(kept_share * cells + 1e-9))
+        assert (np.diff(cells_kept) > 0).all()
+        assert cells_kept.min() >= 0
+        assert cells_kept.max() < cells
 
 
 def test_the_centre_goes_first() -> None:
-    kept = DroppedTokens(kept_share=0.75, mode="centre").kept_cells((4, 4), "a")
-    assert set(range(16)) - set(kept.tolist()) == {5, 6, 9, 10}
+    cells_kept = DroppedTokens(kept_share=0.75, mode="centre").kept_cells((4, 4), "a")
+    assert set(range(16)) - set(cells_kept.tolist()) == {5, 6, 9, 10}
     assert (
         DroppedTokens(kept_share=0.5, mode="centre").kept_cells((4, 4), "a").tolist()
         == DroppedTokens(kept_share=0.5, mode="centre").kept_cells((4, 4), "b").tolist()
@@ -209,12 +209,12 @@ def test_grey_has_the_mean_where_cells_go_and_the_image_elsewhere(size: tuple[in
     image = torch.randn(3, *size) + 10
     alteration = DroppedTokens(kept_share=0.5, how="grey")
     altered = alteration(image, GRID, "a")
-    kept = set(alteration.kept_cells(GRID, "a").tolist())
+    cells_kept = set(alteration.kept_cells(GRID, "a").tolist())
     assert altered.keep is None
     for row in range(size[0]):
         for column in range(size[1]):
             cell = (row * GRID[0] // size[0]) * GRID[1] + column * GRID[1] // size[1]
-            expected = image[:, row, column] if cell in kept else torch.zeros(3)
+            expected = image[:, row, column] if cell in cells_kept else torch.zeros(3)
             assert torch.equal(altered.image[:, row, column], expected)
 
 
@@ -269,9 +269,9 @@ ALTERATIONS: list[Alteration] = [
 
 @pytest.mark.parametrize("alteration", ALTERATIONS, ids=lambda alteration: alteration.identity)
 def test_what_becomes_of_an_image_depends_on_its_key_and_the_seed_alone(alteration: Alteration) -> None:
-    def outcome(one: Alteration, key: str) -> tuple[object, ...]:
-        altered = one(IMAGE, GRID, key)
-        named = [None if each is None else tuple(each.tolist()) for each in (altered.keep, altered.positions)]
+    def outcome(alter: Alteration, key: str) -> tuple[object, ...]:
+        altered = alter(IMAGE, GRID, key)
+        named = [None if cells is None else tuple(cells.tolist()) for cells in (altered.keep, altered.positions)]
         return (*named, altered.image.numpy().tobytes(), *(mark.tobytes() for mark in altered.marks.values()))
 
     first = outcome(alteration, "a")
@@ -293,12 +293,12 @@ def test_the_identity_tells_every_parameter() -> None:
         ShuffledPatches(grid=0),
         ShuffledPatches(grid=2),
     ]
-    identities = [Whole(alteration=one).identity for one in (*ALTERATIONS, *changed)]
+    identities = [Whole(alteration=alteration).identity for alteration in (*ALTERATIONS, *changed)]
     assert len(set(identities)) == len(identities)
 
 
 @pytest.mark.parametrize(
-    ("kind", "parameters", "told"),
+    ("kind", "parameters", "reason"),
     [
         (MisplacedTokens, {"kept_share": 0.0, "theta": 0.2}, "kept_share above 0 and at most 1, got 0"),
         (MisplacedTokens, {"kept_share": 0.5, "theta": 1.1}, "theta from 0 to 1, got 1.1"),
@@ -308,8 +308,8 @@ def test_the_identity_tells_every_parameter() -> None:
         (ShuffledPatches, {"grid": -1}, "got -1"),
     ],
 )
-def test_parameters_that_cannot_be_are_refused(kind: Any, parameters: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_parameters_that_cannot_be_are_refused(kind: Any, parameters: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
         kind(**parameters)
 
 

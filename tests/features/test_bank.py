@@ -86,7 +86,7 @@ def test_a_lease_is_as_large_whatever_number_of_shards_there_are(tmp_path: Path)
 
 def test_a_leased_bank_is_the_bank_that_its_studies_read(tmp_path: Path) -> None:
     plan = banks.planned(tmp_path, 3)
-    leased = {job.bank for work in plan.shard_work for one in work.passes for job in one.banks}
+    leased = {job.bank for work in plan.shard_work for encoder_pass in work.passes for job in encoder_pass.banks}
     assert {bank.key for bank in leased} == {bank.key for bank in plan.banks()}
     assert all(isinstance(bank, LeasedBank) for bank in leased)
     assert {(bank.key, bank.readout, bank.view) for bank in leased} == {(bank.key, bank.readout, bank.view) for bank in plan.banks()}

@@ -109,10 +109,10 @@ def test_an_image_is_decoded_once_and_each_view_encoded_once(
 ) -> None:
     decoded, forwards = [], []
     real = harness.data.shards.decode_sample
-    monkeypatch.setattr(harness.data.shards, "decode_sample", lambda key, *more: decoded.append(key) or real(key, *more))
+    monkeypatch.setattr(harness.data.shards, "decode_sample", lambda key, *rest: decoded.append(key) or real(key, *rest))
     for name, encoder in encoders.items():
         encode = encoder.encode
-        monkeypatch.setattr(encoder, "encode", lambda images, _name=name, _encode=encode, **more: forwards.append(_name) or _encode(images, **more))
+        monkeypatch.setattr(encoder, "encode", lambda images, _name=name, _encode=encode, **rest: forwards.append(_name) or _encode(images, **rest))
     patches = KeypointPatch(parts=tiny.PARTS)
     passes = [(name, view, readouts) for name in encoders for view, readouts in ((Whole(), ("cls", "mean", "tokens")), (patches, ("mean",)))]
     extract(encoders, work(*shard, *passes), batch_size=4)
@@ -157,8 +157,8 @@ def test_batch_sizes_agree_to_rounding(encoders: dict[str, Encoder], shard: tupl
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
-def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(got.astype(np.float32) - wanted) / np.linalg.norm(wanted))
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got.astype(np.float32) - expected) / np.linalg.norm(expected))
 
 
 READOUTS = ("cls", "mean", "tokens")
@@ -178,8 +178,8 @@ def test_bf16_is_what_the_encoder_computes_in(encoders: dict[str, Encoder], shar
     for handle in handles:
         handle.remove()
     assert seen == {torch.bfloat16}
-    for (spec, rows, _), (_, wanted, _) in zip(half, exact, strict=True):
-        assert 1e-4 < relative(np.stack(rows.features), np.stack(wanted.features)) < 0.02, spec.readout
+    for (spec, rows, _), (_, expected, _) in zip(half, exact, strict=True):
+        assert 1e-4 < relative(np.stack(rows.features), np.stack(expected.features)) < 0.02, spec.readout
         assert rows.features[0].dtype == (np.float16 if spec.readout == "tokens" else np.float32)
 
 
@@ -192,8 +192,8 @@ def test_an_actor_encodes_in_the_precision_of_its_run(encoders: dict[str, Encode
     actor.start()
     assert actor.encode(job, attempt=1) == 3 * 7
     store = BankStore(settings.cache)
-    for spec, wanted, _ in extract(encoders, job, precision="bf16"):
-        np.testing.assert_array_equal(store.rows(spec).features, np.stack(wanted.features))
+    for spec, expected, _ in extract(encoders, job, precision="bf16"):
+        np.testing.assert_array_equal(store.rows(spec).features, np.stack(expected.features))
 
 
 def test_a_bank_gives_back_what_was_written(encoders: dict[str, Encoder], shard: tuple[Path, Shard], tmp_path: Path) -> None:
@@ -316,9 +316,9 @@ def test_items_of_a_sample_that_shards_before_have_are_left_out(tmp_path: Path, 
         rows = PartRows(keys=keys, groups=keys, targets=[0] * len(keys), features=features)
         store.write_part(spec, rows, Receipt.of(audit, bank_key=spec.key, attempts=1, node="", rows=len(keys), seconds=0.0, images=0))
     assert store.repeated(spec) == {"b.tar": {"l": "a.tar"}, "c.tar": {"l": "a.tar", "m": "b.tar"}}
-    found = store.rows(spec)
-    assert list(found.keys) == ["k#0", "k#1", "l#0", "m#0", "n#0"]
-    np.testing.assert_array_equal(found.features[:, 0], [0, 1, 2, 10, 30])
+    stored = store.rows(spec)
+    assert list(stored.keys) == ["k#0", "k#1", "l#0", "m#0", "n#0"]
+    np.testing.assert_array_equal(stored.features[:, 0], [0, 1, 2, 10, 30])
     assert store.repeated(spec, without=("a.tar",)) == {"c.tar": {"l": "b.tar", "m": "b.tar"}}
     assert list(store.rows(spec, without=("a.tar",)).keys) == ["m#0", "l#1", "l#2", "n#0"]
 

@@ -42,8 +42,8 @@ def entry_of(path: Path, **keys: Any) -> dict[str, Any]:
     return plain
 
 
-def planned(shards: Path, folder: Path, precision: Precision, tasks: list[str], *encoders: dict[str, Any], **more: Any) -> Plan:
-    (folder / "sweep.yaml").write_text(tiny.sweep_text(shards, encoders=list(encoders), tasks=tasks, **more))
+def planned(shards: Path, folder: Path, precision: Precision, tasks: list[str], *encoders: dict[str, Any], **settings: Any) -> Plan:
+    (folder / "sweep.yaml").write_text(tiny.sweep_text(shards, encoders=list(encoders), tasks=tasks, **settings))
     return make_plan(load_sweep(folder / "sweep.yaml"), folder, device_type(False), precision)
 
 
@@ -101,13 +101,13 @@ def test_key_pass_stream_and_record_read_one_value(shards: Path, tmp_path: Path,
     plan = planned(shards, tmp_path, precision, ["tiny/object-knn", "tiny/object-linear-streamed"], *entries)
     accounts = Accounts(plan, BankStore(str(tmp_path / "cache")), {})
     for work in plan.shard_work:
-        for one in work.passes:
-            assert one.precision == plan.precision_of(plan.infos[one.encoder])
+        for encoder_pass in work.passes:
+            assert encoder_pass.precision == plan.precision_of(plan.infos[encoder_pass.encoder])
     for study in plan.studies:
-        wanted = "float32" if study.encoder.float32_only else precision
-        assert {dict(bank.identity)["precision"] for bank in study.specs} == {wanted} == {plan.precision_of(study.encoder)}
+        expected = "float32" if study.encoder.float32_only else precision
+        assert {dict(bank.identity)["precision"] for bank in study.specs} == {expected} == {plan.precision_of(study.encoder)}
         stream = study_of(plan, study, accounts).stream
-        assert (stream.precision if stream else wanted) == wanted
+        assert (stream.precision if stream else expected) == expected
 
 
 @pytest.mark.parametrize("task", ["object-linear-streamed", "finetune"])

@@ -18,27 +18,27 @@ from harness.errors import ShardError
 def samples(root: Path, dataset: str, split: str) -> dict[str, Sample]:
     """Every sample of a split by key, in the shards' order; nothing may be missing or too much."""
     manifest = load_manifest(str(root), dataset)
-    found: dict[str, Sample] = {}
+    by_key: dict[str, Sample] = {}
     for shard in manifest.split(split).shards:
         audit = ShardAudit(shard=shard.file, expected=shard.samples)
         for key, sample in in_order(read_samples(shard_url(str(root), dataset, shard), shard, manifest.rules, audit), threads=1):
             assert not isinstance(sample, ShardError), (key, sample)
-            found[key] = sample
+            by_key[key] = sample
             audit.seen += 1
         audit.close()
         assert audit.complete, audit
-    assert len(found) == manifest.split(split).samples
-    return found
+    assert len(by_key) == manifest.split(split).samples
+    return by_key
 
 
 def members(root: Path, dataset: str) -> dict[str, bytes]:
     """Every file of every shard, by name."""
-    found = {}
+    by_name = {}
     for split in load_manifest(str(root), dataset).splits.values():
         for shard in split.shards:
             with tarfile.open(root / dataset / shard.file) as tar:
-                found.update({info.name: tar.extractfile(info).read() for info in tar})  # type: ignore[union-attr]
-    return found
+                by_name.update({info.name: tar.extractfile(info).read() for info in tar})  # type: ignore[union-attr]
+    return by_name
 
 
 def picture(seed: int, width: int = 40, height: int = 30, mode: str = "RGB", kind: str = "JPEG") -> bytes:

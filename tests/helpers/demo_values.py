@@ -66,8 +66,8 @@ def differences(out: Path, path: Path = TABLE) -> list[str]:
     To the bit where processor, device type and packages are those of the table; elsewhere values within NEAR, counts and statuses exactly.
     """
     here, run = read_run(out)
-    there, table = read(path)
-    exact = here == there
+    recorded, table = read(path)
+    exact = here == recorded
     lines = [f"{' '.join(key)}: missing" for key in sorted(table.keys() - run.keys())]
     lines += [f"{' '.join(key)}: not in the table" for key in sorted(run.keys() - table.keys())]
     for key in sorted(table.keys() & run.keys()):

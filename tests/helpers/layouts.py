@@ -16,8 +16,8 @@ from scipy.io import savemat
 
 from shards import ade20k, ade20k_parts, cifar, coco, cub, imagenet, lip, objectnet, official, pascal_parts, prepared_maps, yoga82
 from tests.helpers import built
-from tests.shards.test_cifar import batch, listing, pickled, text
-from tests.shards.test_pascal_parts import mat
+from tests.helpers.sources.cifar import batch, listing, pickled, text
+from tests.helpers.sources.pascal_parts import mat
 
 WIDTH, HEIGHT = 40, 30
 

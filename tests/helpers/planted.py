@@ -85,9 +85,9 @@ def build(root: Path) -> Manifest:
 # --- encoders that know one thing ---------------------------------------------------------------------------------------
 
 
-def one_hot(levels: torch.Tensor, known: Sequence[int]) -> torch.Tensor:
+def one_hot(levels: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
     """[..., 1 + levels]: which of the levels a value is, the first place being for none of them (0)."""
-    return nn.functional.one_hot((levels[..., None] - torch.tensor([0, *known])).abs().argmin(dim=-1), len(known) + 1).float()
+    return nn.functional.one_hot((levels[..., None] - torch.tensor([0, *steps])).abs().argmin(dim=-1), len(steps) + 1).float()
 
 
 def objects(image: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ class PlantedEncoder:
     def __init__(self, name: str, knows: Knows, projects: Knows | None = None) -> None:
         self._knows, self._projects = knows, projects
         self.module = nn.Module()
-        width, projection = (None if one is None else one(torch.zeros(1, HEIGHT, WIDTH, 3)).shape[-1] for one in (knows, projects))
+        width, projection = (None if reads is None else reads(torch.zeros(1, HEIGHT, WIDTH, 3)).shape[-1] for reads in (knows, projects))
         assert width is not None
         self.info = EncoderInfo(
             name=name,

@@ -86,7 +86,7 @@ def build(root: Path, *, splits: Mapping[str, int] | None = None, per_shard: int
     return folder
 
 
-def sweep_text(shards: Path, **more: Any) -> str:
+def sweep_text(shards: Path, **settings: Any) -> str:
     """A sweep over the data set with one tiny random encoder, as YAML (JSON is YAML)."""
     sweep: dict[str, Any] = {
         "name": "tiny",
@@ -97,4 +97,4 @@ def sweep_text(shards: Path, **more: Any) -> str:
         "resources": {"batch_size": 8, "precision": "float32"},
         "protocol": {"epochs": 5},
     }
-    return json.dumps({**sweep, **more})
+    return json.dumps({**sweep, **settings})

@@ -72,8 +72,8 @@ def spoil(folder: Path, split: str, way: str) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def sweep_text(shards: Path, *tasks: str, **more: Any) -> str:
-    return tiny.sweep_text(shards, tasks=list(tasks), search={"trials": 1, "stack": 1, "lr": [1e-2, 1e-1]}, **more)
+def sweep_text(shards: Path, *tasks: str, **settings: Any) -> str:
+    return tiny.sweep_text(shards, tasks=list(tasks), search={"trials": 1, "stack": 1, "lr": [1e-2, 1e-1]}, **settings)
 
 
 # --- what becomes of the records --------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_what_a_study_does_not_read_is_no_reason(tmp_path: Path) -> None:
     rows = here.run(tmp_path, sweep_text(tmp_path / "shards", "tiny/object-retrieval"))
     assert {row["status"] for row in rows} == {"ok"}
     for folder in ("predictions", "neighbours"):
-        found = read_table(tmp_path / "out" / folder / "tiny_vit" / "tiny" / "object-retrieval.parquet")
-        assert {(row["encoder"], row["task"]) for row in found} == {("tiny_vit", "tiny/object-retrieval")}, "a table that says whose it is"
+        table = read_table(tmp_path / "out" / folder / "tiny_vit" / "tiny" / "object-retrieval.parquet")
+        assert {(row["encoder"], row["task"]) for row in table} == {("tiny_vit", "tiny/object-retrieval")}, "a table that says whose it is"
 
 
 def test_a_split_without_such_items_is_undefined_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_a_failed_search_counts_the_samples_of_its_splits_once(tmp_path: Path) -
 
 
 def receipt(expected: int, **reasons: list[str]) -> Receipt:
-    told = {name.replace("_", " "): names for name, names in reasons.items()}
-    more = {"sha256": "", "attempts": 1, "node": "", "rows": 0, "seconds": 0.0, "images": 0, "duplicates": 0}
-    return Receipt(bank_key="k", shard="a.tar", expected=expected, seen=0, failed=expected, reasons=told, **more)  # type: ignore[arg-type]
+    lost = {name.replace("_", " "): names for name, names in reasons.items()}
+    others = {"sha256": "", "attempts": 1, "node": "", "rows": 0, "seconds": 0.0, "images": 0, "duplicates": 0}
+    return Receipt(bank_key="k", shard="a.tar", expected=expected, seen=0, failed=expected, reasons=lost, **others)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("account", "reason", "count"), [
@@ -349,7 +349,7 @@ def test_a_look_reads_the_beginnings_of_few_shards(tmp_path: Path, monkeypatch: 
     spoil(folder, "test", "cls")
     opened: list[str] = []
     real = usable.read_samples
-    monkeypatch.setattr(usable, "read_samples", lambda url, *more: opened.append(Path(url).name) or real(url, *more))
+    monkeypatch.setattr(usable, "read_samples", lambda url, *rest: opened.append(Path(url).name) or real(url, *rest))
     plan = planned(tmp_path)
     loss = find_loss(plan.source("tiny", "test"), "tiny", "test")
     assert loss is not None

@@ -23,7 +23,8 @@ from harness.features.bank import BankStore
 from harness.features.device import Compute, device_type
 from harness.features.extract import Extractor
 from harness.features.rows import hold_out
-from harness.plan.plan import HELD_OUT, Plan, make_plan, view_of
+from harness.plan.plan import Plan, make_plan
+from harness.plan.roles import HELD_OUT, view_of
 from harness.probes import attentive, linear, mlp
 from harness.probes.lib.features import batch_order
 from harness.results.tables import read_table

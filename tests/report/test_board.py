@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -11,33 +10,7 @@ from harness.core import Metric
 from harness.metrics import METRICS
 from harness.report.board import column_of, make_board, reason, status, titles
 from harness.report.units import interval, number, plain
-
-Row = dict[str, Any]
-
-
-def row(encoder: str, value: float | None, **overrides: Any) -> Row:
-    """A row of the results, as far as the board reads it."""
-    task = overrides.get("task", "birds/object-linear")
-    plain_row: Row = {
-        "encoder": encoder,
-        "task": task,
-        "level": task.rpartition("/")[2].partition("-")[0],
-        "dataset": task.partition("/")[0],
-        "dataset_version": "1",
-        "split": "test",
-        "protocol": "paper",
-        "protocol_fields": json.dumps({"epochs": 90, "crop": 1.0}),
-        "metric": "accuracy",
-        "value": value,
-        "ci_low": None if value is None else value - 0.05,
-        "ci_high": None if value is None else value + 0.05,
-        "status": "ok",
-        "error": None,
-        "readout": "cls",
-        "device": "cpu",
-        "precision": "bf16",
-    }
-    return plain_row | overrides
+from tests.helpers.report_rows import Row, row
 
 
 def best(rows: list[Row]) -> list[set[str]]:

@@ -6,11 +6,8 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from harness.report import terminal
@@ -23,24 +20,8 @@ from harness.report.learning_rates import studies
 from harness.report.palette import make_palette
 from harness.report.points import base_protocol, is_point, point_fields
 from tests.helpers.report_example import Example, Row, bag_rows
-from tests.report.test_board import row
-from tests.report.test_page import Page, report
-
-
-def point(encoder: str, value: float | None, protocol: str, metric: str = "accuracy", task: str = "birds/bag-knn", **overrides: Any) -> Row:
-    """A row at a point such as `embedding[bag_size=4]`, whose fields are those in its name."""
-    fields = {name: json.loads(text) for name, text in point_fields(protocol).items()}
-    defaults = {"n": 24, "readout": "cls", "hyperparameters": "{}", "images_per_second": 100.0, "level": "object"}
-    return row(encoder, value, task=task, metric=metric, protocol=protocol, protocol_fields=json.dumps(fields)) | defaults | overrides
-
-
-def bags(encoder: str = "a", values: Sequence[float | None] = (0.7, 0.4, 0.5, 0.6), **overrides: Any) -> list[Row]:
-    return [point(encoder, value, f"embedding[bag_size={size}]", **overrides) for size, value in zip((0, 1, 4, 16), values, strict=True)]
-
-
-def gone(why: str, status: str = "undefined") -> dict[str, Any]:
-    return {"status": status, "error": why, "ci_low": None, "ci_high": None}
-
+from tests.helpers.report_page import Page, inked, pixels, report
+from tests.helpers.report_rows import bags, gone, point, row
 
 # --- what a point is --------------------------------------------------------------------------------------------------
 
@@ -220,16 +201,6 @@ def test_curves_have_files_of_their_own() -> None:
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def pixels(png: bytes | None) -> np.ndarray:
-    assert png is not None
-    with Image.open(io.BytesIO(png)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def inked(seen: np.ndarray, colour: str) -> int:
-    return int((seen == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).sum())
 
 
 def test_every_encoder_with_a_value_has_a_line_and_others_are_named() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from harness.core import Item, Sample
 from harness.errors import ManifestError, ShardError
@@ -21,6 +19,7 @@ from harness.report.run import Run, read_run
 from harness.tasks import select
 from tests.helpers import tiny
 from tests.helpers.report_example import Example
+from tests.helpers.report_page import pixels
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +37,6 @@ def run(example: Example) -> Run:
 
 def drawn(gallery: Gallery) -> Drawing:
     return mosaic(gallery, make_palette(gallery.encoders, {}), "gallery")
-
-
-def pixels(png: bytes | None) -> np.ndarray:
-    assert png is not None
-    with Image.open(io.BytesIO(png)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def count(png: bytes | None, colour: str) -> int:

@@ -14,7 +14,7 @@ from harness.report.board import make_board
 from harness.report.paired import Comparisons, compare
 from harness.report.run import Run, random_twins, read_run
 from tests.helpers.report_example import Example
-from tests.report.test_board import Row
+from tests.helpers.report_rows import Row
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from harness.report.portrait import GROUPS, Entry, Portrait, portraits
 from harness.report.portrait_figure import WIDTH, portrait_figure, reason_lines
 from tests.helpers import tiny
 from tests.helpers.report_example import Example, Row, bag_rows
-from tests.report.test_board import row
-from tests.report.test_curves import bags, gone, inked, pixels, point
-from tests.report.test_page import report
+from tests.helpers.report_page import inked, pixels, report
+from tests.helpers.report_rows import bags, gone, point, row
 
 
 def sitter(encoder: str = "net", *, worse: float = 0.0) -> list[Row]:

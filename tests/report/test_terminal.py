@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from harness.report import terminal
-from tests.report.test_board import Row, row
+from tests.helpers.report_rows import Row, row
 
 TASKS = ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-retrieval", "part-linear", "part-knn")
 METRICS = ("accuracy", "accuracy", "AP", "mIoU", "AP", "accuracy", "accuracy")

@@ -72,9 +72,9 @@ def test_a_table_of_other_columns_is_read(name: str) -> None:
     table = pa.Table.from_pylist([dict.fromkeys(schema.names)], schema=schema)
     for column in schema.names:
         lacking = table.drop_columns([column]).append_column("of_a_later_version", pa.array([7]))
-        found = conformed(lacking, schema)
-        assert found.schema == schema
-        assert found[column].to_pylist() == [None]
+        completed = conformed(lacking, schema)
+        assert completed.schema == schema
+        assert completed[column].to_pylist() == [None]
 
 
 @pytest.mark.parametrize(

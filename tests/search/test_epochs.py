@@ -39,8 +39,8 @@ def bank(store: BankStore, split: str, name: str, count: int) -> BankRef:
     features[..., 0] += 0.5 * targets.reshape(-1, *[1] * (len(shape) - 1))
     spec = BankSpec(dataset="x", split=split, shards=(("a.tar", split, count),), readout="cls", view="v", identity=())
     keys = [f"{split}{i}" for i in range(count)]
-    told = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": "a", "attempts": 1, "node": "n", "seconds": 0.0, "images": count}
-    receipt = Receipt(bank_key=spec.key, shard="a.tar", expected=count, seen=count, rows=count, **told)
+    account = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": "a", "attempts": 1, "node": "n", "seconds": 0.0, "images": count}
+    receipt = Receipt(bank_key=spec.key, shard="a.tar", expected=count, seen=count, rows=count, **account)
     store.write_part(spec, PartRows(keys=keys, groups=keys, targets=targets.tolist(), features=list(features)), receipt)
     return BankRef(bank=spec)
 
@@ -66,19 +66,19 @@ def study_of(store: BankStore, name: str, epoch: str) -> Study:
 
 def after_each_epoch(name: str, train: Rows, val: Rows) -> list[list[tuple[float, dict[str, torch.Tensor]]]]:
     """Accuracy on val and state of each head, trained alone for 1, 2, … epochs of the whole schedule: what a look at it must find."""
-    found: list[list[tuple[float, dict[str, torch.Tensor]]]] = [[] for _ in RATES]
+    outcomes: list[list[tuple[float, dict[str, torch.Tensor]]]] = [[] for _ in RATES]
 
     def look(stack: FittedStack) -> None:
         for head in range(len(RATES)):
             predictions = stack.predict(val, head)
             accuracy = float(np.mean(predictions.predictions == predictions.targets))
-            found[head].append((accuracy, {key: tensor.clone() for key, tensor in stack.state(head).items()}))
+            outcomes[head].append((accuracy, {key: tensor.clone() for key, tensor in stack.state(head).items()}))
 
     fitted = probe(name).fit(train, RATES, classes=2, protocol=PROTOCOLS[name], seed=0, device=CPU, after_epoch=look)
     plain = probe(name).fit(train, RATES, classes=2, protocol=PROTOCOLS[name], seed=0, device=CPU)
     for head in range(len(RATES)):
         assert all(torch.equal(tensor, plain.state(head)[key]) for key, tensor in fitted.state(head).items()), "looking changes nothing"
-    return found
+    return outcomes
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
@@ -87,16 +87,16 @@ def test_the_best_epoch_on_the_selection_split_is_kept(name: str, tmp_path: Path
     best, last = study_of(store, name, "best"), study_of(store, name, "last")
     assert best.id != last.id
     looks = after_each_epoch(name, store.rows(best.train["cls"].bank), store.rows(best.val["cls"].bank))
-    assert [len(each) for each in looks] == [12, 12]
+    assert [len(epochs) for epochs in looks] == [12, 12]
     proposals = [("cls", rate) for rate in RATES]
-    for head, each in zip(runner.run_round(last, 0, proposals).heads, looks, strict=True):
-        assert (head.value, head.epochs) == (each[-1][0], None)
+    for head, epochs in zip(runner.run_round(last, 0, proposals).heads, looks, strict=True):
+        assert (head.value, head.epochs) == (epochs[-1][0], None)
     chosen = []
-    for head, each in zip(runner.run_round(best, 0, proposals).heads, looks, strict=True):
-        first = int(np.argmax([accuracy for accuracy, _ in each]))
-        assert (head.value, head.epochs) == (each[first][0], first + 1)
+    for head, epochs in zip(runner.run_round(best, 0, proposals).heads, looks, strict=True):
+        first = int(np.argmax([accuracy for accuracy, _ in epochs]))
+        assert (head.value, head.epochs) == (epochs[first][0], first + 1)
         state = HeadStore(store).state(best, head)
-        assert all(torch.equal(state[key], tensor) for key, tensor in each[first][1].items())
+        assert all(torch.equal(state[key], tensor) for key, tensor in epochs[first][1].items())
         chosen.append(first)
     assert min(chosen) < 11, "an epoch before the last one is the best of some head"
 

@@ -128,8 +128,8 @@ def scores(values: list[float | None], rates: list[float] | None = None) -> list
     ([0.5, 0.5, 0.5, 0.5, 0.9, 0.1], 2, [1, 2, 4]),
 ])  # fmt: skip
 def test_the_best_of_a_rung_go_on_and_of_tied_ones_the_middle(values: list[float | None], eta: int, going: list[int]) -> None:
-    assert [one.head for one in survivors(scores(values), eta)] == going
-    assert [one.head for one in survivors(list(reversed(scores(values))), eta)] == going
+    assert [head.head for head in survivors(scores(values), eta)] == going
+    assert [head.head for head in survivors(list(reversed(scores(values))), eta)] == going
 
 
 CURVES = [[0.2, 0.3, 0.9], [0.5, 0.6, 0.6], [0.4, 0.7, 0.8], [0.6, 0.5, 0.4], [None, None, None], [0.3, 0.9, 0.9], [0.1, 0.9, 0.9], [0.7, 0.65, 0.7]]
@@ -158,7 +158,7 @@ def test_heads_climb_as_halving_by_hand_whatever_comes_first(order: int) -> None
         done[job.rung, job.head] = RungResult.from_json(result_of(job).to_json())
     assert seen == [set(range(8)), {1, 2, 3, 7}, {2, 7}]
     heads = HALVING.heads(done)
-    assert [(one.value, one.epochs, one.stopped) for one in heads] == HEADS
+    assert [(head.value, head.epochs, head.stopped) for head in heads] == HEADS
     assert heads[4].error == "diverged"
     assert choose(heads, ("mean",)) == heads[2]
 
@@ -211,7 +211,7 @@ def test_jobs_of_a_rung_run_side_by_side_and_their_order_changes_nothing(data: P
     assert most == 3, "the stack of the sweep"
     assert len(first) == 2
     assert all(rounds == first for rounds, _ in others)
-    assert all(sum(not head.stopped for head in one.heads) == 1 for one in first)
+    assert all(sum(not head.stopped for head in round_.heads) == 1 for round_ in first)
 
 
 def test_what_was_stopped_early_guides_less_than_what_was_not() -> None:
@@ -220,8 +220,8 @@ def test_what_was_stopped_early_guides_less_than_what_was_not() -> None:
     def proposed(stopped: bool) -> list[float]:
         low = [HeadScore(round=0, head=i, lr=10 ** (-4 + i / 10), readout="mean", value=0.9, epochs=1, stopped=stopped) for i in range(8)]
         high = [HeadScore(round=0, head=8 + i, lr=10 ** (-1 + i / 10), readout="mean", value=0.5, epochs=9) for i in range(8)]
-        found = propose(study="a", seed=0, round_index=1, history=low + high, readouts=("mean",), stack=8, lr=(1e-5, 1.0))
-        return [rate for _, rate in found]
+        proposals = propose(study="a", seed=0, round_index=1, history=low + high, readouts=("mean",), stack=8, lr=(1e-5, 1.0))
+        return [rate for _, rate in proposals]
 
     def among_the_low(rates: list[float]) -> int:
         return sum(rate < 1e-3 for rate in rates)
@@ -231,9 +231,9 @@ def test_what_was_stopped_early_guides_less_than_what_was_not() -> None:
 
 
 def test_rounds_of_stopped_heads_survive_the_journal() -> None:
-    one = Round(index=0, heads=(HeadScore(round=0, head=0, lr=0.1, readout="mean", value=0.5, epochs=3, stopped=True),), seconds=1.0)
-    assert Round.from_json(one.to_json()) == one
-    old = json.loads(one.to_json())
+    round_ = Round(index=0, heads=(HeadScore(round=0, head=0, lr=0.1, readout="mean", value=0.5, epochs=3, stopped=True),), seconds=1.0)
+    assert Round.from_json(round_.to_json()) == round_
+    old = json.loads(round_.to_json())
     for head in old["heads"]:
         del head["epochs"], head["stopped"]
     assert Round.from_json(json.dumps(old)).heads[0] == HeadScore(round=0, head=0, lr=0.1, readout="mean", value=0.5)
@@ -247,8 +247,8 @@ def test_a_planted_task_is_learned(architecture: str, data: Path, tmp_path: Path
     study, test, _ = studied(data, tmp_path, architecture=architecture, epochs=9, eta=3, drop_path=0.0)
     runner = runner_in(tmp_path)
     proposals: list[tuple[str, float | None]] = [("mean", 1e-6), ("mean", 1e-3), ("mean", 1e-2)]
-    found = runner.run_round(study, 0, proposals)
-    chosen = choose(found.heads, study.readouts)
+    round_ = runner.run_round(study, 0, proposals)
+    chosen = choose(round_.heads, study.readouts)
     assert chosen is not None
     score = runner.score(study, chosen, test["mean"])
     assert [value.value for value in score.values] == [1.0, 1.0]
@@ -276,20 +276,20 @@ def by_hand(study: Study, rate: float, epochs: int, compute: Compute) -> tuple[f
     held = study.val["mean"].source
     assert held is not None
     samples = list(Epoch(source=held, threads=1).read(scorer.view))
-    (found,) = scorer.predict([one.key for one in samples], [one.value for one in samples])
-    assert not isinstance(found, Exception)
+    (predictions,) = scorer.predict([sample.key for sample in samples], [sample.value for sample in samples])
+    assert not isinstance(predictions, Exception)
     accuracy = metric("accuracy")
-    return float(accuracy.value(accuracy.counts(found, 3).sum(axis=0))), state
+    return float(accuracy.value(accuracy.counts(predictions, 3).sum(axis=0))), state
 
 
 def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(data: Path, compute: Compute, tmp_path: Path) -> None:
     study, _, _ = studied(data, tmp_path)
-    found = runner_in(tmp_path).run_round(study, 0, PROPOSALS)
-    assert len(found.heads) == 4
+    round_ = runner_in(tmp_path).run_round(study, 0, PROPOSALS)
+    assert len(round_.heads) == 4
     first = [by_hand(study, rate, 1, compute)[0] for rate in RATES]
-    going = [one.head for one in survivors(scores(list(first), list(RATES)), 2)]
+    going = [score.head for score in survivors(scores(list(first), list(RATES)), 2)]
     assert len(going) == 2
-    for head in found.heads:
+    for head in round_.heads:
         assert head.stopped == (head.head not in going)
         assert head.epochs == (1 if head.stopped else 2)
         if head.stopped:
@@ -297,9 +297,9 @@ def test_a_round_is_each_training_alone_and_the_best_half_of_them_to_the_end(dat
             continue
         value, state = by_hand(study, RATES[head.head], 2, compute)
         assert head.value == value
-        kept = HeadStore(BankStore(str(tmp_path / "cache"))).state(study, head)
-        assert kept.keys() == state.keys()
-        assert all(torch.equal(kept[name], state[name]) for name in state)
+        stored = HeadStore(BankStore(str(tmp_path / "cache"))).state(study, head)
+        assert stored.keys() == state.keys()
+        assert all(torch.equal(stored[name], state[name]) for name in state)
     states = load_file(tmp_path / "cache" / "studies" / study.id / "round-0.safetensors")
     assert {int(name.split("/")[0]) for name in states} == set(going), "only what can be chosen is kept"
 
@@ -314,15 +314,15 @@ def test_rungs_in_processes_of_their_own_give_the_same_bits(data: Path, tmp_path
     while jobs := halving.open(done):
         for job in reversed(jobs):
             done[job.rung, job.head] = runner_in(tmp_path / "apart").run_rung(study, 0, PROPOSALS, job)
-    found = runner_in(tmp_path / "apart").run_round(study, 0, PROPOSALS)
-    assert found.heads == whole.heads
-    assert found.seconds >= sum(one.seconds for one in done.values()) > 0
+    again = runner_in(tmp_path / "apart").run_round(study, 0, PROPOSALS)
+    assert again.heads == whole.heads
+    assert again.seconds >= sum(result.seconds for result in done.values()) > 0
     first, second = (tmp_path / name / "cache" / "studies" / study.id / "round-0.safetensors" for name in ("alone", "apart"))
     assert first.read_bytes() == second.read_bytes()
     (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
-    assert [(one.seen, one.attempts) for one in accounts.of(train)] == [(12, 1)] * 3
+    assert [(receipt.seen, receipt.attempts) for receipt in accounts.of(train)] == [(12, 1)] * 3
     # four heads of one epoch, two of which go on for another one
-    assert sum(one.images for one in accounts.of(train)) == 36 * (4 + 2)
+    assert sum(receipt.images for receipt in accounts.of(train)) == 36 * (4 + 2)
 
 
 class Stopped(Exception):
@@ -377,17 +377,17 @@ def test_an_interrupted_round_goes_on_to_the_same_bits(
 def test_the_account_says_that_every_sample_was_seen_once(dataset: str, data: Path, tmp_path: Path) -> None:
     study, test, accounts = studied(data, tmp_path, task=f"{dataset}/finetune")
     runner = runner_in(tmp_path)
-    found = runner.run_round(study, 0, PROPOSALS[1:3])
-    assert all(head.error is None and head.value is not None for head in found.heads)
-    chosen = choose(found.heads, study.readouts)
+    round_ = runner.run_round(study, 0, PROPOSALS[1:3])
+    assert all(head.error is None and head.value is not None for head in round_.heads)
+    chosen = choose(round_.heads, study.readouts)
     assert chosen is not None
     score = runner.score(study, chosen, test["mean"])
     receipts = {bank.split: accounts.of(bank) for bank in accounts.banks()}
     expected = {"train": 36, "val": 18, "test": 24} if dataset == "tiny" else {"train": 40, "test": 12}
-    assert {split: sum(one.seen for one in each) for split, each in receipts.items()} == expected
+    assert {split: sum(receipt.seen for receipt in of_split) for split, of_split in receipts.items()} == expected
     assert score.n == expected["test"]
-    assert {one.status for each in receipts.values() for one in each} == {"ok"}
-    assert {one.attempts for one in receipts["train"]} == {1}
+    assert {receipt.status for of_split in receipts.values() for receipt in of_split} == {"ok"}
+    assert {receipt.attempts for receipt in receipts["train"]} == {1}
 
 
 def test_a_broken_image_costs_that_sample_and_is_named(tmp_path: Path) -> None:
@@ -399,10 +399,10 @@ def test_a_broken_image_costs_that_sample_and_is_named(tmp_path: Path) -> None:
     manifest["splits"]["train"]["shards"][0] = tiny.write_tar(folder / "train-000.tar", records)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     study, _, accounts = studied(tmp_path / "root", tmp_path)
-    found = runner_in(tmp_path).run_round(study, 0, PROPOSALS[1:3])
-    assert all(head.value is not None for head in found.heads)
+    round_ = runner_in(tmp_path).run_round(study, 0, PROPOSALS[1:3])
+    assert all(head.value is not None for head in round_.heads)
     (train,) = [bank for bank in accounts.banks() if bank.split == "train"]
-    assert [(one.status, one.seen, one.failed) for one in accounts.of(train)] == [("incomplete", 11, 1), ("ok", 12, 0), ("ok", 12, 0)]
+    assert [(receipt.status, receipt.seen, receipt.failed) for receipt in accounts.of(train)] == [("incomplete", 11, 1), ("ok", 12, 0), ("ok", 12, 0)]
     assert accounts.of(train)[0].reasons == {"broken image": ["train-00005"]}
 
 
@@ -421,8 +421,8 @@ def test_a_round_needs_no_test_shards_and_leaves_the_encoder_alone(tmp_path: Pat
 
 def test_a_rate_that_diverges_costs_itself_alone(data: Path, tmp_path: Path) -> None:
     study, _, _ = studied(data, tmp_path)
-    found = runner_in(tmp_path).run_round(study, 0, [("mean", 1e30), ("mean", 1e-3)])
-    assert (found.heads[0].value, found.heads[0].stopped) == (None, False)
-    assert "search below it" in (found.heads[0].error or "")
-    assert (found.heads[1].epochs, found.heads[1].stopped) == (2, False)
-    assert choose(found.heads, study.readouts) == found.heads[1]
+    round_ = runner_in(tmp_path).run_round(study, 0, [("mean", 1e30), ("mean", 1e-3)])
+    assert (round_.heads[0].value, round_.heads[0].stopped) == (None, False)
+    assert "search below it" in (round_.heads[0].error or "")
+    assert (round_.heads[1].epochs, round_.heads[1].stopped) == (2, False)
+    assert choose(round_.heads, study.readouts) == round_.heads[1]

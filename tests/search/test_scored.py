@@ -68,22 +68,22 @@ def table(*items: tuple[str, int, int, float]) -> Predictions:
 def test_queries_without_a_relevant_row_are_not_scored_and_are_told() -> None:
     queries = table(("a", 0, 0, 1.0), ("b", 0, 1, 0.5), ("c", 1, 0, np.nan), ("d", -1, 0, np.nan))
     for name in ("AP", "mAP"):
-        found = value_of(metric(name), queries, study(name))
-        assert found.n == 2
-        assert found.notes == ("2 of 4 items are not scored: nothing in their gallery is relevant to them",)
+        scored_value = value_of(metric(name), queries, study(name))
+        assert scored_value.n == 2
+        assert scored_value.notes == ("2 of 4 items are not scored: nothing in their gallery is relevant to them",)
 
 
 def test_retrieval_of_nothing_relevant_is_undefined_and_says_so() -> None:
-    found = value_of(metric("AP"), table(("a", 0, 1, np.nan), ("b", 1, 0, np.nan)), study("AP"))
-    assert (found.value, found.n, found.notes) == (None, 0, ())
-    assert found.reason == "no query has anything relevant in its gallery"
+    scored_value = value_of(metric("AP"), table(("a", 0, 1, np.nan), ("b", 1, 0, np.nan)), study("AP"))
+    assert (scored_value.value, scored_value.n, scored_value.notes) == (None, 0, ())
+    assert scored_value.reason == "no query has anything relevant in its gallery"
 
 
 def test_items_without_a_label_are_not_scored() -> None:
     items = table(("a", 0, 0, 1.0), ("b", 1, 1, 0.5), ("c", 1, 0, 0.5), ("d", -1, 0, 0.5))
     for name in ("accuracy", "mean_class_accuracy"):
-        found = value_of(metric(name), items, study(name))
-        assert (found.n, found.notes) == (3, ("1 of 4 items are not scored: they have no label",))
+        scored_value = value_of(metric(name), items, study(name))
+        assert (scored_value.n, scored_value.notes) == (3, ("1 of 4 items are not scored: they have no label",))
 
 
 def test_images_count_once_however_many_confusion_cells_they_have() -> None:
@@ -119,7 +119,7 @@ def test_a_score_comes_back_from_the_journal_as_it_was() -> None:
     assert score.untrained == (2,)
     assert Score.from_json(score.to_json()) == score
     older = {key: value for key, value in json.loads(score.to_json()).items() if key != "untrained"}
-    older["values"] = [{key: value for key, value in one.items() if key not in ("n", "notes")} for one in older["values"]]
+    older["values"] = [{key: value for key, value in entry.items() if key not in ("n", "notes")} for entry in older["values"]]
     assert Score.from_json(json.dumps(older)).untrained == ()
 
 
@@ -221,18 +221,18 @@ def test_a_run_says_what_is_left_out_and_what_nothing_was_trained_on(
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(lopsided, tasks=["tiny/object-knn", "tiny/object-retrieval", "tiny/object-segmentation"]))
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
-    found = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
-    assert {row["status"] for row in found.values()} == {"ok"}
+    by_task = {(row["task"], row["metric"]): row for row in read_table(tmp_path / "out" / "results.parquet")}
+    assert {row["status"] for row in by_task.values()} == {"ok"}
     unseen = "1 of the tested classes has no training row: blue"
     left_out = "1 of 13 items are not scored: nothing in their gallery is relevant to them"
     for name in ("accuracy", "mean_class_accuracy"):
-        assert found["tiny/object-knn", name]["n"] == 13
-        assert str(found["tiny/object-knn", name]["error"]).startswith(unseen)
-    assert str(found["tiny/object-segmentation", "mIoU"]["error"]).startswith("1 of the tested classes has no training row: shadow")
-    assert found["tiny/object-segmentation", "mIoU"]["n"] == 13
+        assert by_task["tiny/object-knn", name]["n"] == 13
+        assert str(by_task["tiny/object-knn", name]["error"]).startswith(unseen)
+    assert str(by_task["tiny/object-segmentation", "mIoU"]["error"]).startswith("1 of the tested classes has no training row: shadow")
+    assert by_task["tiny/object-segmentation", "mIoU"]["n"] == 13
     for name in ("AP", "mAP"):
-        assert found["tiny/object-retrieval", name]["n"] == 12
-        assert str(found["tiny/object-retrieval", name]["error"]).endswith(left_out)
+        assert by_task["tiny/object-retrieval", name]["n"] == 12
+        assert str(by_task["tiny/object-retrieval", name]["error"]).endswith(left_out)
     printed = " ".join(capsys.readouterr().out.split())
     report = (tmp_path / "out" / "report.html").read_text()
     for text in (unseen, left_out):

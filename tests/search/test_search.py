@@ -56,8 +56,8 @@ def test_the_first_round_cuts_the_log_range_evenly() -> None:
 
 
 def test_one_allowed_rate_is_always_that_rate() -> None:
-    found = propose(study="a", seed=0, round_index=3, history=history(), readouts=("cls",), stack=2, lr=(0.5, 0.5))
-    assert [rate for _, rate in found] == pytest.approx([0.5, 0.5])
+    proposals = propose(study="a", seed=0, round_index=3, history=history(), readouts=("cls",), stack=2, lr=(0.5, 0.5))
+    assert [rate for _, rate in proposals] == pytest.approx([0.5, 0.5])
 
 
 def test_proposals_repeat_and_depend_on_seed_study_round_and_history() -> None:
@@ -74,9 +74,9 @@ def test_later_rounds_look_where_it_was_good() -> None:
     for round_index in range(1, 4):
         proposed = ask(scores, round_index=round_index)
         scores += [head(rate, 1 - off(rate) / 4, readout) for readout, rate in proposed]
-    found = sorted(off(rate) for _, rate in proposed)
-    even = sorted(off(rate) for rate in first_rates(1e-3, 10.0, len(found)))
-    assert found[len(found) // 2] < even[len(even) // 2] / 1.5
+    distances = sorted(off(rate) for _, rate in proposed)
+    even = sorted(off(rate) for rate in first_rates(1e-3, 10.0, len(distances)))
+    assert distances[len(distances) // 2] < even[len(even) // 2] / 1.5
 
 
 def test_failed_heads_are_no_obstacle() -> None:
@@ -103,8 +103,8 @@ def test_a_search_waits_for_a_node_that_fits_and_not_for_ever(monkeypatch: pytes
     fits = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
     callback = search.Nodes(cpus=2, gpus=0.5, timeout=60.0, clock=lambda: now[0])
 
-    def look(at: float, *there: dict[str, Any]) -> None:
-        now[0], nodes[:] = at, there
+    def look(at: float, *present: dict[str, Any]) -> None:
+        now[0], nodes[:] = at, present
         callback.on_step_begin(0, [])
 
     look(50, fits)
@@ -257,14 +257,14 @@ def step_of(device: str, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_trial_gives_the_reason_of_what_it_cannot_do(tmp_path: Path) -> None:
-    told = step_of(device_type(False), tmp_path)
-    assert told["done"]
-    assert "run the sweep again to encode this shard anew" in told["error"]
+    outcome = step_of(device_type(False), tmp_path)
+    assert outcome["done"]
+    assert "run the sweep again to encode this shard anew" in outcome["error"]
 
 
 def test_a_trial_on_another_device_than_the_runs_is_refused(tmp_path: Path) -> None:
-    told = step_of("NVIDIA H100 80GB HBM3", tmp_path)
-    assert "expected every process of a run on NVIDIA H100 80GB HBM3, got cpu:" in told["error"]
+    outcome = step_of("NVIDIA H100 80GB HBM3", tmp_path)
+    assert "expected every process of a run on NVIDIA H100 80GB HBM3, got cpu:" in outcome["error"]
 
 
 def test_a_study_whose_heads_all_fail_ends_with_the_reason() -> None:
@@ -305,13 +305,13 @@ def test_what_is_of_the_place_is_tried_again_some_times_and_then_fails_its_study
     states = [StudyState(study=study(name), test={}) for name in "ab"]
     journalled: list[str] = []
     proposer = Proposer(states, lambda state: journalled.append(state.study.name))
-    asked = []
+    configs = []
     for trial in range(MAX_FAILURES + 1):
         config = proposer.suggest(str(trial))
         assert isinstance(config, dict)
-        asked.append(config)
+        configs.append(config)
         proposer.on_trial_complete(str(trial), {"error": "OSError: [Errno 5] Input/output error", "again": True, "done": True})
-    assert all(config == asked[0] for config in asked), "the same step again"
+    assert all(config == configs[0] for config in configs), "the same step again"
     assert proposer.errors == {0: f"gave up after {MAX_FAILURES + 1} attempts: OSError: [Errno 5] Input/output error"}
     following = proposer.suggest("next")
     assert isinstance(following, dict)
@@ -376,16 +376,16 @@ def step_ending_in(error: Exception, monkeypatch: pytest.MonkeyPatch) -> dict[st
     "error", [OSError(5, "Input/output error"), MemoryError(), BankError("a part is damaged"), TimeoutError("slow"), OutOfMemoryError("x")]
 )
 def test_a_step_says_that_it_may_go_better(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = step_ending_in(error, monkeypatch)
-    assert (told["again"], told["done"], "payload" in told) == (True, True, False)
-    assert str(error) in told["error"]
+    outcome = step_ending_in(error, monkeypatch)
+    assert (outcome["again"], outcome["done"], "payload" in outcome) == (True, True, False)
+    assert str(error) in outcome["error"]
 
 
 def test_a_step_that_met_a_fault_of_the_program_gives_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = step_ending_in(TypeError("two\nlines"), monkeypatch)
-    assert told["error"] == "TypeError: two"
-    assert "in run_round" in told["traceback"]
-    assert "again" not in told
+    outcome = step_ending_in(TypeError("two\nlines"), monkeypatch)
+    assert outcome["error"] == "TypeError: two"
+    assert "in run_round" in outcome["traceback"]
+    assert "again" not in outcome
 
 
 @pytest.mark.parametrize("error", [ProbeError("no rows"), RunError("another device")])

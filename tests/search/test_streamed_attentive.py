@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def trained(setting: StreamSetting[Any], rates: Sequence[float], samples: Sequen
     steps, step = trainer.steps(-(-len(samples) // size)), 0
     for epoch in range(trainer.epochs or 0):
         for start in range(0, len(samples), size):
-            trainer.step([trainer.draw(one, draw(0, epoch, one.key)) for one in samples[start : start + size]], step, steps)
+            trainer.step([trainer.draw(example, draw(0, epoch, example.key)) for example in samples[start : start + size]], step, steps)
             step += 1
     assert step == steps
     return trainer.fitted()
@@ -80,9 +81,9 @@ def trained(setting: StreamSetting[Any], rates: Sequence[float], samples: Sequen
 
 def accuracy(setting: StreamSetting[Any], state: dict[str, torch.Tensor], samples: Sequence[Sample]) -> float:
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
-    (found,) = scorer.predict([one.key for one in samples], [scorer.view(one) for one in samples])
-    assert not isinstance(found, ProbeError)
-    return float((found.targets == found.predictions).mean())
+    (predictions,) = scorer.predict([example.key for example in samples], [scorer.view(example) for example in samples])
+    assert not isinstance(predictions, ProbeError)
+    return float((predictions.targets == predictions.predictions).mean())
 
 
 def test_what_is_planted_is_learned_under_augmentation() -> None:
@@ -90,7 +91,7 @@ def test_what_is_planted_is_learned_under_augmentation() -> None:
     (state,) = trained(setting, [0.5], [sample(index) for index in range(72)])
     assert accuracy(setting, state, [sample(index) for index in range(100, 160)]) > 0.95
     # the same network on labels that mean nothing stays near a third
-    shuffled = [Sample(key=one.key, image=one.image, label=(index // CLASSES) % CLASSES) for index, one in enumerate(map(sample, range(72)))]
+    shuffled = [replace(sample(index), label=(index // CLASSES) % CLASSES) for index in range(72)]
     (chance,) = trained(setting, [0.5], shuffled)
     assert accuracy(setting, chance, [sample(index) for index in range(100, 160)]) < 0.7
 
@@ -101,10 +102,10 @@ def test_without_augmentation_the_heads_are_those_of_the_banked_probe_to_the_bit
     rates = [0.05, 0.5]
     streamed = trained(setting, rates, samples)
     trainer = attentive.PROBE.trainer(setting, [("all", 0.1)])
-    pictures = [trainer.draw(one, draw(0, 0, "")) for one in samples]
-    (tokens,) = setting.encoder(torch.stack([one.image for one in pictures]), lambda found: [found.patches.flatten(1, 2)])
-    keys = [one.key for one in samples]
-    rows = Rows(keys=keys, groups=keys, targets=np.array([one.target for one in pictures]), features=tokens.numpy())
+    pictures = [trainer.draw(example, draw(0, 0, "")) for example in samples]
+    (tokens,) = setting.encoder(torch.stack([picture.image for picture in pictures]), lambda output: [output.patches.flatten(1, 2)])
+    keys = [example.key for example in samples]
+    rows = Rows(keys=keys, groups=keys, targets=np.array([picture.target for picture in pictures]), features=tokens.numpy())
     in_order = [torch.arange(start, min(start + 24, 40)) for start in (0, 24)]
     monkeypatch.setattr(heads, "batch_order", lambda *_: in_order)
     banked = attentive.PROBE.fit(rows, rates, classes=CLASSES, protocol=setting.protocol, seed=0, device=torch.device("cpu"))
@@ -118,17 +119,17 @@ def test_a_head_goes_on_from_its_state_to_the_bit() -> None:
 
     def steps(trainer: Trainer[Any], first: int, last: int) -> None:
         for step in range(first, last):
-            trainer.step([trainer.draw(one, draw(0, step, one.key)) for one in batches[step]], step, 6)
+            trainer.step([trainer.draw(example, draw(0, step, example.key)) for example in batches[step]], step, 6)
 
     straight, before, after = (attentive.PROBE.trainer(setting, [("all", 0.1), ("tokens", 0.5)]) for _ in range(3))
     steps(straight, 0, 6)
     steps(before, 0, 3)
-    kept = before.state()
+    state = before.state()
     steps(before, 3, 4)  # what was kept must be a copy
-    after.load(kept)
+    after.load(state)
     steps(after, 3, 6)
-    for one, other in zip(straight.fitted(), after.fitted(), strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    for head, resumed in zip(straight.fitted(), after.fitted(), strict=True):
+        assert all(torch.equal(head[name], resumed[name]) for name in head)
 
 
 def test_a_width_that_the_attention_heads_do_not_divide_is_named() -> None:
@@ -150,8 +151,8 @@ class InOrder:
     def read(self, prepare: Any) -> Any:
         from harness.data.epochs import Fed
 
-        for position, one in enumerate(self._samples, start=1):
-            yield Fed(key=one.key, value=prepare(one), position=position)
+        for position, example in enumerate(self._samples, start=1):
+            yield Fed(key=example.key, value=prepare(example), position=position)
 
 
 @pytest.mark.parametrize("size", [10, 20])
@@ -160,11 +161,12 @@ def test_batch_statistics_are_those_of_the_protocols_batches_whatever_the_encode
     (state,) = trained(setting, [0.5], samples)
     assert attentive.PROBE.together(setting) == size
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
-    scores = np.concatenate([one.scores for (one,) in predicted(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)])  # type: ignore[arg-type]
-    pictures = torch.stack([scorer.view(one).image for one in samples])
-    (tokens,) = setting.encoder(pictures, lambda found: [found.patches.flatten(1, 2)])
-    keys = [one.key for one in samples]
-    rows = Rows(keys=keys, groups=keys, targets=np.array([one.label for one in samples]), features=tokens.numpy())
+    outcomes = [outcome for (outcome,) in predicted(scorer, InOrder(samples), size)]  # type: ignore[arg-type]
+    scores = np.concatenate([outcome.scores for outcome in outcomes if not isinstance(outcome, ProbeError)])
+    pictures = torch.stack([scorer.view(example).image for example in samples])
+    (tokens,) = setting.encoder(pictures, lambda output: [output.patches.flatten(1, 2)])
+    keys = [example.key for example in samples]
+    rows = Rows(keys=keys, groups=keys, targets=np.array([example.label for example in samples]), features=tokens.numpy())
     how: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cpu")}
     banked = attentive.PROBE.restore(state, None, protocol=setting.protocol, **how).predict(rows, 0)
     assert np.array_equal(scores, banked.scores)
@@ -177,11 +179,11 @@ def test_running_statistics_do_not_depend_on_what_is_scored_together() -> None:
     assert attentive.PROBE.together(setting) == 8
     (state,) = trained(setting, [0.5], samples)
     scorer = attentive.PROBE.scorer(setting, [("all", state)])
-    found = {}
+    scores = {}
     for size in (3, 20):
-        parts = [one.scores for (one,) in predicted(scorer, InOrder(samples), size) if not isinstance(one, ProbeError)]  # type: ignore[arg-type]
-        found[size] = np.concatenate(parts)
-    np.testing.assert_allclose(found[3], found[20], rtol=1e-5)
+        parts = [predictions.scores for (predictions,) in predicted(scorer, InOrder(samples), size) if not isinstance(predictions, ProbeError)]  # type: ignore[arg-type]
+        scores[size] = np.concatenate(parts)
+    np.testing.assert_allclose(scores[3], scores[20], rtol=1e-5)
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
@@ -202,29 +204,29 @@ def studied(root: Path, folder: Path, task: str, **protocol: Any) -> tuple[Study
 
 
 def test_its_protocols_are_those_of_the_banked_task_and_the_augmentation(data: Path) -> None:
-    known = templates(load_manifest(str(data), "tiny"))
-    banked, streamed = known["object-attentive"].protocols, known[TASK].protocols
+    available = templates(load_manifest(str(data), "tiny"))
+    banked, streamed = available["object-attentive"].protocols, available[TASK].protocols
     assert list(banked) == list(streamed) == ["zhu2023", "release", "published", "published-release"]
     for name, fields in streamed.items():
         assert (fields.augment, fields.crop_scale, fields.flip) == ("crop-flip", (0.08, 1.0), 0.5)
-        own, other = dict(fields), dict(banked[name])
-        shared = own.keys() & other.keys()
+        streamed_fields, banked_fields = dict(fields), dict(banked[name])
+        shared = streamed_fields.keys() & banked_fields.keys()
         assert {"bn_eval", "bn_batch", "epochs", "lr_bounds", "readouts"} <= shared
-        assert all(own[key] == other[key] for key in shared)
+        assert all(streamed_fields[key] == banked_fields[key] for key in shared)
 
 
-@pytest.mark.parametrize(("override", "told"), [({"flip": 2.0}, "flip"), ({"crop_scale": [0.9, 0.1]}, "in order"), ({"bn_eval": "x"}, "bn_eval")])
-def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+@pytest.mark.parametrize(("override", "reason"), [({"flip": 2.0}, "flip"), ({"crop_scale": [0.9, 0.1]}, "in order"), ({"bn_eval": "x"}, "bn_eval")])
+def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
         select([f"tiny/{TASK}"], str(data), override)
 
 
 def test_it_learns_the_colours_of_a_data_set_from_its_tars(data: Path, tmp_path: Path) -> None:
     study, test = studied(data, tmp_path, f"tiny/{TASK}@release", epochs=6, bn_batch=9)
     runner = Runner(str(tmp_path / "cache"), gpu=False, threads=1)
-    found = runner.run_round(study, 0, [("all", 0.05), ("all", 0.2)])
-    assert max(head.value or 0.0 for head in found.heads) > 0.6, "chance is a third"
-    score = runner.score(study, max(found.heads, key=lambda head: head.value or 0.0), test["all"])
+    round_ = runner.run_round(study, 0, [("all", 0.05), ("all", 0.2)])
+    assert max(head.value or 0.0 for head in round_.heads) > 0.6, "chance is a third"
+    score = runner.score(study, max(round_.heads, key=lambda head: head.value or 0.0), test["all"])
     assert score.n == 24
     value = score.values[0].value
     assert value is not None
@@ -233,6 +235,6 @@ def test_it_learns_the_colours_of_a_data_set_from_its_tars(data: Path, tmp_path:
 
 def test_attention_heads_that_do_not_fit_cost_the_round_and_say_why(data: Path, tmp_path: Path) -> None:
     study, _ = studied(data, tmp_path, f"tiny/{TASK}", attention_heads=7)
-    found = Runner(str(tmp_path / "cache"), gpu=False, threads=1).run_round(study, 0, [("all", 0.1)])
-    assert found.heads[0].value is None
-    assert "7 attention heads" in (found.heads[0].error or "")
+    round_ = Runner(str(tmp_path / "cache"), gpu=False, threads=1).run_round(study, 0, [("all", 0.1)])
+    assert round_.heads[0].value is None
+    assert "7 attention heads" in (round_.heads[0].error or "")

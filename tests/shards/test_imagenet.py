@@ -11,34 +11,15 @@ from harness.data.manifest import load_manifest
 from harness.errors import RequestError
 from shards import imagenet, recipe
 from tests.helpers import built
+from tests.helpers.sources.imagenet import VAL, WNIDS, imagenet_source, into_folders, val_name
 
-WNIDS = ("n01440764", "n02012849", "n03126707")
 IDS = {"n01440764": 3, "n02012849": 1, "n03126707": 2}
 """As in the development kit, the ids do not follow the WordNet ids."""
-VAL = {1: "n03126707", 2: "n01440764", 3: "n02012849", 4: "n01440764", 5: "n02012849", 6: "n03126707"}
-KINDS: dict[tuple[str, int], dict[str, Any]] = {
-    ("n01440764", 1): {"mode": "L"},
-    ("n01440764", 2): {"mode": "CMYK"},
-    ("n02012849", 0): {"kind": "PNG"},
-}
-
-
-def val_name(number: int) -> str:
-    return f"ILSVRC2012_val_{number:08d}"
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """ImageNet's layout with three classes of three training images, among them a grey, a CMYK JPEG and a PNG that is called JPEG; val/ is flat."""
-    root = tmp_path / "imagenet"
-    for place, wnid in enumerate(WNIDS):
-        for number in range(3):
-            built.write(root / "train" / wnid / f"{wnid}_{7 * number}.JPEG", built.picture(10 * place + number, **KINDS.get((wnid, number), {})))
-    for number in VAL:
-        built.write(root / "val" / f"{val_name(number)}.JPEG", built.picture(100 + number))
-    built.write(root / "train" / WNIDS[0] / ".DS_Store", "")
-    built.write(root / "train" / WNIDS[0] / "notes.txt", "")
-    return root
+    return imagenet_source(tmp_path)
 
 
 def solution(source: Path) -> None:
@@ -56,13 +37,6 @@ def devkit(source: Path) -> Path:
     synsets = [*((IDS[wnid], wnid, f"word of {wnid}", "", 0, [], 0, 3) for wnid in WNIDS), (1001, "n00001740", "entity", "", 2, [1, 2], 1, 0)]
     scipy.io.savemat(data / "meta.mat", {"synsets": np.array(synsets, dtype=fields).reshape(-1, 1)})
     return truth
-
-
-def into_folders(source: Path) -> None:
-    for number, wnid in VAL.items():
-        file = source / "val" / f"{val_name(number)}.JPEG"
-        built.write(source / "val" / wnid / file.name, file.read_bytes())
-        file.unlink()
 
 
 @pytest.fixture

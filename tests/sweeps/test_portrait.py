@@ -12,7 +12,7 @@ from harness.plan.plan import Plan, make_plan
 from harness.probes import all_metrics
 from harness.report.portrait import GROUPS, portraits
 from tests.helpers import tiny
-from tests.report.test_board import Row, row
+from tests.helpers.report_rows import Row, row
 
 FILE = Path(__file__).parents[2] / "sweeps" / "portrait.yaml"
 SAMPLE = FILE.parent.parent / "shards" / "data" / "stamps"

@@ -25,11 +25,11 @@ from harness.results.tables import read_table
 from harness.search.propose import first_rates
 from shards import cifar, coco, cub, imagenet, lip, pascal_parts, recipe
 from tests.helpers import built
-from tests.shards import test_cifar as test_recipe_cifar
-from tests.shards import test_coco as test_recipe_coco
-from tests.shards import test_cub as test_recipe_cub
-from tests.shards import test_imagenet as test_recipe_imagenet
-from tests.shards import test_lip as test_recipe_lip
+from tests.helpers.sources.cifar import cifar_ten
+from tests.helpers.sources.coco import coco_source
+from tests.helpers.sources.cub import cub_source
+from tests.helpers.sources.imagenet import imagenet_source, into_folders
+from tests.helpers.sources.lip import lip_source
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "zhu2023"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -272,9 +272,6 @@ def test_projected_retrieval_is_undefined_without_a_pretraining_head_and_says_so
 
 # --- from archives to plans and figures -------------------------------------------------------------------------------
 
-cub_source, coco_source = test_recipe_cub.source, test_recipe_coco.source
-lip_source, ten, imagenet_source = test_recipe_lip.source, test_recipe_cifar.ten, test_recipe_imagenet.source
-
 
 def prepared(root: Path, labels: int) -> Path:
     """Maps as the authors prepared them: img/ and ann/ of train and val."""
@@ -287,18 +284,18 @@ def prepared(root: Path, labels: int) -> Path:
     return root
 
 
-def test_data_sets_built_by_their_recipes_are_what_the_sweeps_ask_for(
-    cub_source: Path, coco_source: Path, lip_source: Path, ten: Path, imagenet_source: Path, tmp_path: Path
-) -> None:
+def test_data_sets_built_by_their_recipes_are_what_the_sweeps_ask_for(tmp_path: Path) -> None:
     """Replicas in the exact layout of the archives: every task of the sweeps is one of theirs, and their versions begin as the published table's."""
     root = tmp_path / "built"
-    test_recipe_imagenet.into_folders(imagenet_source)
-    recipe.build(cub.describe(cub_source, partial=True), root / "cub")
-    recipe.build(lip.describe(lip_source, partial=True), root / "lip")
-    recipe.build(cifar.describe(ten, partial=True), root / "cifar10")
-    recipe.build(imagenet.describe(imagenet_source, partial=True), root / "imagenet1k")
+    archives = {name: tmp_path / "archives" / name for name in ("cub", "lip", "cifar", "imagenet", "coco")}
+    ilsvrc, coco_archives = imagenet_source(archives["imagenet"]), coco_source(archives["coco"])
+    into_folders(ilsvrc)
+    recipe.build(cub.describe(cub_source(archives["cub"]), partial=True), root / "cub")
+    recipe.build(lip.describe(lip_source(archives["lip"]), partial=True), root / "lip")
+    recipe.build(cifar.describe(cifar_ten(archives["cifar"]), partial=True), root / "cifar10")
+    recipe.build(imagenet.describe(ilsvrc, partial=True), root / "imagenet1k")
     for name in ("coco_objects", "coco_keypoints"):
-        recipe.build(coco.describe(coco_source, data_set=name, partial=True), root / name)
+        recipe.build(coco.describe(coco_archives, data_set=name, partial=True), root / name)
     for kind, labels in (("part", 193), ("object", 16)):
         folder = prepared(tmp_path / "pascal" / kind, labels)
         recipe.build(pascal_parts.describe(folder, prepared=kind), root / f"pascal_{kind}")
@@ -312,8 +309,8 @@ def test_data_sets_built_by_their_recipes_are_what_the_sweeps_ask_for(
 
 
 @pytest.mark.slow
-def test_the_study_of_lips_rates_ends_in_a_plot_of_a_line_for_every_encoder(lip_source: Path, tmp_path: Path) -> None:
-    recipe.build(lip.describe(lip_source, partial=True), tmp_path / "shards" / "lip")
+def test_the_study_of_lips_rates_ends_in_a_plot_of_a_line_for_every_encoder(tmp_path: Path) -> None:
+    recipe.build(lip.describe(lip_source(tmp_path / "archives"), partial=True), tmp_path / "shards" / "lip")
     encoders = [{"name": name, "architecture": "test_vit", "options": {"depth": 12}, "random": True} for name in ("DINO", "MAE")]
     settings = {
         "shards": str(tmp_path / "shards"),

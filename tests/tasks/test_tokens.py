@@ -24,7 +24,8 @@ from harness.data.views.dropped_tokens import DroppedTokens
 from harness.encoders import EncoderSpec, family_of, load
 from harness.errors import RequestError
 from harness.features.bank import BankStore, PartRows, Receipt
-from harness.plan.plan import make_plan, view_of
+from harness.plan.plan import make_plan
+from harness.plan.roles import view_of
 from harness.results.collect import receipts_of, records
 from harness.results.tables import read_table
 from harness.search.accounts import Accounts, Outcome
