@@ -19,7 +19,8 @@ from harness.encoders import EncoderSpec, load
 from harness.errors import ProbeError, RequestError
 from harness.features.device import Compute
 from harness.probes import all_metrics, grid, probes, row_probe, stream_probe
-from harness.probes.heads import ClassifierProbe, TrainedProbe
+from harness.probes.classifier import ClassifierProbe
+from harness.probes.heads import TrainedProbe
 from harness.probes.lib.streaming import PaddedEncoder
 
 CPU = torch.device("cpu")
