@@ -91,8 +91,8 @@ class AttentiveNetwork(nn.Module):
         heads, size = self.attention_heads, tokens.shape[-1] // self.attention_heads
         query = nn.functional.layer_norm(self.query, self.query.shape, self.norm_query_weight, self.norm_query_bias, EPS)
         query_A1d = (nn.functional.linear(query, self.query_weight, self.query_bias) * size**-0.5).view(heads, 1, size)
-        asked_AD = (query_A1d @ self.key_weight.view(heads, size, -1))[:, 0] * self.norm_key_weight
-        attention_BAT = (tokens @ asked_AD.T).softmax(dim=1).transpose(1, 2)
+        scoring_AD = (query_A1d @ self.key_weight.view(heads, size, -1))[:, 0] * self.norm_key_weight
+        attention_BAT = (tokens @ scoring_AD.T).softmax(dim=1).transpose(1, 2)
         mean_BAD = attention_BAT @ tokens * self.norm_value_weight + self.norm_value_bias
         value_BAd = torch.einsum("bad,aed->bae", mean_BAD, self.value_weight.view(heads, size, -1)) + self.value_bias.view(heads, size)
         return nn.functional.linear(value_BAd.flatten(1), self.out_weight, self.out_bias)
@@ -124,8 +124,8 @@ class AttentiveHead(NetworkHead[AttentiveFields]):
     @staticmethod
     def network(width: int, classes: int, fields: AttentiveFields) -> AttentiveNetwork:
         if width % fields.attention_heads:
-            wanted = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
-            raise ProbeError(f"{NAME} probe: {wanted}; set attention_heads")
+            message = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
+            raise ProbeError(f"{NAME} probe: {message}; set attention_heads")
         return AttentiveNetwork(width, classes, fields.attention_heads, fields.bn_eps)
 
     @staticmethod

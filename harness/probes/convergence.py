@@ -59,8 +59,8 @@ def others(targets: np.ndarray, seed: int) -> np.ndarray:
     by_class = np.argsort(which, kind="stable")
     start = (np.cumsum(sizes) - sizes)[which]
     place = (chance * (count - sizes[which])).astype(np.int64)  # among the others, class by class
-    found: np.ndarray = by_class[place + np.where(place < start, 0, sizes[which])]
-    return found
+    chosen: np.ndarray = by_class[place + np.where(place < start, 0, sizes[which])]
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,9 +79,9 @@ class ConvergenceStack:
             raise ProbeError(f"{NAME} probe: expected rows with those of whole images as reference, got none; give the bank of the whole images")
         (whole,) = bags(NAME, rows.reference, 1, self.fields.normalize).values()
         place = {key: index for index, key in enumerate(whole.keys)}
-        found = [self._of(one, draw, whole, place) for draw, one in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
-        values = {name: np.concatenate([each[name] for _, each in found]) for name in NAMES}
-        keys, groups = [key for one, _ in found for key in one.keys], [group for one, _ in found for group in one.groups]
+        compared = [self._of(means, draw, whole, place) for draw, means in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
+        values = {name: np.concatenate([quantities[name] for _, quantities in compared]) for name in NAMES}
+        keys, groups = [key for means, _ in compared for key in means.keys], [group for means, _ in compared for group in means.groups]
         return measured(QUANTITIES, keys, groups, values)
 
     def _of(self, rows: Rows, draw: int | None, whole: Rows, place: Mapping[str, int]) -> tuple[Rows, dict[str, np.ndarray]]:
@@ -90,13 +90,13 @@ class ConvergenceStack:
         if lost:
             raise ProbeError(f"{NAME} probe: expected the whole image of every bag, got none of {lost[0]!r}; give both banks of one split")
         means = rows.features[:].astype(np.float64)
-        own = whole.features[np.array([place[image] for image in images], np.int64)].astype(np.float64)
+        embeddings = whole.features[np.array([place[image] for image in images], np.int64)].astype(np.float64)
         foreign = means[others(rows.targets, self.seed)] if len(rows) > 1 else np.full_like(means, np.nan)
         return rows, {
-            "cosine": cosine(means, own),
-            "cosine_floor": cosine(foreign, own),
-            "relative_distance": relative_distance(means, own),
-            "relative_distance_floor": relative_distance(foreign, own),
+            "cosine": cosine(means, embeddings),
+            "cosine_floor": cosine(foreign, embeddings),
+            "relative_distance": relative_distance(means, embeddings),
+            "relative_distance_floor": relative_distance(foreign, embeddings),
         }
 
     def state(self, head: int) -> dict[str, torch.Tensor]:

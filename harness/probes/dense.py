@@ -72,7 +72,7 @@ def checked_masks(rows: Rows, classes: int, ignored: Sequence[int]) -> np.ndarra
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shares:
+class PatchShares:
     """What the logits of M = B T tokens are compared with."""
 
     target_CM: torch.Tensor
@@ -83,7 +83,7 @@ class Shares:
     """The sum of these, []."""
 
 
-class DenseHead(AffineHead[DenseFields, Shares]):
+class DenseHead(AffineHead[DenseFields, PatchShares]):
     """One 1x1 convolution and its optimiser."""
 
     def __init__(self, tensors: State, fields: DenseFields) -> None:
@@ -99,7 +99,7 @@ class DenseHead(AffineHead[DenseFields, Shares]):
         classes, width = state["weight"].shape
         return width, classes
 
-    def step(self, inputs: torch.Tensor, target: Shares, lr: float, seeds: tuple[int, int]) -> None:
+    def step(self, inputs: torch.Tensor, target: PatchShares, lr: float, seeds: tuple[int, int]) -> None:
         """One step on the cross entropy over tokens [M, D], each weighted by its labelled share, divided by the sum of these."""
         logits_CM = torch.addmm(self.bias[:, None], self.weight, inputs.T)
         if self._left_out:
@@ -128,13 +128,13 @@ class DenseProbe(TrainedProbe[DenseFields]):
         normaliser = Normaliser.fit(fields.norm, features, device)
         features = on_device(features, device)
 
-        def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, Shares]:
+        def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, PatchShares]:
             tokens = normaliser(features[chosen.to(features.device)].to(device).flatten(0, 2))
             target = labels.batch(chosen, classes).to(device)
             share = target.sum(dim=0)
             # a batch without any labelled pixel has no gradient, and must not divide by zero
             total = share.sum().clamp(min=torch.finfo(torch.float32).tiny)
-            return tokens, Shares(target_CM=target, weight_M=share, total=total)
+            return tokens, PatchShares(target_CM=target, weight_M=share, total=total)
 
         return Examples(width=features.shape[-1], normaliser=normaliser, batch=batch)
 
@@ -152,7 +152,7 @@ class DenseProbe(TrainedProbe[DenseFields]):
         size = max(1, LOGITS // (classes * masks.shape[1] * masks.shape[2]))
         cells = []
         for start in range(0, len(rows), size):
-            predicted = labels(stack, features[start : start + size], head, masks.shape[1:])
+            predicted = predicted_classes(stack, features[start : start + size], head, masks.shape[1:])
             cells.append(confusion_cells(predicted, masks[start : start + size], start, classes, ignored))
         image, target, predicted, pixels = (np.concatenate([part[i] for part in cells]) for i in range(4))
         return Predictions(
@@ -171,7 +171,7 @@ def token_logits(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int)
     return out.view(*tokens.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-def labels(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int, size: tuple[int, ...]) -> np.ndarray:
+def predicted_classes(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int, size: tuple[int, ...]) -> np.ndarray:
     """int64 [B, H, W] predicted classes, the lowest of equals."""
     logits = token_logits(stack, tokens, head)
     return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(dim=1).cpu().numpy()
@@ -183,8 +183,8 @@ def confusion_cells(
     """Image, true class, predicted class and pixels of each confusion cell that occurs, images counted from `first`."""
     tables = []
     for mask, guess in zip(masks, predicted, strict=True):
-        kept = counted(mask, ignored)
-        tables.append(np.bincount(mask[kept].astype(np.int64) * classes + guess[kept], minlength=classes * classes))
+        labelled = counted(mask, ignored)
+        tables.append(np.bincount(mask[labelled].astype(np.int64) * classes + guess[labelled], minlength=classes * classes))
     table = np.stack(tables)
     image, cell = np.nonzero(table)
     return image + first, cell // classes, cell % classes, table[image, cell]

@@ -21,8 +21,8 @@ from harness.probes.retrieval import Exclude, GalleryFields, neighbours
 
 NAME = "locality"
 QUANTITIES = tuple(
-    Quantity(name=f"same_{what}{suffix}", unit="fraction", undefined=f"{why}, or there is no other patch", is_outcome=not suffix)
-    for what, why in (
+    Quantity(name=f"same_{trait}{suffix}", unit="fraction", undefined=f"{reason}, or there is no other patch", is_outcome=not suffix)
+    for trait, reason in (
         ("part", "these patches have no parts"),
         ("image", "a query's own image is not in its gallery"),
         ("class", "these patches have no class"),
@@ -91,15 +91,15 @@ class LocalityStack:
 
 def labels(rows: Rows, whole: Rows) -> np.ndarray:
     """int64 [N]: the target of each patch's whole image, whose key is that of the patch's sample; -1 where there is none."""
-    known = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
-    return np.array([known.get(sample_of(key), -1) for key in rows.keys], dtype=np.int64)
+    label_of = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
+    return np.array([label_of.get(sample_of(key), -1) for key in rows.keys], dtype=np.int64)
 
 
 def _counted(kind: np.ndarray) -> np.ndarray:
     """int64 [N]: how many are of each one's kind."""
     _, inverse, counts = np.unique(kind, return_inverse=True, return_counts=True)
-    found: np.ndarray = counts[inverse]
-    return found
+    group_sizes: np.ndarray = counts[inverse]
+    return group_sizes
 
 
 class LocalityProbe(RowProbe[LocalityFields]):

@@ -37,13 +37,13 @@ def cosine_to(reference: Rows, rows: Rows) -> np.ndarray:
     if lost:
         raise ProbeError(f"{NAME} probe: expected the intact image of every row, got none of {lost[0]!r}; give both banks of one split")
     index = np.array([place[key] for key in rows.keys], dtype=np.int64)
-    found = []
+    cosines = []
     for start in range(0, len(rows), CHUNK_ROWS):
         altered = rows.features[start : start + CHUNK_ROWS].astype(np.float64)
         intact = reference.features[index[start : start + CHUNK_ROWS]].astype(np.float64)
         norms = np.linalg.norm(altered, axis=1) * np.linalg.norm(intact, axis=1)
-        found.append((altered * intact).sum(axis=1) / np.where(norms > 0, norms, np.nan))
-    return np.concatenate(found) if found else np.zeros(0)
+        cosines.append((altered * intact).sum(axis=1) / np.where(norms > 0, norms, np.nan))
+    return np.concatenate(cosines) if cosines else np.zeros(0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,9 +57,9 @@ class PerturbedStack:
 
         Raises ProbeError where `rows`, or their reference, do not fit.
         """
-        told = self.inner.predict(rows, head)
+        predictions = self.inner.predict(rows, head)
         scores = np.full(len(rows), np.nan) if rows.reference is None else cosine_to(rows.reference, rows)
-        return replace(told, scores=scores)
+        return replace(predictions, scores=scores)
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
         """Empty: the training rows are all there is."""

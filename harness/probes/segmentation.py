@@ -28,7 +28,7 @@ NEVER = -1e30
 """Logit of a class that is left out; not -inf, which interpolation would make NaN."""
 WARMUP_RATIO = 1e-6
 
-Side = Annotated[int, pydantic.Field(ge=1, le=16384)]
+Pixels = Annotated[int, pydantic.Field(ge=1, le=16384)]
 
 
 class SegmentationFields(MaskFields):
@@ -47,12 +47,12 @@ class SegmentationFields(MaskFields):
     """Pixels that a batch's loss is divided by: those that count, or all of them, which is mmsegmentation's default."""
     ignore_label: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (255,)
     """Values of the label map that do not count. One that is a class is left out altogether: neither trained nor ever predicted."""
-    train_scale: tuple[Side, Side] = (2048, 512)
-    crop: Side = 512
+    train_scale: tuple[Pixels, Pixels] = (2048, 512)
+    crop: Pixels = 512
     augment: bool = True
     """False: each image fitted into the train scale and cropped at random, nothing else."""
-    test_scale: tuple[Side, Side] = (2048, 512)
-    stride: Side = 341
+    test_scale: tuple[Pixels, Pixels] = (2048, 512)
+    stride: Pixels = 341
 
     def ignored(self) -> tuple[str, tuple[int, ...]]:
         return "ignore_label", self.ignore_label
@@ -77,14 +77,14 @@ def logits(
     The convolution comes before the upsampling: both are linear and the interpolation's weights sum to 1, so the order changes rounding alone, and
     C channels are fewer than D.
     """
-    found = conv2d(features, weight[:, :, None, None], bias)
+    out = conv2d(features, weight[:, :, None, None], bias)
     if left_out:
-        mask = torch.zeros(len(weight), dtype=torch.bool, device=found.device)
+        mask = torch.zeros(len(weight), dtype=torch.bool, device=out.device)
         mask[list(left_out)] = True
-        found = found.masked_fill(mask[:, None, None], NEVER)
+        out = out.masked_fill(mask[:, None, None], NEVER)
     if upsample > 1:
-        found = interpolate(found, scale_factor=upsample, mode="bilinear", align_corners=False)
-    return interpolate(found, size=tuple(size), mode="bilinear", align_corners=False)
+        out = interpolate(out, scale_factor=upsample, mode="bilinear", align_corners=False)
+    return interpolate(out, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class SegmentationHead:
@@ -104,27 +104,27 @@ class SegmentationHead:
         self._optimizer.zero_grad(set_to_none=False)
         group = max(1, LOGITS // (len(self.weight) * labels.shape[1] * labels.shape[2]))
         for start in range(0, len(labels), group):
-            some = labels[start : start + group]
-            found = logits(
+            group_labels = labels[start : start + group]
+            group_logits = logits(
                 features[start : start + group],
                 self.weight,
                 self.bias,
-                size=some.shape[1:],
+                size=group_labels.shape[1:],
                 upsample=self._fields.upsample,
                 left_out=self._left_out,
             )
             # a batch without any labelled pixel has no gradient, and must not divide by zero
-            loss = cross_entropy(found, some, ignore_index=IGNORED, reduction="sum") / max(counted, 1)
+            loss = cross_entropy(group_logits, group_labels, ignore_index=IGNORED, reduction="sum") / max(counted, 1)
             loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.param_groups[0]["lr"] = self.lr * factor
         self._optimizer.step()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on, by name, on the CPU; copies."""
-        found = {"weight": self.weight.detach(), "bias": self.bias.detach()}
+        tensors = {"weight": self.weight.detach(), "bias": self.bias.detach()}
         for name, parameter in (("weight", self.weight), ("bias", self.bias)):
-            found |= {f"{name}/{key}": value for key, value in self._optimizer.state[parameter].items()}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+            tensors |= {f"{name}/{key}": value for key, value in self._optimizer.state[parameter].items()}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -194,8 +194,8 @@ def slide(
 
 def confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """int64 [C, C] pixels by (true, predicted) class of maps [H, W]; pixels that are IGNORED do not count."""
-    kept = labels != IGNORED
-    return torch.bincount(labels[kept].long() * classes + predicted[kept].long(), minlength=classes * classes).view(classes, classes)
+    labelled = labels != IGNORED
+    return torch.bincount(labels[labelled].long() * classes + predicted[labelled].long(), minlength=classes * classes).view(classes, classes)
 
 
 def windows_of(height: int, width: int, fields: SegmentationFields) -> int:

@@ -85,10 +85,10 @@ class Template(Generic[P]):
         derived = {*self.curves.values(), *(["readouts"] if self.readouts is not None else [])}
         return frozenset(name for protocol in self.protocols.values() for name in type(protocol).model_fields if name not in derived)
 
-    def matches(self, wanted: str) -> bool:
-        if not fnmatch.fnmatchcase(self.name, wanted):
+    def matches(self, pattern: str) -> bool:
+        if not fnmatch.fnmatchcase(self.name, pattern):
             return False
-        return all(word in wanted for word in self._words)
+        return all(word in pattern for word in self._words)
 
     @property
     def _words(self) -> tuple[str, ...]:
@@ -133,12 +133,12 @@ class Template(Generic[P]):
         for readout in fields.readouts:
             parse_readout(readout)
         self._refuse_other_fields(fields)
-        named = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
-        told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
+        set_fields = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
+        point_name = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in set_fields.items())
         classes = self.classes(fields)
         metrics = self.metrics or tuple(metric(name) for name in probe(self.probe).metrics)
         # equal names alone say nothing: parts may be called as classes are
-        predicts_labels = self.level == "object" and classes == manifest.classes and any(one.name == "accuracy" for one in metrics)
+        predicts_labels = self.level == "object" and classes == manifest.classes and any(named_metric.name == "accuracy" for named_metric in metrics)
         levels = manifest.levels if predicts_labels else {}
         return Task(
             name=f"{manifest.dataset}/{self.name}",
@@ -149,7 +149,7 @@ class Template(Generic[P]):
             readouts=fields.readouts,
             probe=stream_probe(self.probe) if self.feed == "streamed" else row_probe(self.probe),
             metrics=(*metrics, *(AtLevel(metric("accuracy"), level, of) for level, of in levels.items())),
-            protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
+            protocol=TaskProtocol(name=f"{protocol}[{point_name}]" if point_name else protocol, fields=fields),
             feed=self.feed,
             train_view=self.train_view(fields) if self.train_view else None,
             val_view=self.val_view(fields) if self.val_view else None,
@@ -192,28 +192,28 @@ def select(patterns: Sequence[str], shards: str, overrides: Overrides) -> tuple[
     manifests: dict[str, Manifest] = {}
     chosen: dict[tuple[str, str], Task] = {}
     fields_of: dict[str, frozenset[str]] = {}
-    own = {key: value for key, value in overrides.items() if isinstance(value, Mapping)}
-    shared = {key: value for key, value in overrides.items() if key not in own}
+    by_task = {key: value for key, value in overrides.items() if isinstance(value, Mapping)}
+    shared = {key: value for key, value in overrides.items() if key not in by_task}
     for pattern in patterns:
         dataset, slash, rest = pattern.partition("/")
-        wanted, _, protocol = rest.partition("@")
-        if not slash or not dataset or not wanted:
+        task_pattern, _, protocol = rest.partition("@")
+        if not slash or not dataset or not task_pattern:
             raise RequestError(f"tasks: expected <data set>/<task>, got {pattern!r}")
         if dataset not in manifests:
             manifests[dataset] = load_manifest(shards, dataset)
         manifest = manifests[dataset]
-        known = templates(manifest)
-        names = [name for name, template in known.items() if template.matches(wanted)]
+        available = templates(manifest)
+        names = [name for name, template in available.items() if template.matches(task_pattern)]
         if not names:
-            listed = ", ".join(known) or "none: its manifest names no labels and no parts"
-            raise RequestError(f"tasks: {dataset} has no task {wanted!r}{nearest(wanted, known)}; it has {listed}")
-        fields_of |= {name: fields_of.get(name, frozenset()) | template.fields for name, template in known.items()}
+            listed = ", ".join(available) or "none: its manifest names no labels and no parts"
+            raise RequestError(f"tasks: {dataset} has no task {task_pattern!r}{nearest(task_pattern, available)}; it has {listed}")
+        fields_of |= {name: fields_of.get(name, frozenset()) | template.fields for name, template in available.items()}
         for name in names:
-            for task in known[name].tasks(manifest, protocol or None, {**shared, **own.get(name, {})}):
+            for task in available[name].tasks(manifest, protocol or None, {**shared, **by_task.get(name, {})}):
                 if task.train_dataset is not None:
                     task = _trained_elsewhere(task, manifests.setdefault(task.train_dataset, load_manifest(shards, task.train_dataset)))
                 chosen.setdefault((task.name, task.protocol.name), task)
-    _check_overrides(shared, own, fields_of)
+    _check_overrides(shared, by_task, fields_of)
     return list(chosen.values()), manifests
 
 
@@ -250,7 +250,7 @@ def _with(task: Task, further: Sequence[Metric]) -> Task:
     return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *further))), instead=instead)
 
 
-def _check_overrides(shared: Overrides, own: Mapping[str, Overrides], fields_of: Mapping[str, frozenset[str]]) -> None:
+def _check_overrides(shared: Overrides, by_task: Mapping[str, Overrides], fields_of: Mapping[str, frozenset[str]]) -> None:
     """Raises RequestError for a field, or a task, that is none."""
     every = frozenset[str]().union(*fields_of.values())
     for key in shared:
@@ -258,13 +258,13 @@ def _check_overrides(shared: Overrides, own: Mapping[str, Overrides], fields_of:
             raise RequestError(
                 f"protocol.{key}: no task of these data sets has this field{nearest(key, every)}; they have {', '.join(sorted(every))}"
             )
-    for name, fields in own.items():
+    for name, fields in by_task.items():
         if name not in fields_of:
             raise RequestError(f"protocol.{name}: expected a task of these data sets, got {name!r}{nearest(name, fields_of)}")
         for key in fields:
             if key not in fields_of[name]:
-                told = f"{nearest(key, fields_of[name])}; it has {', '.join(sorted(fields_of[name]))}"
-                raise RequestError(f"protocol.{name}.{key}: {name} has no such field{told}")
+                hint = f"{nearest(key, fields_of[name])}; it has {', '.join(sorted(fields_of[name]))}"
+                raise RequestError(f"protocol.{name}.{key}: {name} has no such field{hint}")
 
 
 def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:

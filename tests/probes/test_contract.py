@@ -34,13 +34,13 @@ TRAINED = {name: probe for name, probe in ROW_PROBES.items() if isinstance(probe
 # --- rows by kind -----------------------------------------------------------------------------------------------------
 
 
-def rows_of(shape: tuple[int, ...], seed: int, **more: Any) -> Rows:
+def rows_of(shape: tuple[int, ...], seed: int, **fields: Any) -> Rows:
     """Rows that lie around the means of their classes, over memory that cannot be written."""
     rng, targets = np.random.default_rng(seed), np.arange(COUNT) % CLASSES
     means = np.random.default_rng(99).standard_normal((CLASSES, shape[-1]))
     features = (rng.standard_normal((COUNT, *shape)) + means[targets].reshape(COUNT, *(1 for _ in shape[1:]), shape[-1])).astype(np.float32)
     names = [f"image-{index:02d}" for index in range(COUNT)]
-    return frozen(Rows(keys=names, groups=names, targets=targets, features=features, **more))
+    return frozen(Rows(keys=names, groups=names, targets=targets, features=features, **fields))
 
 
 def frozen(rows: Rows) -> Rows:
@@ -329,12 +329,12 @@ def encoder() -> PaddedEncoder:
 
 def samples() -> list[Sample]:
     rng = np.random.default_rng(0)
-    found = []
+    samples = []
     for index in range(8):
         image = rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
         image[..., index % CLASSES] += 100
-        found.append(Sample(key=f"s{index}", image=image, label=index % CLASSES, object_mask=(image[..., 0] > 100).astype(np.uint8)))
-    return found
+        samples.append(Sample(key=f"s{index}", image=image, label=index % CLASSES, object_mask=(image[..., 0] > 100).astype(np.uint8)))
+    return samples
 
 
 def setting_of(name: str, encoder: PaddedEncoder, **protocol: Any) -> StreamSetting[Any]:
@@ -412,9 +412,9 @@ def test_a_streamed_head_that_diverged_says_so(name: str, encoder: PaddedEncoder
 @pytest.mark.parametrize(("name", "probe"), STREAM_PROBES.items(), ids=STREAM_PROBES)
 def test_its_cost_grows_with_what_it_reads(name: str, probe: StreamProbe[Any]) -> None:
     small = Reading(train=100, chosen_on=10, read_to_choose=10, heads=4, input_size=(32, 32), sizes=((40, 48),))
-    cost, more = (probe.passes(probe.fields(), reading) for reading in (small, replace(small, chosen_on=20, read_to_choose=20)))
-    assert 0 < cost.decoded < more.decoded
-    assert 0 < cost.encoded < more.encoded
+    cost, larger = (probe.passes(probe.fields(), reading) for reading in (small, replace(small, chosen_on=20, read_to_choose=20)))
+    assert 0 < cost.decoded < larger.decoded
+    assert 0 < cost.encoded < larger.encoded
     assert cost.encoded_per_test_image > 0
     rungs = probe.rungs(probe.fields())
     assert rungs is None or (list(rungs.ends) == sorted(set(rungs.ends)) and rungs.eta > 1)

@@ -77,8 +77,8 @@ def test_it_is_torchs_own_network_under_torchs_own_sgd(protocol: dict[str, Any])
 
 def test_it_tells_apart_what_no_linear_classifier_does() -> None:
     train, test = rows_of(600), rows_of(300, seed=1)
-    found = fit(train, [0.1], epochs=60, width=64).predict(test, 0)
-    assert (found.predictions == found.targets).mean() > 0.7
+    predictions = fit(train, [0.1], epochs=60, width=64).predict(test, 0)
+    assert (predictions.predictions == predictions.targets).mean() > 0.7
 
 
 def test_a_step_that_drops_units_draws_from_its_seeds_alone() -> None:

@@ -78,8 +78,8 @@ print(json.dumps({
 def test_200_000_rows_are_searched_within_2_gib(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["peak_kib"] < LIMIT_KIB
-    assert found["queries"] == 2000
-    assert found["scores"] == pytest.approx(found["precisions"], abs=1e-5)
-    assert found["shares"] == pytest.approx(found["votes"], abs=1e-4)
+    output = json.loads(done.stdout)
+    assert output["peak_kib"] < LIMIT_KIB
+    assert output["queries"] == 2000
+    assert output["scores"] == pytest.approx(output["precisions"], abs=1e-5)
+    assert output["shares"] == pytest.approx(output["votes"], abs=1e-4)

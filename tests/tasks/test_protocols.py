@@ -67,7 +67,7 @@ def test_every_protocol_is_its_probes_and_comes_back_from_json(dataset: str, tem
 def test_a_record_can_be_asked_for_again(dataset: str, template: Template[Any], name: str) -> None:
     for task in template.tasks(manifest(dataset), name, {}):
         written = json.loads(task.protocol.fields.to_json())
-        points = {plural: [written[own]] for plural, own in template.curves.items()}
+        points = {plural: [written[field]] for plural, field in template.curves.items()}
         (again,) = template.tasks(manifest(dataset), name, {**written, **points})
         assert (again.protocol.name, again.protocol.fields.to_json()) == (task.protocol.name, task.protocol.fields.to_json())
 

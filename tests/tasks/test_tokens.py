@@ -133,10 +133,10 @@ class Planted:
     ) -> Tokens:
         colours = nn.functional.avg_pool2d(images * 255, CELL).flatten(2).transpose(1, 2)
         every = torch.arange(SIDE * SIDE).expand(len(images), -1)
-        kept = every if keep is None else keep
-        colours = colours.gather(1, kept[:, :, None].expand(-1, -1, 3))
-        tokens = self._knows(colours, kept if positions is None else positions)
-        shape = (SIDE, SIDE) if keep is None else (1, kept.shape[1])
+        places = every if keep is None else keep
+        colours = colours.gather(1, places[:, :, None].expand(-1, -1, 3))
+        tokens = self._knows(colours, places if positions is None else positions)
+        shape = (SIDE, SIDE) if keep is None else (1, places.shape[1])
         patches = tokens.unflatten(1, shape)
         outputs = {block: Tokens(cls=tokens.mean(dim=1), patches=patches) for block in blocks}
         return Tokens(cls=tokens.mean(dim=1), patches=patches, blocks=outputs)
@@ -181,12 +181,12 @@ QUICK: dict[str, Any] = {"epochs": 40, "batch_size": 8}
 @pytest.mark.parametrize("theta", [0.2, 0.5])
 def test_who_compares_content_with_place_detects_every_misplaced_token(world: World, kept_share: float, theta: float) -> None:
     (score,) = world.points("displacement", "cells/misplaced-tokens", blocks=[None], kept_shares=[kept_share], thetas=[theta], **QUICK)
-    found = values(score)
-    assert found["AUROC"] == 1.0
-    assert found["balanced_accuracy"] == 1.0
-    assert found["bce"] is not None
-    assert found["bce_chance"] is not None
-    assert found["bce"] < 0.2 * found["bce_chance"]
+    by_metric = values(score)
+    assert by_metric["AUROC"] == 1.0
+    assert by_metric["balanced_accuracy"] == 1.0
+    assert by_metric["bce"] is not None
+    assert by_metric["bce_chance"] is not None
+    assert by_metric["bce"] < 0.2 * by_metric["bce_chance"]
     assert score.n == SPLITS["test"] * int(kept_share * SIDE * SIDE)
 
 
@@ -200,10 +200,10 @@ def test_who_knows_the_place_or_the_content_alone_is_at_chance(world: World, enc
             assert value.low is not None
             assert value.high is not None
             assert value.low <= 0.5 <= value.high
-    found = values(score)
-    assert found["bce"] is not None
-    assert found["bce_chance"] is not None
-    assert 0.98 < found["bce"] / found["bce_chance"] < 1.05
+    by_metric = values(score)
+    assert by_metric["bce"] is not None
+    assert by_metric["bce_chance"] is not None
+    assert 0.98 < by_metric["bce"] / by_metric["bce_chance"] < 1.05
 
 
 def test_the_base_rate_is_theta_and_its_entropy_is_told_beside(world: World) -> None:
@@ -250,7 +250,7 @@ def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"thetas": [0.0]}, "theta"),
         ({"thetas": [1.0]}, "theta"),
@@ -260,8 +260,8 @@ def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a
         ({"optimizer": "lion"}, "optimizer"),
     ],
 )
-def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         select(["cells/misplaced-tokens"], str(shards), overrides)
 
 
@@ -273,12 +273,12 @@ def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, An
 def test_with_every_token_kept_the_value_is_that_of_the_intact_images(world: World, encoder: str, protocol: str) -> None:
     # labels have nothing to do with these pictures: whatever is told of them is an accident that only the same features repeat
     (plain,) = world.points(encoder, "noise/object-knn", k=3)
-    (kept,) = world.points(encoder, f"noise/dropped-tokens@{protocol}", kept_shares=[1.0], k=3)
+    (dropped,) = world.points(encoder, f"noise/dropped-tokens@{protocol}", kept_shares=[1.0], k=3)
     accuracies = ("accuracy", "mean_class_accuracy")
-    assert [value for value in kept.values if value.metric in accuracies] == [value for value in plain.values if value.metric in accuracies]
-    assert kept.predictions["prediction"] == plain.predictions["prediction"]
-    assert kept.head == plain.head
-    assert values(kept)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
+    assert [value for value in dropped.values if value.metric in accuracies] == [value for value in plain.values if value.metric in accuracies]
+    assert dropped.predictions["prediction"] == plain.predictions["prediction"]
+    assert dropped.head == plain.head
+    assert values(dropped)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_less_is_kept_the_further_features_go(world: World) -> None:
@@ -345,9 +345,11 @@ def test_without_labels_misplaced_tokens_are_all_there_is(shards: Path) -> None:
 
 
 def test_no_pattern_but_one_with_their_last_word_asks_for_them(shards: Path) -> None:
-    asked = {pattern: {task.name.partition("/")[2] for task in select([f"cells/{pattern}"], str(shards), {})[0]} for pattern in ("*", "*-tokens")}
-    assert not {"misplaced-tokens", "dropped-tokens", "shuffled-patches"} & asked["*"]
-    assert asked["*-tokens"] == {"misplaced-tokens", "dropped-tokens"}
+    by_pattern = {
+        pattern: {task.name.partition("/")[2] for task in select([f"cells/{pattern}"], str(shards), {})[0]} for pattern in ("*", "*-tokens")
+    }
+    assert not {"misplaced-tokens", "dropped-tokens", "shuffled-patches"} & by_pattern["*"]
+    assert by_pattern["*-tokens"] == {"misplaced-tokens", "dropped-tokens"}
 
 
 def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path: Path) -> None:
@@ -358,13 +360,13 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
     plan, store = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, "cpu", "float32"), BankStore(str(tmp_path / "cache"))
     took = {None: 64.0, 1.0: 8.0, 0.25: 2.0}
     for work in plan.shard_work:
-        for one in work.passes:
-            seconds = took[one.view.alteration.kept_share if isinstance(one.view.alteration, DroppedTokens) else None]
-            for job in one.banks:
+        for view_pass in work.passes:
+            seconds = took[view_pass.view.alteration.kept_share if isinstance(view_pass.view.alteration, DroppedTokens) else None]
+            for job in view_pass.banks:
                 rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
                 audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples, seen=work.shard.samples)
-                told = Receipt.of(audit, bank_key=job.bank.key, attempts=1, node="here", rows=1, seconds=seconds, images=16)
-                store.write_part(job.bank, rows, told)
+                receipt = Receipt.of(audit, bank_key=job.bank.key, attempts=1, node="here", rows=1, seconds=seconds, images=16)
+                store.write_part(job.bank, rows, receipt)
     accounts = Accounts(plan, store, {})
     speeds = {}
     for study in plan.studies:
@@ -402,10 +404,10 @@ def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(t
     assert len(by_task["misplaced-tokens"]) == 2 * 4 * 4
     trials = read_table(tmp_path / "out" / "trials.parquet")
     for row in by_task["misplaced-tokens"][:16:4]:
-        mine = [one for one in trials if (one["encoder"], one["task"], one["protocol"]) == (row["encoder"], row["task"], row["protocol"])]
-        assert {one["metric"] for one in mine} == {"bce"}
-        assert min(mine, key=lambda one: one["val_value"])["lr"] == json.loads(row["hyperparameters"])["lr"]
-        assert all(one["val_value"] > 0 for one in mine)
+        mine = [trial for trial in trials if (trial["encoder"], trial["task"], trial["protocol"]) == (row["encoder"], row["task"], row["protocol"])]
+        assert {trial["metric"] for trial in mine} == {"bce"}
+        assert min(mine, key=lambda trial: trial["val_value"])["lr"] == json.loads(row["hyperparameters"])["lr"]
+        assert all(trial["val_value"] > 0 for trial in mine)
     for encoder, how in (("vit", "drop"), ("resnet", "grey")):
         mine = [row for row in by_task["dropped-tokens"] if row["encoder"] == encoder]
         assert {row["protocol"] for row in mine} == {f"{how}[kept_share=1]", f"{how}[kept_share=0.5]"}
@@ -422,11 +424,11 @@ def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(t
                 intact[name] for name in ("value", "ci_low", "ci_high", "readout")
             )
     speeds = {row["protocol"]: (row["images_per_second"], set(row["bank_keys"])) for row in by_task["dropped-tokens"] if row["encoder"] == "vit"}
-    (one, its_keys), (half, other_keys) = (speeds[f"drop[kept_share={share}]"] for share in ("1", "0.5"))
-    assert one > 0
-    assert half > 0
-    assert len(its_keys & other_keys) == 3, "train, val and the intact test images"
-    assert len(its_keys ^ other_keys) == 2
+    (full_speed, full_keys), (half_speed, half_keys) = (speeds[f"drop[kept_share={share}]"] for share in ("1", "0.5"))
+    assert full_speed > 0
+    assert half_speed > 0
+    assert len(full_keys & half_keys) == 3, "train, val and the intact test images"
+    assert len(full_keys ^ half_keys) == 2
 
 
 # --- the sweeps -----------------------------------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ class FinetuneNetwork(nn.Module):
 
     def not_decayed(self) -> tuple[str, ...]:
         """Patterns of the parameters of more than one dimension that weight decay leaves alone."""
-        told = getattr(self.trunk, "no_weight_decay", None)
-        return (*_NOT_DECAYED, *(f"trunk.{name}" for name in (told() if told is not None else ())))
+        no_weight_decay = getattr(self.trunk, "no_weight_decay", None)
+        return (*_NOT_DECAYED, *(f"trunk.{name}" for name in (no_weight_decay() if no_weight_decay is not None else ())))
 
     def _rows(self, images: torch.Tensor) -> torch.Tensor:
         return read(self._encoder(images, blocks=self._blocks), self._readout, self._encoder.info)
@@ -101,8 +101,8 @@ def layers_of(trunk: nn.Module) -> dict[str, int]:
     matcher = getattr(trunk, "group_matcher", None)
     if matcher is None:
         return dict.fromkeys(names, 0)
-    found = group_with_matcher([(name, name) for name in names], matcher(coarse=False), reverse=True)
-    below = {name: layer for name, layer in found.items() if layer != found[_UNMATCHED] and name.split(".")[0] not in _FINAL_NORMS}
+    layers = group_with_matcher([(name, name) for name in names], matcher(coarse=False), reverse=True)
+    below = {name: layer for name, layer in layers.items() if layer != layers[_UNMATCHED] and name.split(".")[0] not in _FINAL_NORMS}
     order = {layer: rank for rank, layer in enumerate(sorted(set(below.values())))}
     return {name: order[below[name]] if name in below else len(order) for name in names}
 
@@ -195,8 +195,8 @@ class FinetuneTrainer:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         with seeded(self._setting.seed, step, device):
-            images = torch.stack([one.image for one in batch]).to(device)
-            images, targets = self.mixed(images, torch.tensor([one.target for one in batch], device=device))
+            images = torch.stack([picture.image for picture in batch]).to(device)
+            images, targets = self.mixed(images, torch.tensor([picture.target for picture in batch], device=device))
             loss = self._backward(images, targets)
         if not np.isfinite(loss):
             raise ProbeError(f"{NAME} probe: expected a finite loss, got {loss} at learning rate {self._rate:g}, step {step}; search below it")
@@ -209,12 +209,12 @@ class FinetuneTrainer:
 
     def state(self) -> list[dict[str, torch.Tensor]]:
         """Weights, batch statistics, AdamW's moments, the moving average."""
-        found = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
+            tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
         if self._average is not None:
-            found |= {f"average/{name}": tensor for name, tensor in self._average.module.state_dict().items()}
-        return [{name: tensor.to("cpu", copy=True) for name, tensor in found.items()}]
+            tensors |= {f"average/{name}": tensor for name, tensor in self._average.module.state_dict().items()}
+        return [{name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}]
 
     def load(self, states: Sequence[State]) -> None:
         (state,) = states
@@ -223,8 +223,8 @@ class FinetuneTrainer:
             self._average.module.load_state_dict(_below(state, "average/"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _below(state, "optimizer/").items():
-            number, _, what = name.partition("/")
-            moments.setdefault(int(number), {})[what] = tensor
+            number, _, moment = name.partition("/")
+            moments.setdefault(int(number), {})[moment] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def fitted(self) -> list[dict[str, torch.Tensor]]:
@@ -237,12 +237,12 @@ class FinetuneTrainer:
         """The batch's mean loss, its gradients being added up piece by piece."""
         pieces = -(-len(images) // self._setting.encoder.batch_size)
         total = 0.0
-        for some, their in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            self._set_batch_norms(self._fields.batch_norm == "train" and len(some) > 1)  # one image has no spread
+        for piece, piece_targets in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            self._set_batch_norms(self._fields.batch_norm == "train" and len(piece) > 1)  # one image has no spread
             with self._setting.encoder.autocast():
-                logits = self.network(some)
+                logits = self.network(piece)
             smoothing = 0.0 if targets.is_floating_point() else self._fields.label_smoothing  # timm smooths what it mixes
-            loss = cross_entropy(logits.float(), their, label_smoothing=smoothing) * (len(some) / len(images))
+            loss = cross_entropy(logits.float(), piece_targets, label_smoothing=smoothing) * (len(piece) / len(images))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
@@ -295,11 +295,11 @@ class FinetuneScorer:
     def predict(self, keys: Sequence[str], batch: Sequence[Pictured]) -> list[Predictions | ProbeError]:
         rows = Rows(
             keys=keys,
-            groups=[one.group for one in batch],
-            targets=np.array([one.target for one in batch], np.int64),
+            groups=[picture.group for picture in batch],
+            targets=np.array([picture.target for picture in batch], np.int64),
             features=np.zeros((len(batch), 0), np.float32),
         )
-        images = torch.stack([one.image for one in batch])
+        images = torch.stack([picture.image for picture in batch])
         return [self._predicted(rate, self._logits(network, images), rows) for rate, network in self._networks]
 
     def _predicted(self, rate: float, logits: torch.Tensor, rows: Rows) -> Predictions | ProbeError:
@@ -309,13 +309,13 @@ class FinetuneScorer:
 
     def _logits(self, network: FinetuneNetwork, images: torch.Tensor) -> torch.Tensor:
         """float32 [B, C], on the CPU; in padded batches of one size, so that an image's do not depend on its batch."""
-        start, own = time.perf_counter(), self._setting.encoder
+        start, encoder = time.perf_counter(), self._setting.encoder
         parts = []
-        for some in torch.split(images, own.batch_size):
-            padding = some[:1].expand(own.batch_size - len(some), -1, -1, -1)
-            with torch.inference_mode(), own.autocast():
-                parts.append(network(torch.cat([some, padding]).to(own.device))[: len(some)].float().cpu())
-        own.count(len(images), time.perf_counter() - start)
+        for chunk in torch.split(images, encoder.batch_size):
+            padding = chunk[:1].expand(encoder.batch_size - len(chunk), -1, -1, -1)
+            with torch.inference_mode(), encoder.autocast():
+                parts.append(network(torch.cat([chunk, padding]).to(encoder.device))[: len(chunk)].float().cpu())
+        encoder.count(len(images), time.perf_counter() - start)
         return torch.cat(parts)
 
     def _restored(self, readout: str, state: State) -> FinetuneNetwork:

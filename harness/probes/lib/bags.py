@@ -97,15 +97,15 @@ def bags(probe: str, rows: Rows, size: int, normalize: Normalize) -> dict[int | 
     number = {sample: number for number, sample in enumerate(dict.fromkeys(sample for sample, _, _ in patches))}
     names = list(number)
     samples, draws, indices = np.array([(number[sample], draw, index) for sample, draw, index in patches], dtype=np.int64).T
-    found: dict[int | None, Rows] = {}
+    by_draw: dict[int | None, Rows] = {}
     for draw in np.unique(draws).tolist():
         chosen = np.flatnonzero((draws == draw) & (indices < size))
         chosen = chosen[np.lexsort((indices[chosen], samples[chosen]))]
         if len(chosen) % size or np.any(indices[chosen].reshape(-1, size) != np.arange(size)):
             raise ProbeError(f"{probe} probe: expected {size} patches of every image, got fewer in draw {draw}; encode more of them (field patches)")
         table = chosen.reshape(-1, size)
-        found[draw] = _mean_of(rows, [str(ItemKey(names[samples[first]], draw)) for first in table[:, 0]], table, normalize)
-    return found
+        by_draw[draw] = _mean_of(rows, [str(ItemKey(names[samples[first]], draw)) for first in table[:, 0]], table, normalize)
+    return by_draw
 
 
 def _mean_of(rows: Rows, keys: Sequence[str], table: np.ndarray, normalize: Normalize) -> Rows:
@@ -141,13 +141,15 @@ class BagStack:
 
     def predict(self, rows: Rows, head: int) -> Predictions:
         """Of every image in every draw, draw after draw. Raises ProbeError where `rows` do not fit."""
-        found = [self._of(draw).predict(one, head) for draw, one in bags(self.probe, rows, self.fields.bag_size, self.fields.normalize).items()]
+        predicted = [
+            self._of(draw).predict(means, head) for draw, means in bags(self.probe, rows, self.fields.bag_size, self.fields.normalize).items()
+        ]
         return Predictions(
-            keys=[key for one in found for key in one.keys],
-            groups=[group for one in found for group in one.groups],
-            targets=np.concatenate([one.targets for one in found]),
-            predictions=np.concatenate([one.predictions for one in found]),
-            scores=np.concatenate([one.scores for one in found]),
+            keys=[key for predictions in predicted for key in predictions.keys],
+            groups=[group for predictions in predicted for group in predictions.groups],
+            targets=np.concatenate([predictions.targets for predictions in predicted]),
+            predictions=np.concatenate([predictions.predictions for predictions in predicted]),
+            scores=np.concatenate([predictions.scores for predictions in predicted]),
         )
 
     def _of(self, draw: int | None) -> FittedStack:
@@ -188,6 +190,6 @@ class BagProbe(RowProbe[BagFields]):
             return BagStack(probe=self.name, stacks={draw: self.inner.restore({}, rows, **how) for draw, rows in train_bags.items()}, fields=protocol)
         parts: dict[int | None, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
-            draw, _, its = name.partition("/")
-            parts.setdefault(None if draw == "whole" else int(draw), {})[its] = tensor
+            draw, _, tensor_name = name.partition("/")
+            parts.setdefault(None if draw == "whole" else int(draw), {})[tensor_name] = tensor
         return BagStack(probe=self.name, stacks={draw: self.inner.restore(part, None, **how) for draw, part in parts.items()}, fields=protocol)

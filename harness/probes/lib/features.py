@@ -55,11 +55,11 @@ Features = torch.Tensor | MappedFeatures
 
 def vectors(features: Features) -> Iterator[torch.Tensor]:
     """Chunks [n, D] of features [N, ..., D] with all dimensions but the last one as rows, at most CHUNK_ROWS of them."""
-    each = math.prod(features.shape[1:-1])
-    for start in range(0, len(features) * each, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, len(features) * each)
-        first = start // each
-        yield features[first : -(-stop // each)].reshape(-1, features.shape[-1])[start - first * each : stop - first * each]
+    per_row = math.prod(features.shape[1:-1])
+    for start in range(0, len(features) * per_row, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, len(features) * per_row)
+        first = start // per_row
+        yield features[first : -(-stop // per_row)].reshape(-1, features.shape[-1])[start - first * per_row : stop - first * per_row]
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:

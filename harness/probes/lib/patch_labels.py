@@ -62,8 +62,8 @@ def _cells(
     mask: np.ndarray, patch: np.ndarray, size: int, classes: int, ignored: Sequence[int], target: PatchTarget
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Token, class and number of pixels of each pair that occurs."""
-    kept = counted(mask, ignored)
-    counts = np.bincount(patch[kept] * classes + mask[kept], minlength=size * classes).reshape(size, classes)
+    labelled = counted(mask, ignored)
+    counts = np.bincount(patch[labelled] * classes + mask[labelled], minlength=size * classes).reshape(size, classes)
     if target == "majority":
         # the lowest of equal classes takes the whole labelled share
         counts = np.where(np.arange(classes) == counts.argmax(axis=1)[:, None], counts.sum(axis=1, keepdims=True), 0)

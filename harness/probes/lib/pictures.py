@@ -79,7 +79,7 @@ class Pooled:
         """Readout to float32 [B, D], or [B, ..., D] of a readout that keeps tokens apart."""
         info = self._encoder.info
         rows = self._encoder(
-            torch.stack([one.image for one in batch]),
+            torch.stack([picture.image for picture in batch]),
             lambda tokens: [read(tokens, readout, info) for readout in self._readouts],
             blocks=blocks_needed(self._readouts, info),
             projection=any(readout.pooling == "projection" for readout in self._readouts),

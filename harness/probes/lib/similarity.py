@@ -57,9 +57,9 @@ def nearest_in_gallery(queries: torch.Tensor, gallery: Features, gallery_inverse
     values = torch.empty(len(queries), 0, device=queries.device)
     columns = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start, similarity in cosine_chunks(queries, gallery, gallery_inverse):
-        found, where = nearest_rows(similarity, k)
+        chunk_values, where = nearest_rows(similarity, k)
         # what was kept comes first and has lower columns, so a stable order keeps the gallery's
-        values, columns = torch.cat([values, found], dim=1), torch.cat([columns, where + start], dim=1)
+        values, columns = torch.cat([values, chunk_values], dim=1), torch.cat([columns, where + start], dim=1)
         values, order = values.sort(dim=1, descending=True, stable=True)
         values, columns = values[:, :k], columns.gather(1, order)[:, :k]
     return values, columns

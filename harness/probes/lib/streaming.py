@@ -39,8 +39,8 @@ class PaddedEncoder:
             padding = batch[:1].expand(self.batch_size - len(batch), -1, -1, -1)
             with torch.inference_mode(), self._compute.autocast():
                 tokens = self.encoder.encode(torch.cat([batch, padding]).to(self.device), blocks=blocks, projection=projection)
-                found = [values[: len(batch)].float() for values in pick(tokens)]
-            parts.append([values.clone() for values in found])  # what inference mode made cannot take part in training
+                picked = [values[: len(batch)].float() for values in pick(tokens)]
+            parts.append([values.clone() for values in picked])  # what inference mode made cannot take part in training
         self.count(len(images), time.perf_counter() - start)
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
