@@ -256,7 +256,7 @@ def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a
         ({"thetas": [1.0]}, "theta"),
         ({"kept_shares": [0.0]}, "kept_share above 0"),
         ({"kept_shares": [1.5]}, "at most 1"),
-        ({"blocks": ["last"]}, "readout"),
+        ({"blocks": ["last"]}, r"protocol\.blocks\.0: expected a valid integer"),
         ({"optimizer": "lion"}, "optimizer"),
     ],
 )
