@@ -1,6 +1,6 @@
-"""The k-NN probe on altered images, and how far their features are from those of the same images intact.
+"""The k-NN probe on altered images, and the cosine of their features with those of the intact images.
 
-The gallery is of intact images, so the alteration is what a query has to bear.
+The gallery holds intact images, so only the queries are altered.
 
 Shape legend: N rows, D features.
 """
@@ -24,13 +24,13 @@ NAME = "perturbed"
 
 
 class PerturbedFields(KNNFields):
-    """Those of the k-NN probe."""
+    """The fields of the k-NN probe."""
 
 
 def cosine_to(reference: Rows, rows: Rows) -> np.ndarray:
-    """float64 [N]: of each row's features [D] with those of the row of the same key in `reference`; NaN where either are zeros.
+    """float64 [N]: cosine of each row's features [D] with those of the same key in `reference`; NaN where either are zeros.
 
-    Raises ProbeError where a key is not there.
+    Raises ProbeError where `reference` lacks a key.
     """
     place = {key: index for index, key in enumerate(reference.keys)}
     lost = [key for key in rows.keys if key not in place]
@@ -53,7 +53,7 @@ class PerturbedStack:
     inner: KNNStack
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """What k-NN tells of each row; the score is the cosine with the intact image's features, NaN where no reference came along.
+        """The k-NN prediction for each row; the score is the cosine with the intact image's features, NaN where `rows` have no reference.
 
         Raises ProbeError where `rows`, or their reference, do not fit.
         """
@@ -62,7 +62,7 @@ class PerturbedStack:
         return replace(predictions, scores=scores)
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
-        """Empty: the training rows are all there is."""
+        """Empty: the training rows are the whole state."""
         return {}
 
 
@@ -72,7 +72,7 @@ class PerturbedProbe(RowProbe[PerturbedFields]):
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: PerturbedFields, seed: int, device: torch.device
     ) -> PerturbedStack:
-        """A stack of one head. Raises ProbeError on rows or protocol fields that cannot be, or on learning rates."""
+        """A stack of one head. Raises ProbeError on invalid rows, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 

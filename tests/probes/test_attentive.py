@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def tokens(n: int = 60, classes: int = 3, grid: tuple[int, ...] = (3, 4), width: int = 24, seed: int = 0) -> Rows:
-    """One token of each row, at a random place, tells the class; the others are noise."""
+    """One token of each row, at a random place, shows the class; the others are noise."""
     fixed, rng = np.random.default_rng(1), np.random.default_rng(seed)
     targets = rng.integers(0, classes, n)
     features = rng.standard_normal((n, int(np.prod(grid)), width))
@@ -42,7 +42,7 @@ def random_head(width: int = 24, classes: int = 3, bn_eps: float = 1e-6) -> Atte
 
 
 def reference_layers(head: AttentiveNetwork, width: int = 24) -> tuple[nn.LayerNorm, nn.LayerNorm, nn.LayerNorm, nn.MultiheadAttention]:
-    """The same parameters in torch's own layers, with any bias and shift of the keys: it must not matter."""
+    """The same parameters in torch's own layers, with any bias and shift of the keys, which must not matter."""
     norms = [nn.LayerNorm(width, eps=1e-6) for _ in range(3)]
     attention = nn.MultiheadAttention(width, 4, batch_first=True)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every probe promises, held over every probe: the probes are those of the folder, their rows those of their kind."""
+"""The contract of probes, tested on every probe of the folder with rows of its kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRAINED = {name: probe for name, probe in ROW_PROBES.items() if isinstance(probe
 
 
 def rows_of(shape: tuple[int, ...], seed: int, **fields: Any) -> Rows:
-    """Rows that lie around the means of their classes, over memory that cannot be written."""
+    """Rows around the means of their classes, in read-only memory."""
     rng, targets = np.random.default_rng(seed), np.arange(COUNT) % CLASSES
     means = np.random.default_rng(99).standard_normal((CLASSES, shape[-1]))
     features = (rng.standard_normal((COUNT, *shape)) + means[targets].reshape(COUNT, *(1 for _ in shape[1:]), shape[-1])).astype(np.float32)
@@ -80,7 +80,7 @@ def compared(seed: int) -> Rows:
 
 @dataclass(frozen=True)
 class Kind:
-    """Rows that a probe reads, and what makes it quick."""
+    """Rows that a probe reads, and fields that make it quick."""
 
     rows: Callable[[int], Rows] = vectors
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +99,7 @@ KINDS = {
     "lowshot": Kind(protocol={"share": 0.5}),
     "mlp": Kind(protocol={**QUICK, "width": 6, "dropout": 0.25}),
 }
-"""Probe to its kind of rows; one that is not here reads vectors, or, where it is trained, vectors in a few epochs."""
+"""Probe → its kind of rows. All others read vectors; trained ones for a few epochs."""
 
 
 def kind_of(name: str) -> Kind:
@@ -207,7 +207,7 @@ def test_the_seed_alone_decides_what_is_drawn(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROW_PROBES)
 def test_what_it_reads_stays_as_it_was(name: str) -> None:
-    """The rows' memory is read-only: whoever wrote to it would fail, or warn, which is an error here."""
+    """The rows' memory is read-only: a write would fail, or warn, which is an error here."""
     train, test = training_rows(name), kind_of(name).rows(1)
     before = [None if rows is None else rows.features[:].copy() for rows in (train, test)]
     row_probe(name).fit(train, values_of(name), **how(name)).predict(test, 0)
@@ -318,7 +318,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "finetune": ("mean", {"lr_bounds": (1e-5, 1e-2)}),
 }
-"""Probe to a readout and what it needs of a protocol; one that is not here reads `mean` under its defaults."""
+"""Probe → a readout and protocol fields. All others read `mean` with their defaults."""
 
 
 @pytest.fixture(scope="module")

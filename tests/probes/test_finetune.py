@@ -114,7 +114,7 @@ def test_every_parameter_moves_and_the_encoder_stays(architecture: str, encoders
 
 
 def scales(network: FinetuneNetwork, **fields: Any) -> dict[str, tuple[float, float]]:
-    """Parameter to (lr_scale, weight_decay)."""
+    """Parameter → (lr_scale, weight_decay)."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = parameter_groups(network, FinetuneFields(**fields))
     return {names[id(parameter)]: (group["lr_scale"], group["weight_decay"]) for group in groups for parameter in group["params"]}
@@ -184,7 +184,7 @@ def test_drop_path_is_where_and_what_timm_makes_it(architecture: str, places: in
 
 
 def test_the_schedule_value_by_value() -> None:
-    """100 epochs of 10 steps: MAE's epochs with fractions are shares of the training here."""
+    """100 epochs of 10 steps: MAE's fractional epochs stand for the shares of the training used here."""
     for step in (0, 1, 25, 49, 50, 51, 500, 999):
         epoch = step / 10
         expected = 2e-3 * epoch / 5 if epoch < 5 else 1e-6 + (2e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * (epoch - 5) / (100 - 5)))
@@ -299,7 +299,7 @@ def test_what_a_step_draws_is_a_function_of_its_seed_and_number() -> None:
 @pytest.mark.parametrize("mix", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
 @pytest.mark.parametrize("count", [1, 6, 7])
 def test_mixed_images_keep_their_shares(mix: dict[str, float], count: int, encoders: dict[str, Encoder], compute: Compute) -> None:
-    """Images that are one number each: what a mixed image is made of can be read off its pixels."""
+    """Constant images: the pixels of a mixed image show its components."""
     trainer = FinetuneTrainer(setting_of(encoders["test_vit"], compute, label_smoothing=0.3, **mix), [("mean", 1e-3)])
     targets = torch.arange(count) % 3
     images = targets.float()[:, None, None, None].expand(count, 3, 32, 32).clone()

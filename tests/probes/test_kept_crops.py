@@ -1,4 +1,4 @@
-"""Banks that keep random crops of every train image: which crops, which of them an epoch trains on, and what heads are chosen on."""
+"""Banks that keep random crops of every train image: which crops, which of them an epoch trains on, and the images that heads are chosen on."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_no_crop_at_all_is_refused() -> None:
 
 
 def rows_of(images: int, views: int, *, width: Sequence[int] = (8,), same: bool = False) -> Rows:
-    """`views` crops of each image; `same` makes them equal. Without views, the images as they are."""
+    """`views` crops of each image; `same` makes them equal. Without views, the uncropped images."""
     generator = np.random.default_rng(0)
     plain = generator.standard_normal((images, *width), dtype=np.float32)
     crops = np.repeat(plain, max(views, 1), axis=0)
@@ -203,7 +203,7 @@ def plan_of(root: Path, folder: Path, tasks: Sequence[str], **protocol: Any) -> 
 
 
 def state_of(plan: Plan, cache: Path) -> StudyState:
-    """The plan's one study, its banks being encoded."""
+    """The plan's only study, with its banks encoded."""
     store = BankStore(str(cache))
     encoders = {name: load(spec) for name, spec in plan.encoders.items()}
     extractor = Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=8, decode_threads=1)

@@ -81,7 +81,7 @@ def test_a_restored_head_predicts_the_same() -> None:
 
 
 def images(n: int = 200, seed: int = 0) -> Rows:
-    """Two rows an image, of classes of their own; class 3 is rare."""
+    """Two rows per image, with a class per row; class 3 is rare."""
     rng = np.random.default_rng(seed)
     targets = rng.choice(4, n, p=[0.4, 0.3, 0.28, 0.02])
     return Rows(

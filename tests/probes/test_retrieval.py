@@ -1,4 +1,4 @@
-"""Retrieval against scikit-learn's average precision, with what a query's gallery lacks, ties, and chunks that change nothing."""
+"""Retrieval against scikit-learn's average precision, with exclusions from a query's gallery, ties, and chunks that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""k-NN and retrieval on a bank of 200,000 rows x 384 in eight parts, in a process of its own that reports its peak memory."""
+"""k-NN and retrieval on a bank of 200,000 rows x 384 in eight parts, in a separate process that reports its peak memory."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def value(name: str, predictions: Predictions, classes: int = 2) -> float:
 
 
 def drawn(n: int, *, levels: int | None = None, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and scores that know something of them; of few levels where ties are wanted."""
+    """Targets, and scores correlated with them; with few levels for ties."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(n) < share).astype(np.int64)
     scores = rng.standard_normal(n) + targets
@@ -145,7 +145,7 @@ def test_detection_metrics_refuse_what_is_no_detection() -> None:
 
 
 def tokens(images: int = 40, per_image: int = 12, width: int = 16, *, spread: float = 1.0, seed: int = 0) -> Rows:
-    """Tokens whose wrong ones are shifted along one direction."""
+    """Tokens; the wrong ones are shifted along one direction."""
     fixed, rng = np.random.default_rng(7), np.random.default_rng(seed)
     marks = (rng.random((images, 1, per_image)) < 0.2).astype(np.uint8)
     features = rng.standard_normal((images, 1, per_image, width)) + spread * marks[..., None] * fixed.standard_normal(width)

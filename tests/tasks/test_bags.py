@@ -1,4 +1,4 @@
-"""Tasks on bags of patches, from tars to values, and what must come out: a bag of words whose convergence is 1, a bag that is the whole image."""
+"""Tasks on bags of patches, from tars to values, with known answers: a bag of words whose convergence is 1, a bag that is the whole image."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_shards_that_are_cut_in_patches_are_encoded_first(tmp_path: Path) -> Non
 
 
 class BagOfWords:
-    """Every patch of 8 × 8 pixels says what its pixels are, whatever is beside it and wherever it is; the image is the mean of that."""
+    """The token of a patch of 8 × 8 pixels depends on its pixels alone, not on its surroundings or place; the image is the mean of the tokens."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -239,7 +239,7 @@ class BagOfWords:
 
 
 class Neighbourly(BagOfWords):
-    """The same, but every patch is also told the mean of all."""
+    """The same, but every patch also contains the mean of all patches."""
 
     def encode(self, images: torch.Tensor, **how: Any) -> Tokens:  # type: ignore[override]
         patches = super().encode(images, **how).patches
@@ -278,10 +278,10 @@ class Walk(here.World):
         super().__init__(shards=shards, cache=cache)
         self.encoder = encoder
         self.encoded: list[str] = []
-        """The views that were encoded, of test."""
+        """The encoded views of the test split."""
 
     def points(self, name: str, **overrides: Any) -> dict[int, Score]:
-        """Bag size to score (0 for tasks that have none)."""
+        """Bag size → score (0 for tasks without bags)."""
         return {
             dict(study.task.protocol.fields).get("bag_size", 0): score for study, score in self.scores(self.encoder, f"tiles/{name}", **overrides)
         }

@@ -1,4 +1,4 @@
-"""Overrides of protocol fields: of every task that has them, and of one alone."""
+"""Overrides of protocol fields: for every task that has them, and for a single task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protocols as models: what every one of every template promises, and what their fields take."""
+"""Protocols as models: the contract of every protocol of every template, and the values that fields accept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "lip": {"annotations": ("part",), "mask_classes": {"part": ("background", "b")}},
     "objectnet": {"annotations": ("label",), "counterparts": {"imagenet1k": ((0,), (1, 2), ())}},
 }
-"""One for each way in which a family of tasks tells data sets apart."""
+"""One data set per distinction that a family of tasks makes."""
 
 
 SPLITS: dict[str, Any] = {split: {"samples": 0, "shards": ()} for split in ("train", "test")}

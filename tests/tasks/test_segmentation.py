@@ -74,7 +74,7 @@ def test_figure_and_ground_keep_their_masks_as_they_are() -> None:
 
 
 def scenes(classes: int, unlabelled: float = 0.5) -> Rows:
-    """Tokens that tell the classes from 1 without fail; where a pixel is unlabelled, its token looks like one of them all the same."""
+    """Tokens that show the classes from 1 exactly; an unlabelled pixel's token looks like one of these classes, too."""
     rng = np.random.default_rng(classes)
     shown = rng.integers(1, classes, size=(16, 3, 3))
     features = np.eye(classes, dtype=np.float32)[shown] + rng.normal(0, 0.01, (16, 3, 3, classes)).astype(np.float32)

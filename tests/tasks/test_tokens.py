@@ -1,6 +1,6 @@
-"""Tasks on dropped, misplaced and shuffled tokens: what they ask for, and the values that encoders whose answer is known must get.
+"""Tasks on dropped, misplaced and shuffled tokens: their plans, and the values of encoders with a known answer.
 
-A picture of the planted data is 24 × 24 pixels in 6 × 6 cells of one colour each: red tells the cell's row, green its column, blue the class, in
+A picture of the planted data is 24 × 24 pixels in 6 × 6 cells of one colour each: red encodes the cell's row, green its column, blue the class, in
 cells whose layout is the class's too. An encoder's tokens are those cells.
 """
 
@@ -75,11 +75,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- encoders that know one thing -------------------------------------------------------------------------------------------
 
 Knows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Mean colours of cells, float [B, n, 3] from 0 to 255, and the cells that they are said to lie in, int64 [B, n], to tokens [B, n, D]."""
+"""Mean colours of cells, float [B, n, 3] from 0 to 255, and the cells of their given positions, int64 [B, n] → tokens [B, n, D]."""
 
 
 def displacement(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """How far the place that the content tells is from the place that the token is given, in cells."""
+    """Distance between the place in the content and the place given to the token, in cells."""
     given = torch.stack([cells // SIDE, cells % SIDE], dim=-1)
     return (colours[..., :2] / 40 - given).norm(dim=-1, keepdim=True)
 
@@ -94,12 +94,12 @@ def content(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
 
 
 def layout(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The blue value, in the place of the cell that it was found in: nothing but shape."""
+    """The blue value, at the place of its cell: shape alone."""
     return nn.functional.one_hot(cells, SIDE * SIDE) * (colours[..., 2:] - 60)
 
 
 class Planted:
-    """Tokens that tell what `knows` reads, of the cells that are kept; the cls is their mean."""
+    """Tokens with the values that `knows` reads from the kept cells; the cls is their mean."""
 
     def __init__(self, name: str, knows: Knows, positions: PositionKind) -> None:
         self._knows, self.module = knows, nn.Module()
@@ -159,7 +159,7 @@ class World(here.World):
     """From tars to values, without a cluster."""
 
     def points(self, encoder: str, task: str, lr: tuple[float, float] = (0.3, 3.0), stack: int = 2, **overrides: Any) -> list[Score]:
-        """What every point of `<data set>/<task>[@<protocol>]` finds in an encoder."""
+        """The scores of every point of `<data set>/<task>[@<protocol>]` for an encoder."""
         return [score for _, score in self.scores(encoders()[encoder], task, lr=lr, stack=stack, **overrides)]
 
 
@@ -271,7 +271,7 @@ def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, An
 @pytest.mark.parametrize("protocol", ["drop", "drop-centre", "drop-block", "grey", "grey-centre", "grey-block"])
 @pytest.mark.parametrize("encoder", ["vit", "displacement"])
 def test_with_every_token_kept_the_value_is_that_of_the_intact_images(world: World, encoder: str, protocol: str) -> None:
-    # labels have nothing to do with these pictures: whatever is told of them is an accident that only the same features repeat
+    # labels have nothing to do with these pictures: predictions are accidents that only equal features repeat
     (plain,) = world.points(encoder, "noise/object-knn", k=3)
     (dropped,) = world.points(encoder, f"noise/dropped-tokens@{protocol}", kept_shares=[1.0], k=3)
     accuracies = ("accuracy", "mean_class_accuracy")
@@ -435,12 +435,12 @@ def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(t
 
 SWEEPS = sorted((ROOT / "sweeps" / "dilemma").glob("*.yaml"))
 EXPANDED = {"finetune": 2, "finetune_objectnet": 1, "linear": 3, "misplaced": 3 * 4 * 3, "shuffled": 1 + 2 * 6, "sparsity": 1 + 6 * 7}
-"""Sweep to the number of its tasks, a point of a curve being one."""
+"""Sweep → number of its tasks; every point of a curve is a task."""
 
 
 @pytest.fixture(scope="module")
 def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets that are called, and annotated, like those that the sweeps ask for."""
+    """Data sets with the names and annotations of those in the sweeps."""
     root = tmp_path_factory.mktemp("published")
     for name in ("cub", "imagenet100", "imagenet1k", "yoga82", "objectnet"):
         build(root, name, noise_picture)

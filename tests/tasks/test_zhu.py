@@ -1,4 +1,4 @@
-"""The tasks of Zhu et al. on the data sets that they are asked of: which parts, which crops, which readouts, and what patterns catch."""
+"""The tasks of Zhu et al. on their data sets: parts, crops, readouts, and the patterns that match them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers import tiny
 CPU = torch.device("cpu")
 CUB_PARTS = ("beak", "left eye", "left wing", "right eye", "right leg", "tail")
 COCO_PARTS = ("nose", "left_eye", "right_wrist", "left_knee", "left_ankle")
-"""Some of the names that these data sets give to their parts."""
+"""Some names of parts in these data sets."""
 HEAVY = ("object-attentive", "part-attentive", "object-logistic", "part-logistic", "object-lowshot")
 
 
@@ -40,7 +40,7 @@ DATA_SETS = {CUB_PARTS: "cub", COCO_PARTS: "coco_keypoints"}
 def manifest(
     parts: tuple[str, ...] = CUB_PARTS, annotations: tuple[str, ...] = ("label", "keypoints"), dataset: str | None = None, **fields: Any
 ) -> Manifest:
-    """Of the data set that has these parts, unless it is to be another one."""
+    """The manifest of the data set with these parts, or of `dataset`."""
     return Manifest.model_validate(
         {
             "schema": 1,

@@ -31,7 +31,7 @@ class Labelled:
 
     @property
     def shown(self) -> list[int]:
-        """The labels that are trained on with it."""
+        """The labels that a training step on it uses."""
         labels: list[int] = torch.bincount(self.labels[self.labels != IGNORED]).nonzero()[:, 0].tolist()
         return labels
 
@@ -43,7 +43,7 @@ class Windowed:
     windows: torch.Tensor
     """float32 [windows, 3, crop, crop]."""
     places: list[tuple[int, int]]
-    """(top, left) of each."""
+    """(top, left) of each window."""
     size: tuple[int, int]
     """Height and width of the rescaled image."""
     labels: torch.Tensor
@@ -52,7 +52,7 @@ class Windowed:
 
 
 class _TokenMaps:
-    """Token maps, and the label map that the protocol names."""
+    """Computes token maps of images, and reads the label map that the protocol names."""
 
     def __init__(self, setting: StreamSetting[SegmentationFields]) -> None:
         self.fields = setting.protocol
@@ -70,7 +70,7 @@ class _TokenMaps:
         return Scene(pixels=as_pixels(sample.image), labels=labels)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [B, D, h, w] of images [B, 3, H, W]: the final tokens, or the chosen blocks' one after the other."""
+        """float32 [B, D, h, w] of images [B, 3, H, W]: the final tokens, or those of the chosen blocks, concatenated over D."""
         (features,) = self._setting.encoder(images, lambda tokens: [self._block_maps(tokens)], blocks=tuple(sorted(set(self._blocks))))
         return features
 
@@ -78,7 +78,7 @@ class _TokenMaps:
         maps = [tokens.blocks[block].patches for block in self._blocks] or [tokens.patches]
         maps = [token_map.permute(0, 3, 1, 2).float() for token_map in maps]
         size = max(tuple(token_map.shape[2:]) for token_map in maps)
-        # stages of a convolutional encoder differ in size: they are brought to the finest of those chosen
+        # stages of a convolutional encoder differ in size: they are resized to the finest of the chosen ones
         resized_maps = [
             token_map if tuple(token_map.shape[2:]) == size else interpolate(token_map, size=size, mode="bilinear", align_corners=False)
             for token_map in maps
@@ -87,7 +87,7 @@ class _TokenMaps:
 
 
 class SegmentationTrainer:
-    """1x1 convolutions under augmented crops."""
+    """Trains 1x1 convolutions on augmented crops."""
 
     def __init__(self, setting: StreamSetting[SegmentationFields], proposals: Sequence[Proposal]) -> None:
         self._setting, self._token_maps = setting, _TokenMaps(setting)
@@ -161,7 +161,7 @@ class SegmentationScorer:
         return [self._cells(head, keys, batch, image_features) for head in self._heads]
 
     def _cells(self, head: State, keys: Sequence[str], batch: Sequence[Windowed], features: Sequence[torch.Tensor]) -> Predictions | ProbeError:
-        """Confusion cells: a row per (image, true class, predicted class) that occurs, with its pixels as the score."""
+        """Confusion cells: one row per (image, true class, predicted class) that occurs, with its pixel count as the score."""
         if not (bool(head["weight"].isfinite().all()) and bool(head["bias"].isfinite().all())):
             rate = float(head["lr"])
             return ProbeError(f"{NAME} probe: expected finite weights, got NaN or infinity at learning rate {rate:g}; search below it")
