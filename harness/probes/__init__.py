@@ -1,4 +1,4 @@
-"""Probes by name. The folder is the registry: a module here that gives a PROBE is one, and a new probe is one new file."""
+"""Probes by name. The folder is the registry: a module here that defines PROBE is a probe, so a new probe is one new file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.metrics.quantities import MeanOf, means_of
 
 @cache
 def probes() -> dict[str, Probe[Any]]:
-    """Every probe by its module's name. Raises RequestError where a probe is not named as its module is."""
+    """Every probe by its module's name. Raises RequestError where a probe's name differs from its module's."""
     by_name: dict[str, Probe[Any]] = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         contents = vars(importlib.import_module(f"{__name__}.{module}"))
@@ -30,14 +30,14 @@ def probes() -> dict[str, Probe[Any]]:
 
 
 def probe(name: str) -> Probe[Any]:
-    """The probe of that name. Raises RequestError, with the nearest name, where there is none."""
+    """The probe of that name. Raises RequestError, with the nearest name, where no probe has it."""
     if name not in probes():
         raise RequestError(f"probe: expected one of {', '.join(probes())}, got {name!r}{nearest(name, probes())}")
     return probes()[name]
 
 
 def row_probe(name: str) -> RowProbe[Any]:
-    """The probe of that name. Raises ProbeError where it does not read rows."""
+    """The probe of that name. Raises ProbeError where it does not read rows of features."""
     named = probe(name)
     if not isinstance(named, RowProbe):
         raise ProbeError(f"{name} probe: expected a stream of images, got rows of features; ask for a task that streams")
@@ -53,21 +53,21 @@ def stream_probe(name: str) -> StreamProbe[Any]:
 
 
 def grid(name: str, protocol: Fields) -> tuple[float | None, ...]:
-    """What `fit` takes as `lrs` where a probe has no learning rate to search: the values of its own grid, or one None."""
+    """The `lrs` for `fit` where a probe has no learning rate to search: the values of its own grid, or a single None."""
     return probe(name).grid(protocol)
 
 
 def is_decided(chosen: Probe[Any], readouts: Sequence[str], protocol: Fields) -> bool:
-    """Whether a probe that trains on nothing leaves a search nothing to choose: one readout, no learning rate, one value of its own grid."""
+    """Whether the search has nothing to choose: the probe needs no training, and has one readout, no learning rate and one value in its grid."""
     return not chosen.needs_train and not chosen.has_learning_rate and len(readouts) == 1 and len(chosen.grid(protocol)) == 1
 
 
-# --- metrics of what probes give --------------------------------------------------------------------------------------
+# --- metrics of probes' outputs ---------------------------------------------------------------------------------------
 
 
 @cache
 def quantities() -> dict[str, MeanOf]:
-    """The means of whatever probes measure, by name. Raises RequestError where two probes measure something of one name."""
+    """The means of the quantities that probes measure, by name. Raises RequestError where a name is taken twice."""
     by_name: dict[str, MeanOf] = {}
     for name, measuring in probes().items():
         for mean in means_of(measuring.quantities):
@@ -78,7 +78,7 @@ def quantities() -> dict[str, MeanOf]:
 
 
 def all_metrics() -> dict[str, Metric]:
-    """Every metric by name: those of harness.metrics, and the means of whatever probes measure."""
+    """Every metric by name: those of harness.metrics, and the means of the quantities that probes measure."""
     return {**metrics.METRICS, **quantities()}
 
 

@@ -1,13 +1,13 @@
-"""The attentive probe: one learned query attends to all tokens, and a linear classifier reads what it gathers; a stack of them, one a learning rate.
+"""The attentive probe: one learned query attends to all tokens, and a linear classifier reads the result; a stack, one per learning rate.
 
 Zhu et al., TMLR 2023 (arXiv 2301.11915): layer norm on query, keys and values, multi-head cross-attention, no residual and no MLP, batch norm without
-affine, Linear; SGD as for the linear probe. Not stated there: biases as torch.nn.MultiheadAttention and the authors' released code (patch_lincls.py,
-vits.py) have them, but for the keys', which makes no difference (below); layer norms with eps 1e-6 and a classifier of N(0, 0.01), as there. The
-defaults of `anneal`, `bn_eps` and `init` are chosen here; the released code has others.
+affine, Linear; SGD as for the linear probe. The paper leaves some details open. As in the authors' released code (patch_lincls.py, vits.py) there
+are biases as in torch.nn.MultiheadAttention, except for the keys', which makes no difference (below), layer norms with eps 1e-6 and a classifier of
+N(0, 0.01). The defaults of `anneal`, `bn_eps` and `init` are our choice; the released code has others.
 
-The attention is computed as torch.nn.MultiheadAttention would, with its products in another order. There is one query, so the key projection is
-applied to it and not to every token, and the value projection to the weighted mean of the tokens (the weights sum to 1): O(T D heads) a row, not
-O(T D²). What adds the same amount to all scores of a head (the bias of the keys, the shift of their layer norm) does not pass the softmax and is
+The attention equals that of torch.nn.MultiheadAttention, with the products in another order. There is one query, so the key projection is applied to
+the query and not to every token, and the value projection to the weighted mean of the tokens (the weights sum to 1): O(T D heads) per row, not
+O(T D²). Terms that add the same amount to all scores of a head (the bias of the keys, the shift of their layer norm) cancel in the softmax and are
 left out.
 
 Shape legend: N rows, B batch, T tokens, D features, A attention heads, d = D / A, C classes.
@@ -33,11 +33,11 @@ NAME = "attentive"
 EPS = 1e-6
 """Of the layer norms."""
 RELEASE: Mapping[str, object] = {"anneal": "epoch", "bn_eps": 1e-5, "init": "trunc-normal"}
-"""How the authors' released code trains it, where that is not the default."""
+"""How the authors' released code trains the probe, where it departs from the defaults."""
 INIT_STD = 0.02
 """Of the query, and of projections that are not Xavier-uniform."""
 RUNNING_MOMENTUM = 0.1
-"""Of the running statistics, as torch.nn.BatchNorm1d's."""
+"""Of the running statistics, as in torch.nn.BatchNorm1d."""
 
 
 class AttentiveFields(AnnealedFields):
@@ -45,15 +45,15 @@ class AttentiveFields(AnnealedFields):
 
     attention_heads: Count = 12
     init: Literal["xavier", "trunc-normal"] = "xavier"
-    """Of the projections, Xavier-uniform beside a query of N(0, 0.02), or of both, N(0, 0.02) within one standard deviation."""
+    """Xavier-uniform projections with a query of N(0, 0.02), or both of N(0, 0.02) truncated at one standard deviation."""
     bn_eps: Positive = 1e-6
     bn_eval: Literal["running", "batch"] = "running"
-    """Statistics at prediction: those of training, or (as the release does) those of each batch of `bn_batch` rows, in their order."""
+    """Statistics at prediction: those of training, or (as in the release) those of each batch of `bn_batch` consecutive rows."""
     bn_batch: Count = 256
 
 
 class AttentiveNetwork(nn.Module):
-    """Parameters named as the layers they stand for; see the module's text for what is left out."""
+    """Parameters are named after their layers; the module's docstring says which ones are left out."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -87,18 +87,18 @@ class AttentiveNetwork(nn.Module):
         self.classifier_weight.normal_(0, fields.init_std, generator=generator)
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[B, D]: what the query gathers from tokens [B, T, D] that were normalised over D, without affine."""
+        """[B, D]: the attention output of the query over tokens [B, T, D], which are normalised over D without affine."""
         heads, size = self.attention_heads, tokens.shape[-1] // self.attention_heads
         query = nn.functional.layer_norm(self.query, self.query.shape, self.norm_query_weight, self.norm_query_bias, EPS)
         query_A1d = (nn.functional.linear(query, self.query_weight, self.query_bias) * size**-0.5).view(heads, 1, size)
-        asked_AD = (query_A1d @ self.key_weight.view(heads, size, -1))[:, 0] * self.norm_key_weight
-        attention_BAT = (tokens @ asked_AD.T).softmax(dim=1).transpose(1, 2)
+        scoring_AD = (query_A1d @ self.key_weight.view(heads, size, -1))[:, 0] * self.norm_key_weight
+        attention_BAT = (tokens @ scoring_AD.T).softmax(dim=1).transpose(1, 2)
         mean_BAD = attention_BAT @ tokens * self.norm_value_weight + self.norm_value_bias
         value_BAd = torch.einsum("bad,aed->bae", mean_BAD, self.value_weight.view(heads, size, -1)) + self.value_bias.view(heads, size)
         return nn.functional.linear(value_BAd.flatten(1), self.out_weight, self.out_bias)
 
     def forward(self, tokens: torch.Tensor, batch_statistics: bool = True) -> torch.Tensor:
-        """Logits [B, C] of normalised tokens [B, T, D]; in training mode the running statistics follow."""
+        """Logits [B, C] of normalised tokens [B, T, D]; training mode updates the running statistics."""
         gathered = self.gather(tokens)
         mean, variance = self.running_mean, self.running_var
         if batch_statistics:
@@ -124,8 +124,8 @@ class AttentiveHead(NetworkHead[AttentiveFields]):
     @staticmethod
     def network(width: int, classes: int, fields: AttentiveFields) -> AttentiveNetwork:
         if width % fields.attention_heads:
-            wanted = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
-            raise ProbeError(f"{NAME} probe: {wanted}; set attention_heads")
+            message = f"expected a width that {fields.attention_heads} attention heads divide, got {width}"
+            raise ProbeError(f"{NAME} probe: {message}; set attention_heads")
         return AttentiveNetwork(width, classes, fields.attention_heads, fields.bn_eps)
 
     @staticmethod
@@ -138,24 +138,24 @@ class AttentiveHead(NetworkHead[AttentiveFields]):
         return len(state["query"]), len(state["classifier_bias"])
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C] of normalised tokens, float32 [B, T, D]; B is the batch whose statistics count, where the protocol says so."""
+        """float32 [B, C] of normalised tokens, float32 [B, T, D]; B is the batch whose statistics are used, where the protocol says so."""
         logits: torch.Tensor = self.module.eval()(inputs, self._batch_statistics)
         return logits
 
     def is_finite(self) -> bool:
-        """Of the outputs alone: infinite running statistics need not make them so."""
+        """Always True: outputs are checked by themselves, since infinite running statistics need not make them infinite."""
         return True
 
 
 def normalised(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """float32 [B, T, D] of tokens [B, T, D] or [B, h, w, D]: each at mean 0 and variance 1 over D."""
+    """float32 [B, T, D] of tokens [B, T, D] or [B, h, w, D]: every token with mean 0 and variance 1 over D."""
     tokens = tokens.to(device).float().flatten(1, -2)
     return nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentiveProbe(ClassifierProbe[AttentiveFields]):
-    """Attentive pooling and a linear classifier on tokens: [N, T, D] (any tokens, a cls among them) or [N, h, w, D]."""
+    """Attentive pooling and a linear classifier on tokens: [N, T, D] (any tokens, including a cls) or [N, h, w, D]."""
 
     def checked(self, rows: Rows, width: int | None = None) -> Features:
         return checked_features(NAME, rows, dims=4 if rows.features.ndim == 4 else 3, width=width)
@@ -167,7 +167,7 @@ class AttentiveProbe(ClassifierProbe[AttentiveFields]):
         return fields.bn_batch
 
     def together(self, setting: StreamSetting[AttentiveFields]) -> int:
-        """As many as the protocol normalises by the statistics of, if it does; else what the encoder takes."""
+        """The batch whose statistics normalise, where the protocol uses batch statistics; otherwise the encoder's batch size."""
         fields = setting.protocol
         return fields.bn_batch if fields.bn_eval == "batch" else setting.encoder.batch_size
 

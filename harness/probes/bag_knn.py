@@ -9,7 +9,7 @@ from harness.probes.lib.bags import ACCURACIES, BagProbe, BagProbeFields
 
 
 class BagKNNFields(BagProbeFields, KNNFields):
-    """Each draw's bags vote for those of the same draw."""
+    """The bags of a draw have the training bags of the same draw as neighbours."""
 
     k: Count = 20
     temperature: Positive = 0.07

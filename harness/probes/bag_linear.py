@@ -1,6 +1,6 @@
 """The linear probe on means of patch features, trained as in EMP-SSL's evaluation (Tong et al., arXiv 2304.03977).
 
-SGD with momentum 0.9, weight decay 5e-5, batches of 100, 100 epochs and a cosine; of its learning rate, 0.03, a search takes the place.
+SGD with momentum 0.9, weight decay 5e-5, batches of 100, 100 epochs and a cosine; a search takes the place of its learning rate of 0.03.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from harness.probes.linear import LinearFields
 
 
 class BagLinearFields(BagProbeFields, LinearFields):
-    """Each draw's bags train heads of their own, which are searched as one."""
+    """Every draw has its own heads; the search treats them as one."""
 
     epochs: Count = 100
     batch_size: Count = 100

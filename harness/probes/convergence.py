@@ -1,6 +1,6 @@
-"""How near the mean of an image's first n patch embeddings comes to the embedding of the whole image (BagSSL: Chen et al., arXiv 2206.08954).
+"""How close the mean of an image's first n patch embeddings is to the embedding of the whole image (BagSSL: Chen et al., arXiv 2206.08954).
 
-Beside it stands the floor: the same mean against the whole of another image. What patches share with any image is no convergence.
+The floor compares the same mean with another whole image: what patches share with any image is not convergence.
 
 Shape legend: I images, D features.
 """
@@ -32,7 +32,7 @@ NAMES = tuple(quantity.name for quantity in QUANTITIES)
 
 
 class ConvergenceFields(BagFields):
-    """Those of a bag; `normalize` applies to the whole image's embedding as to a bag of one."""
+    """The fields of a bag; `normalize` treats the whole image's embedding as a bag of one patch."""
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def relative_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def others(targets: np.ndarray, seed: int) -> np.ndarray:
-    """int64 [I]: for each image another one of another class, drawn uniformly by the seed; of its own where there is but one class.
+    """int64 [I]: for each image, another image of a different class, drawn uniformly by the seed; of the same class where only one class exists.
 
     A function of the seed and of all targets [I], I > 1, in their order.
     """
@@ -59,8 +59,8 @@ def others(targets: np.ndarray, seed: int) -> np.ndarray:
     by_class = np.argsort(which, kind="stable")
     start = (np.cumsum(sizes) - sizes)[which]
     place = (chance * (count - sizes[which])).astype(np.int64)  # among the others, class by class
-    found: np.ndarray = by_class[place + np.where(place < start, 0, sizes[which])]
-    return found
+    chosen: np.ndarray = by_class[place + np.where(place < start, 0, sizes[which])]
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,17 +71,17 @@ class ConvergenceStack:
     seed: int
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a (image and draw, quantity), see QUANTITIES: cosine and relative distance, to the own image and to another one.
+        """One row per (image and draw, quantity), see QUANTITIES: cosine and relative distance to the same image and to another one.
 
-        Raises ProbeError where `rows` have no reference, or an image is not in it.
+        Raises ProbeError where `rows` have no reference, or the reference lacks an image.
         """
         if rows.reference is None:
             raise ProbeError(f"{NAME} probe: expected rows with those of whole images as reference, got none; give the bank of the whole images")
         (whole,) = bags(NAME, rows.reference, 1, self.fields.normalize).values()
         place = {key: index for index, key in enumerate(whole.keys)}
-        found = [self._of(one, draw, whole, place) for draw, one in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
-        values = {name: np.concatenate([each[name] for _, each in found]) for name in NAMES}
-        keys, groups = [key for one, _ in found for key in one.keys], [group for one, _ in found for group in one.groups]
+        compared = [self._of(means, draw, whole, place) for draw, means in bags(NAME, rows, self.fields.bag_size, self.fields.normalize).items()]
+        values = {name: np.concatenate([quantities[name] for _, quantities in compared]) for name in NAMES}
+        keys, groups = [key for means, _ in compared for key in means.keys], [group for means, _ in compared for group in means.groups]
         return measured(QUANTITIES, keys, groups, values)
 
     def _of(self, rows: Rows, draw: int | None, whole: Rows, place: Mapping[str, int]) -> tuple[Rows, dict[str, np.ndarray]]:
@@ -90,13 +90,13 @@ class ConvergenceStack:
         if lost:
             raise ProbeError(f"{NAME} probe: expected the whole image of every bag, got none of {lost[0]!r}; give both banks of one split")
         means = rows.features[:].astype(np.float64)
-        own = whole.features[np.array([place[image] for image in images], np.int64)].astype(np.float64)
+        embeddings = whole.features[np.array([place[image] for image in images], np.int64)].astype(np.float64)
         foreign = means[others(rows.targets, self.seed)] if len(rows) > 1 else np.full_like(means, np.nan)
         return rows, {
-            "cosine": cosine(means, own),
-            "cosine_floor": cosine(foreign, own),
-            "relative_distance": relative_distance(means, own),
-            "relative_distance_floor": relative_distance(foreign, own),
+            "cosine": cosine(means, embeddings),
+            "cosine_floor": cosine(foreign, embeddings),
+            "relative_distance": relative_distance(means, embeddings),
+            "relative_distance_floor": relative_distance(foreign, embeddings),
         }
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
@@ -105,19 +105,19 @@ class ConvergenceStack:
 
 
 class ConvergenceProbe(RowProbe[ConvergenceFields]):
-    """Bags against the whole images that come along as `Rows.reference`. Nothing is trained, so `lrs` is [None]."""
+    """Bags against whole images, which are given as `Rows.reference`. Nothing is trained, so `lrs` is [None]."""
 
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: ConvergenceFields, seed: int, device: torch.device
     ) -> ConvergenceStack:
-        """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
+        """A stack of one head. Raises ProbeError on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: ConvergenceFields, seed: int, device: torch.device
     ) -> ConvergenceStack:
-        """The same; the seed draws the other images that the floor is of."""
+        """The same; the seed draws the other images for the floor."""
         return ConvergenceStack(fields=protocol, seed=seed)
 
 

@@ -1,8 +1,8 @@
-"""The dense linear probe: a stack of 1x1 convolutions on banked patch tokens, one a learning rate.
+"""The dense linear probe: a stack of 1x1 convolutions on banked patch tokens, one per learning rate.
 
-Training compares each token with the share of its patch's labelled pixels that has each class. That is the cross entropy of every labelled pixel
-under logits brought to the mask's size by nearest neighbour, at the cost of one term a token. Predicting brings the logits to the mask's size
-bilinearly (align_corners off) and takes the highest. A class that is ignored takes no part: it is neither trained nor ever predicted.
+Training compares each token with the class shares of its patch's labelled pixels. This equals the cross entropy of every labelled pixel under logits
+resized to the mask by nearest neighbour, at the cost of one term per token. Prediction resizes the logits to the mask bilinearly (align_corners off)
+and takes the highest. An ignored class takes no part: it is neither trained nor ever predicted.
 
 Shape legend: N images, B images of a batch, h w patch grid, T = h w, H W mask pixels, D features, C classes, K heads.
 """
@@ -28,14 +28,14 @@ from harness.probes.lib.schedule import cosine, polynomial
 
 NAME = "dense"
 LOGITS = 2**24
-"""Upsampled logits held at once: 64 MiB."""
+"""Upsampled logits in memory at once: 64 MiB."""
 
 
 class DenseFields(NormedFields, MaskFields):
-    """Defaults sized for a laptop; Zhu et al. (arXiv 2301.11915) take 160,000 steps of 16 images, 1,500 of them warm-up."""
+    """Defaults sized for a laptop; Zhu et al. (arXiv 2301.11915) take 160,000 steps of 16 images, of which 1,500 are warm-up."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """`momentum` is of sgd; adamw has betas 0.9 and 0.999."""
+    """`momentum` is for sgd; adamw has betas 0.9 and 0.999."""
     epochs: Count = 20
     batch_size: Count = 16
     """Images."""
@@ -45,9 +45,9 @@ class DenseFields(NormedFields, MaskFields):
     warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 0
     """Linear from 1e-6 of the rate."""
     patch_target: PatchTarget = "soft"
-    """Shares of classes in a patch, or its most frequent class alone."""
+    """The class shares of a patch, or only its most frequent class."""
     ignore_index: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (UNLABELLED,)
-    """Mask values that are not counted; one value may be given without brackets, None is no value. One that is a class is left out altogether."""
+    """Mask values that are not counted; a single value needs no brackets, None means no value. A class among them is left out altogether."""
 
     @pydantic.field_validator("ignore_index", mode="before")
     @classmethod
@@ -59,7 +59,7 @@ class DenseFields(NormedFields, MaskFields):
 
 
 def checked_masks(rows: Rows, classes: int, ignored: Sequence[int]) -> np.ndarray:
-    """Masks [N, H, W]. Raises ProbeError where there are none, or a value is neither a class nor ignored."""
+    """Masks [N, H, W]. Raises ProbeError where masks are missing, or a value is neither a class nor ignored."""
     if rows.masks is None or rows.masks.ndim != 3 or len(rows.masks) != len(rows):
         got = "none" if rows.masks is None else f"shape {rows.masks.shape}"
         raise ProbeError(f"{NAME} probe: expected masks [N, H, W], one a row of {len(rows)}, got {got}; choose a task whose data set has masks")
@@ -72,18 +72,18 @@ def checked_masks(rows: Rows, classes: int, ignored: Sequence[int]) -> np.ndarra
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shares:
-    """What the logits of M = B T tokens are compared with."""
+class PatchShares:
+    """The targets of the logits of M = B T tokens."""
 
     target_CM: torch.Tensor
-    """The share of each token's patch that has each class."""
+    """Per token, the share of each class in its patch."""
     weight_M: torch.Tensor
-    """The labelled share of each token's patch."""
+    """Per token, the labelled share of its patch."""
     total: torch.Tensor
-    """The sum of these, []."""
+    """The sum of the weights, []."""
 
 
-class DenseHead(AffineHead[DenseFields, Shares]):
+class DenseHead(AffineHead[DenseFields, PatchShares]):
     """One 1x1 convolution and its optimiser."""
 
     def __init__(self, tensors: State, fields: DenseFields) -> None:
@@ -99,8 +99,8 @@ class DenseHead(AffineHead[DenseFields, Shares]):
         classes, width = state["weight"].shape
         return width, classes
 
-    def step(self, inputs: torch.Tensor, target: Shares, lr: float, seeds: tuple[int, int]) -> None:
-        """One step on the cross entropy over tokens [M, D], each weighted by its labelled share, divided by the sum of these."""
+    def step(self, inputs: torch.Tensor, target: PatchShares, lr: float, seeds: tuple[int, int]) -> None:
+        """One step on the cross entropy over tokens [M, D], averaged with the labelled shares as weights."""
         logits_CM = torch.addmm(self.bias[:, None], self.weight, inputs.T)
         if self._left_out:
             logits_CM[self._left_out] = -torch.inf
@@ -108,7 +108,7 @@ class DenseHead(AffineHead[DenseFields, Shares]):
         self.descend(gradient_CM @ inputs, gradient_CM.sum(dim=1), lr)
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """float32 [M, C] of tokens [M, D]; the lowest there is for a class that is left out."""
+        """float32 [M, C] of tokens [M, D]; the lowest float32 for a class that is left out."""
         out = torch.addmm(self.bias, inputs, self.weight.T)
         if self._left_out:
             # not -inf, which interpolation would make NaN
@@ -128,13 +128,13 @@ class DenseProbe(TrainedProbe[DenseFields]):
         normaliser = Normaliser.fit(fields.norm, features, device)
         features = on_device(features, device)
 
-        def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, Shares]:
+        def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, PatchShares]:
             tokens = normaliser(features[chosen.to(features.device)].to(device).flatten(0, 2))
             target = labels.batch(chosen, classes).to(device)
             share = target.sum(dim=0)
             # a batch without any labelled pixel has no gradient, and must not divide by zero
             total = share.sum().clamp(min=torch.finfo(torch.float32).tiny)
-            return tokens, Shares(target_CM=target, weight_M=share, total=total)
+            return tokens, PatchShares(target_CM=target, weight_M=share, total=total)
 
         return Examples(width=features.shape[-1], normaliser=normaliser, batch=batch)
 
@@ -142,7 +142,7 @@ class DenseProbe(TrainedProbe[DenseFields]):
         return factor(step, steps, fields)
 
     def predict(self, stack: HeadStack[DenseFields], rows: Rows, head: int) -> Predictions:
-        """Confusion cells: a row per (image, true class, predicted class) that occurs, under the image's key, with its pixels as the score."""
+        """Confusion cells: one row per (image, true class, predicted class) that occurs, under the image's key, with its pixel count as the score."""
         fitted, ignored = stack.heads[head], stack.fields.ignore_index
         if not fitted.is_finite():
             raise stack.diverged(head, "weights")
@@ -152,7 +152,7 @@ class DenseProbe(TrainedProbe[DenseFields]):
         size = max(1, LOGITS // (classes * masks.shape[1] * masks.shape[2]))
         cells = []
         for start in range(0, len(rows), size):
-            predicted = labels(stack, features[start : start + size], head, masks.shape[1:])
+            predicted = predicted_classes(stack, features[start : start + size], head, masks.shape[1:])
             cells.append(confusion_cells(predicted, masks[start : start + size], start, classes, ignored))
         image, target, predicted, pixels = (np.concatenate([part[i] for part in cells]) for i in range(4))
         return Predictions(
@@ -165,13 +165,13 @@ class DenseProbe(TrainedProbe[DenseFields]):
 
 
 def token_logits(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int) -> torch.Tensor:
-    """float32 [B, C, h, w] of tokens [B, h, w, D]; the lowest there is for a class that is left out."""
+    """float32 [B, C, h, w] of tokens [B, h, w, D]; the lowest float32 for a class that is left out."""
     fitted = stack.heads[head]
     out = fitted.logits(stack.normaliser(tokens.to(fitted.device).flatten(0, 2)))
     return out.view(*tokens.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-def labels(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int, size: tuple[int, ...]) -> np.ndarray:
+def predicted_classes(stack: HeadStack[DenseFields], tokens: torch.Tensor, head: int, size: tuple[int, ...]) -> np.ndarray:
     """int64 [B, H, W] predicted classes, the lowest of equals."""
     logits = token_logits(stack, tokens, head)
     return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(dim=1).cpu().numpy()
@@ -183,15 +183,15 @@ def confusion_cells(
     """Image, true class, predicted class and pixels of each confusion cell that occurs, images counted from `first`."""
     tables = []
     for mask, guess in zip(masks, predicted, strict=True):
-        kept = counted(mask, ignored)
-        tables.append(np.bincount(mask[kept].astype(np.int64) * classes + guess[kept], minlength=classes * classes))
+        labelled = counted(mask, ignored)
+        tables.append(np.bincount(mask[labelled].astype(np.int64) * classes + guess[labelled], minlength=classes * classes))
     table = np.stack(tables)
     image, cell = np.nonzero(table)
     return image + first, cell // classes, cell % classes, table[image, cell]
 
 
 def factor(step: int, steps: int, fields: DenseFields) -> float:
-    """The learning rate at a step, as a factor of the rate given: the decay, times a linear warm-up from 1e-6."""
+    """The factor of the learning rate at a step: the decay, times a linear warm-up from 1e-6."""
     decay = polynomial(step, steps) if fields.schedule == "polynomial" else cosine(step, steps)
     if step >= fields.warmup_steps:
         return decay

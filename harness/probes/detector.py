@@ -1,8 +1,8 @@
-"""The detector: one logistic unit on each frozen token, which tells whether the token lies in a wrong place.
+"""The detector: one logistic unit on each frozen token, which predicts whether the token lies in a wrong place.
 
 DILEMMA (Sameni et al., AAAI 2023, arXiv 2204.04788) trains encoders with a Linear(D, 1) on the final-norm patch tokens and the mean binary cross
-entropy of those that are kept; here the encoder is frozen and the unit alone is trained, for any block. Standardised tokens are a choice of this
-harness: a linear unit can tell the same of them, and blocks whose outputs differ in scale become comparable at one learning rate.
+entropy of the tokens that are kept; here the encoder is frozen and only the unit is trained, on any block. Standardised tokens are a choice of this
+harness: a linear unit can express the same function on them, and blocks whose outputs differ in scale become comparable at one learning rate.
 
 Shape legend: N images, B images of a batch, n = h w tokens of an image, M = B n, D features.
 """
@@ -36,16 +36,16 @@ class DetectorFields(NormedFields, MaskFields):
 
     mask: Literal["object", "part", "misplaced"] = "misplaced"
     theta: Theta = 0.2
-    """The share of wrong tokens to be expected: a token is told to be wrong where its probability is at least this. At 0 and 1 there is nothing to
-    tell apart."""
+    """The expected share of wrong tokens: a token is predicted to be wrong where its probability is at least this. At 0 and 1 there would be only
+    one class."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`momentum` is of sgd; adamw has betas 0.9 and 0.999."""
+    """`momentum` is for sgd; adamw has betas 0.9 and 0.999."""
     epochs: Count = 30
     batch_size: Count = 64
     """Images."""
     feature_norm: FeatureNorm = "standardize"
     max_tokens: Count = 1_000_000
-    """Most tokens that are scored: whole images, a seeded choice among them where there are more."""
+    """Maximum number of scored tokens. Whole images are scored; a seed chooses among them where the tokens are too many."""
 
 
 def log_odds(share: float) -> float:
@@ -54,7 +54,7 @@ def log_odds(share: float) -> float:
 
 
 def checked_marks(rows: Rows) -> torch.Tensor:
-    """uint8 [N, n]: 1 for wrong tokens, 0 for right ones, UNMARKED for those that are neither. Raises ProbeError where there are no such marks."""
+    """uint8 [N, n]: 1 for wrong tokens, 0 for right ones, UNMARKED for neither. Raises ProbeError where the rows have no such marks."""
     masks, tokens = rows.masks, rows.features.shape[1] * rows.features.shape[2]
     if masks is None or len(masks) != len(rows) or int(np.prod(masks.shape[1:])) != tokens:
         got = "none" if masks is None else f"shape {masks.shape}"
@@ -68,7 +68,7 @@ def checked_marks(rows: Rows) -> torch.Tensor:
 
 
 class DetectorHead(AffineHead[DetectorFields, torch.Tensor]):
-    """One logistic unit and its optimiser; its bias begins at the log odds of theta, so that it knows the base rate from the start."""
+    """One logistic unit and its optimiser; its bias starts at the log odds of theta, which is the base rate."""
 
     def __init__(self, tensors: State, fields: DetectorFields) -> None:
         super().__init__(tensors, sgd_or_adamw(fields.optimizer, momentum=fields.momentum, weight_decay=fields.weight_decay))
@@ -83,7 +83,7 @@ class DetectorHead(AffineHead[DetectorFields, torch.Tensor]):
         return len(state["weight"]), 2
 
     def step(self, inputs: torch.Tensor, target: torch.Tensor, lr: float, seeds: tuple[int, int]) -> None:
-        """One step on the mean binary cross entropy of tokens [M, D] with marks [M], whose gradient is one subtraction."""
+        """One step on the mean binary cross entropy of tokens [M, D] with marks [M], whose gradient is a subtraction."""
         gradient_M = self.logits(inputs).sigmoid_().sub_(target).div_(len(target))
         self.descend(inputs.T @ gradient_M, gradient_M.sum()[None], lr)
 
@@ -94,7 +94,7 @@ class DetectorHead(AffineHead[DetectorFields, torch.Tensor]):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorProbe(TrainedProbe[DetectorFields]):
-    """A logistic unit on tokens [N, h, w, D] with marks [N, 1, n], the rate going to 0 by a cosine. Tokens that are UNMARKED are not trained on."""
+    """A logistic unit on tokens [N, h, w, D] with marks [N, 1, n], with a cosine decay to 0. UNMARKED tokens are not trained on."""
 
     def examples(self, rows: Rows, classes: int, fields: DetectorFields, device: torch.device) -> Examples:
         features, marks = checked_features(NAME, rows, dims=4), checked_marks(rows)
@@ -114,10 +114,10 @@ class DetectorProbe(TrainedProbe[DetectorFields]):
         return cosine(step, steps)
 
     def predict(self, stack: HeadStack[DetectorFields], rows: Rows, head: int) -> Predictions:
-        """One row a token, under `<key>#<its place among the image's tokens>`: target 1 where it lies wrong, -1 where it has no mark, score the log
-        odds of lying wrong.
+        """One row per token, under `<key>#<place among the image's tokens>`: target 1 where the token lies wrong, -1 where it has no mark; the score
+        is the log odds of lying wrong.
 
-        Places count from 0, row by row of the grid; where tokens were dropped, over those that are left. The prediction is 1 where the probability is
+        Places count from 0, row by row of the grid; where tokens were dropped, over the remaining ones. The prediction is 1 where the probability is
         at least theta.
         """
         fitted = stack.heads[head]
@@ -142,7 +142,7 @@ class DetectorProbe(TrainedProbe[DetectorFields]):
 
 
 def scored_images(images: int, tokens: int, max_tokens: int, seed: int) -> torch.Tensor:
-    """int64 [N], ascending: the images that are scored, of `images` with so many `tokens` each."""
+    """int64 [N], ascending: the scored images among `images`, with `tokens` tokens per image."""
     most = max(1, max_tokens // tokens)
     if images <= most:
         return torch.arange(images)

@@ -16,7 +16,7 @@ NonNegative = Annotated[float, pydantic.Field(ge=0)]
 BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Momentum = BelowOne
 PositiveAsWritten = Annotated[int | float, pydantic.Field(gt=0)]
-"""A positive number that a record has as it was written: 56 stays 56."""
+"""A positive number that a record keeps as it was written: 56 stays 56."""
 T = TypeVar("T")
 Several = Annotated[tuple[T, ...], pydantic.Field(min_length=1)]
 
@@ -32,59 +32,59 @@ Bounds = Annotated[tuple[PositiveAsWritten, PositiveAsWritten], pydantic.AfterVa
 
 
 class EpochFields(Fields):
-    """Of a probe on banks whose heads are looked at after every epoch, where the protocol asks for it."""
+    """For a probe on banks whose heads can be evaluated after every epoch."""
 
     epoch: Literal["last", "best"] = "last"
-    """What a head is: as the last epoch left it, or as the one did after which its value on the selection split is highest (the first of equals)."""
+    """Which epoch's state the head keeps: the last, or the one with the highest value on the selection split (the first of equals)."""
 
 
 class TrainedFields(Fields):
-    """Of a probe that is trained for a number of epochs."""
+    """For a probe that is trained for a number of epochs."""
 
     epochs: Count = 90
 
 
 class RateFields(Fields):
-    """Of a probe whose protocol may have bounds of its own for the learning rates."""
+    """For a probe whose protocol may set its own bounds for the learning rates."""
 
     lr_bounds: Bounds | None = None
-    """Bounds of the learning rates that are searched, at the protocol's batch size, in place of the sweep's; the same twice is one fixed rate."""
+    """Bounds of the learning-rate search at the protocol's batch size, in place of the sweep's; two equal bounds fix the rate."""
 
 
 class MaskFields(Fields):
-    """Of a probe that reads label maps, or marks of tokens."""
+    """For a probe that reads label maps, or marks of tokens."""
 
     mask: Literal["object", "part", "misplaced"] = "object"
 
     def ignored(self) -> tuple[str, tuple[int, ...]] | None:
-        """The field that names the labels that do not count, and these; None where all do."""
+        """The field that lists the labels that do not count, and these labels; None where all labels count."""
         return None
 
 
 class PoolFields(Fields):
-    """Of a probe that reads no training rows, so that any split may be scored."""
+    """For a probe that reads no training rows, so that any split may be scored."""
 
     pool: Literal["test", "train", "all"] = "test"
-    """The splits whose rows query and are found; who reads the banks brings them together."""
+    """The splits whose rows are queries and gallery; the reader of the banks concatenates them."""
 
 
 def epoch_of(protocol: Fields) -> Literal["last", "best"]:
-    """What a head is, as `EpochFields` has it."""
+    """Which epoch's state a head keeps, as in `EpochFields`."""
     return protocol.epoch if isinstance(protocol, EpochFields) else "last"
 
 
 def epochs_of(protocol: Fields) -> int | None:
-    """How long a head is trained; None where its probe counts no epochs."""
+    """The number of epochs that a head is trained for; None where its probe counts no epochs."""
     return protocol.epochs if isinstance(protocol, TrainedFields) else None
 
 
 def lr_bounds_of(protocol: Fields) -> tuple[float, float] | None:
-    """The protocol's own bounds of the learning rates, None for the sweep's."""
+    """The protocol's own bounds of the learning rates; None for the sweep's."""
     return protocol.lr_bounds if isinstance(protocol, RateFields) else None
 
 
 def mask_of(protocol: Fields) -> str | None:
-    """What the probe reads beside features, if anything."""
+    """The masks that the probe reads beside features; None where it reads none."""
     return protocol.mask if isinstance(protocol, MaskFields) else None
 
 
@@ -94,7 +94,7 @@ def pool_of(protocol: Fields) -> Literal["test", "train", "all"]:
 
 
 AfterEpoch = Callable[[FittedStack], None]
-"""Called with the heads as they are after an epoch; their tensors change with the next one."""
+"""Called with the heads after each epoch; the next epoch changes their tensors in place."""
 
 
 def learning_rates(probe: str, lrs: Sequence[float | None]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Whether a patch's nearest neighbour, among all other patches, is of the same part, of the same image, of the same class.
+"""Whether a patch's nearest neighbour among all other patches shows the same part, the same image, the same class.
 
 BagSSL (Chen et al., TMLR 2023, arXiv 2206.08954) shows such neighbours as pictures, in embedding and in projection space; here they are counted.
 
@@ -21,8 +21,8 @@ from harness.probes.retrieval import Exclude, GalleryFields, neighbours
 
 NAME = "locality"
 QUANTITIES = tuple(
-    Quantity(name=f"same_{what}{suffix}", unit="fraction", undefined=f"{why}, or there is no other patch", is_outcome=not suffix)
-    for what, why in (
+    Quantity(name=f"same_{trait}{suffix}", unit="fraction", undefined=f"{reason}, or there is no other patch", is_outcome=not suffix)
+    for trait, reason in (
         ("part", "these patches have no parts"),
         ("image", "a query's own image is not in its gallery"),
         ("class", "these patches have no class"),
@@ -34,9 +34,9 @@ NAMES = tuple(quantity.name for quantity in QUANTITIES)
 
 class LocalityFields(GalleryFields):
     exclude: Exclude = "query"
-    """What a query's gallery lacks: the patch itself, or every patch of its image; with none, each patch is its own neighbour."""
+    """What a query's gallery leaves out: the patch itself, or every patch of its image; with `none`, every patch is its own neighbour."""
     max_queries: Count | None = None
-    """Most queries; a seeded choice among the patches where there are more."""
+    """Maximum number of queries, chosen by the seed among more patches."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,10 +48,10 @@ class LocalityStack:
     device: torch.device
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """One row a (patch, quantity), see QUANTITIES: 1 or 0 whether the neighbour is the same, and the chance that any is.
+        """One row per (patch, quantity), see QUANTITIES: 1 where the neighbour is of the same kind, 0 where it is not, and the chance level.
 
-        Where `rows` have those of their whole images as reference, their targets are parts and the reference's are classes; else theirs are
-        classes. Raises ProbeError where `rows` do not fit.
+        Where `rows` have a reference (their whole images), their targets are parts and the reference's targets are classes; otherwise their targets
+        are classes. Raises ProbeError where `rows` do not fit.
         """
         queries = self._queries(len(rows))
         index, _ = neighbours(rows, queries=queries, top=1, exclude=self.fields.exclude, device=self.device)
@@ -68,7 +68,7 @@ class LocalityStack:
         return measured(QUANTITIES, [rows.keys[i] for i in queries], [rows.groups[i] for i in queries], values)
 
     def _chance(self, kind: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """float64 [N]: the share of each patch's gallery that is of its own kind."""
+        """float64 [N]: the share of each patch's gallery that is of the patch's kind."""
         same, gallery = _counted(kind), np.full(len(kind), len(kind))
         if self.fields.exclude == "query":
             same, gallery = same - 1, gallery - 1
@@ -90,16 +90,16 @@ class LocalityStack:
 
 
 def labels(rows: Rows, whole: Rows) -> np.ndarray:
-    """int64 [N]: the target of each patch's whole image, whose key is that of the patch's sample; -1 where there is none."""
-    known = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
-    return np.array([known.get(sample_of(key), -1) for key in rows.keys], dtype=np.int64)
+    """int64 [N]: the target of each patch's whole image, whose key is that of the patch's sample; -1 where `whole` lacks it."""
+    label_of = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
+    return np.array([label_of.get(sample_of(key), -1) for key in rows.keys], dtype=np.int64)
 
 
 def _counted(kind: np.ndarray) -> np.ndarray:
-    """int64 [N]: how many are of each one's kind."""
+    """int64 [N]: for each item, the number of items of its kind."""
     _, inverse, counts = np.unique(kind, return_inverse=True, return_counts=True)
-    found: np.ndarray = counts[inverse]
-    return found
+    group_sizes: np.ndarray = counts[inverse]
+    return group_sizes
 
 
 class LocalityProbe(RowProbe[LocalityFields]):
@@ -108,7 +108,7 @@ class LocalityProbe(RowProbe[LocalityFields]):
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: LocalityFields, seed: int, device: torch.device
     ) -> LocalityStack:
-        """A stack of one head. Raises ProbeError on protocol fields that cannot be, or on learning rates."""
+        """A stack of one head. Raises ProbeError on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 

@@ -1,7 +1,7 @@
 """The logistic-regression probe: L-BFGS to convergence over a grid of inverse regularisations C.
 
-The objective is scikit-learn's: C times the summed cross entropy plus half the squared weights, the biases free. A head is fitted from zero,
-whatever the others are, so that the grid may be cut or widened without changing a value.
+The objective is scikit-learn's: C times the summed cross entropy plus half the squared weights, without a penalty on the biases. Every head is fitted
+from zero, so the grid may be cut or extended without changing a value.
 
 Shape legend: N rows, D features, C classes, K heads.
 """
@@ -21,23 +21,23 @@ from harness.probes.lib.softmax import SoftmaxStack, restored
 NAME = "logistic"
 KNOB = "C"
 CHUNK = 2**16
-"""Rows in one product."""
+"""Rows per matrix product."""
 
 
 class LogisticFields(Fields):
-    """Defaults of our own choice; a grid evenly spaced in log C, as is usual."""
+    """The defaults are our choice; the grid is evenly spaced in log C, as is usual."""
 
     c_grid: Several[Positive] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     max_iterations: Count = 1000
     tolerance: Positive = 1e-5
-    """Largest element of the gradient of the mean loss at which a fit has converged."""
+    """A fit has converged where no element of the gradient of the mean loss is larger than this."""
     feature_norm: FeatureNorm = "standardize"
 
 
 class Objective:
     """Mean cross entropy plus |W|² / (2 C N) over parameters [C (D + 1)], with its gradient, in chunks of rows.
 
-    In float64 on a CPU; elsewhere in float32, where float64 may be 64 times slower.
+    In float64 on a CPU; in float32 on other devices, where float64 may be 64 times slower.
     """
 
     def __init__(self, features: Features, targets: torch.Tensor, normaliser: Normaliser, classes: int, device: torch.device) -> None:
@@ -71,7 +71,7 @@ class Objective:
 
 
 def minimise(objective: Objective, penalty: float, fields: LogisticFields, device: torch.device) -> torch.Tensor:
-    """The parameters [C (D + 1)] at which L-BFGS from zero ends."""
+    """The parameters [C (D + 1)] that L-BFGS reaches from zero."""
     parameters = torch.zeros(objective.size, dtype=objective.dtype, device=device)
     optimizer = torch.optim.LBFGS(
         [parameters],
@@ -91,7 +91,7 @@ def minimise(objective: Objective, penalty: float, fields: LogisticFields, devic
 
 
 class LogisticProbe(RowProbe[LogisticFields]):
-    """Regularised softmax regression. The heads' `lrs` are values of C: those of `grid`, among which the selection split decides."""
+    """Regularised softmax regression. The `lrs` are the values of C in `grid`; the selection split chooses among them."""
 
     def grid(self, fields: LogisticFields) -> tuple[float | None, ...]:
         """The protocol's values of C."""
@@ -100,9 +100,9 @@ class LogisticProbe(RowProbe[LogisticFields]):
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: LogisticFields, seed: int, device: torch.device
     ) -> SoftmaxStack:
-        """One head a value of C; the seed moves nothing. A fit ends at `max_iterations`, converged or not.
+        """One head per value of C; the seed has no effect. A fit ends at `max_iterations` even where it has not converged.
 
-        Raises ProbeError on rows, values or fields that cannot be.
+        Raises ProbeError on invalid rows or values.
         """
         rows = needed(NAME, train)
         values = tuple(value for value in lrs if value is not None and 0 < value < float("inf"))

@@ -1,6 +1,6 @@
-"""The low-shot probe: logistic regression on a seeded, stratified share of a split's images, or on k of each class.
+"""The low-shot probe: logistic regression on a seeded, stratified share of a split's images, or on k images per class.
 
-The regularisation is chosen on the whole selection split. The subset is drawn here, by the sweep's seed: it is not the list of any paper.
+The regularisation is chosen on the whole selection split. The subset is drawn by the sweep's seed; it is not the published list of any paper.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NAME = "lowshot"
 
 
 def low_shot(rows: Rows, *, share: float | None = None, shots: int | None = None, seed: int = 0) -> Rows:
-    """The rows of `share` (a fraction, at least one image a class) or `shots` of each class's images (groups), in their order.
+    """The rows of a share (a fraction, at least one image per class) or a number of each class's images (groups), in their order.
 
-    A class's images are drawn for it alone, and its rows of them are taken: an image that shows several parts may be drawn for one and not for
-    another. A class that has too few gives all. A function of the seed and of the images' names, not of their order; a smaller subset is part of a
+    Images are drawn per class, with the rows of that class: an image that shows several parts may be drawn for one part and not for another. A class
+    with too few images gives all. The subset is a function of the seed and of the images' names, not of their order; a smaller subset is part of a
     larger one of the same seed. Raises ProbeError unless exactly one of `share`, in (0, 1], and `shots`, at least 1, is given.
     """
     if (share is None) == (shots is None) or (share is not None and not 0 < share <= 1) or (shots is not None and shots < 1):
@@ -47,12 +47,12 @@ def low_shot(rows: Rows, *, share: float | None = None, shots: int | None = None
 
 
 class LowShotFields(LogisticFields):
-    """Those of logistic regression, and what it is fitted to: exactly one of `share` and `shots` is set."""
+    """The fields of logistic regression, and the subset that it is fitted to: exactly one of `share` and `shots` is set."""
 
     share: Annotated[float, pydantic.Field(gt=0, le=1)] | None = 0.01
-    """Of each class's training images, at least one."""
+    """Share of each class's training images, at least one image."""
     shots: Count | None = None
-    """Training images of each class."""
+    """Training images per class."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -62,7 +62,7 @@ class LowShotFields(LogisticFields):
 
 
 class LowShotProbe(RowProbe[LowShotFields]):
-    """Regularised softmax regression on few rows. As for logistic regression, the heads' `lrs` are values of C, those of `grid`."""
+    """Regularised softmax regression on few rows. As for logistic regression, the `lrs` are the values of C in `grid`."""
 
     def grid(self, fields: LowShotFields) -> tuple[float | None, ...]:
         """The protocol's values of C."""
@@ -71,7 +71,7 @@ class LowShotProbe(RowProbe[LowShotFields]):
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: LowShotFields, seed: int, device: torch.device
     ) -> SoftmaxStack:
-        """One head a value of C, all fitted to the rows that `seed` draws. Raises ProbeError on rows, values or fields that cannot be."""
+        """One head per value of C, all fitted to the rows that `seed` draws. Raises ProbeError on invalid rows or values."""
         few = low_shot(needed(NAME, train), share=protocol.share, shots=protocol.shots, seed=seed)
         return LOGISTIC.fit(few, lrs, classes=classes, protocol=protocol, seed=seed, device=device)
 

@@ -11,12 +11,12 @@ from harness.probes.heads import NetworkHead
 
 
 class MLPFields(ClassifierFields):
-    """The hidden layer, and how it begins, is our choice, after no paper; all other defaults are the linear probe's."""
+    """The hidden layer and its initialisation are our choice and follow no paper; all other defaults are the linear probe's."""
 
     width: Count = 512
     activation: Literal["relu", "gelu"] = "relu"
     dropout: BelowOne = 0.0
-    """Share of the hidden units that a training step leaves out."""
+    """Probability that a training step drops a hidden unit."""
 
 
 class MLPHead(NetworkHead[MLPFields]):
@@ -27,7 +27,7 @@ class MLPHead(NetworkHead[MLPFields]):
 
     @staticmethod
     def initialise(module: nn.Module, fields: MLPFields, generator: Generator) -> None:
-        """Hidden weights of N(0, 2 / D), as He et al. (arXiv 1502.01852); those of the outputs of N(0, init_std²); biases of 0."""
+        """Hidden weights of N(0, 2 / D), as in He et al. (arXiv 1502.01852), output weights of N(0, init_std²), biases of 0."""
         hidden_weight, *_, weight, _ = module.parameters()
         nn.init.kaiming_normal_(hidden_weight, generator=generator)
         weight.normal_(0, fields.init_std, generator=generator)

@@ -1,6 +1,6 @@
-"""The k-NN probe on altered images, and how far their features are from those of the same images intact.
+"""The k-NN probe on altered images, and the cosine of their features with those of the intact images.
 
-The gallery is of intact images, so the alteration is what a query has to bear.
+The gallery holds intact images, so only the queries are altered.
 
 Shape legend: N rows, D features.
 """
@@ -24,26 +24,26 @@ NAME = "perturbed"
 
 
 class PerturbedFields(KNNFields):
-    """Those of the k-NN probe."""
+    """The fields of the k-NN probe."""
 
 
 def cosine_to(reference: Rows, rows: Rows) -> np.ndarray:
-    """float64 [N]: of each row's features [D] with those of the row of the same key in `reference`; NaN where either are zeros.
+    """float64 [N]: cosine of each row's features [D] with those of the same key in `reference`; NaN where either are zeros.
 
-    Raises ProbeError where a key is not there.
+    Raises ProbeError where `reference` lacks a key.
     """
     place = {key: index for index, key in enumerate(reference.keys)}
     lost = [key for key in rows.keys if key not in place]
     if lost:
         raise ProbeError(f"{NAME} probe: expected the intact image of every row, got none of {lost[0]!r}; give both banks of one split")
     index = np.array([place[key] for key in rows.keys], dtype=np.int64)
-    found = []
+    cosines = []
     for start in range(0, len(rows), CHUNK_ROWS):
         altered = rows.features[start : start + CHUNK_ROWS].astype(np.float64)
         intact = reference.features[index[start : start + CHUNK_ROWS]].astype(np.float64)
         norms = np.linalg.norm(altered, axis=1) * np.linalg.norm(intact, axis=1)
-        found.append((altered * intact).sum(axis=1) / np.where(norms > 0, norms, np.nan))
-    return np.concatenate(found) if found else np.zeros(0)
+        cosines.append((altered * intact).sum(axis=1) / np.where(norms > 0, norms, np.nan))
+    return np.concatenate(cosines) if cosines else np.zeros(0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,16 +53,16 @@ class PerturbedStack:
     inner: KNNStack
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """What k-NN tells of each row; the score is the cosine with the intact image's features, NaN where no reference came along.
+        """The k-NN prediction for each row; the score is the cosine with the intact image's features, NaN where `rows` have no reference.
 
         Raises ProbeError where `rows`, or their reference, do not fit.
         """
-        told = self.inner.predict(rows, head)
+        predictions = self.inner.predict(rows, head)
         scores = np.full(len(rows), np.nan) if rows.reference is None else cosine_to(rows.reference, rows)
-        return replace(told, scores=scores)
+        return replace(predictions, scores=scores)
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
-        """Empty: the training rows are all there is."""
+        """Empty: the training rows are the whole state."""
         return {}
 
 
@@ -72,7 +72,7 @@ class PerturbedProbe(RowProbe[PerturbedFields]):
     def fit(
         self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: PerturbedFields, seed: int, device: torch.device
     ) -> PerturbedStack:
-        """A stack of one head. Raises ProbeError on rows or protocol fields that cannot be, or on learning rates."""
+        """A stack of one head. Raises ProbeError on invalid rows, or on learning rates."""
         no_learning_rate(NAME, lrs)
         return self.restore({}, train, classes=classes, protocol=protocol, seed=seed, device=device)
 

@@ -53,7 +53,7 @@ class Excluded:
         if self._exclude == "none":
             return
         columns = [self._columns(int(query)) for query in queries]
-        lines = np.repeat(np.arange(len(queries)), [len(each) for each in columns])
+        lines = np.repeat(np.arange(len(queries)), [len(hidden) for hidden in columns])
         where = torch.from_numpy(np.concatenate(columns)).to(similarity.device)
         similarity[torch.from_numpy(lines).to(similarity.device), where] = -torch.inf
 
@@ -78,14 +78,14 @@ class Gallery:
         size = max(1, CELLS[self._device.type] // len(self._features))
         table = torch.empty(min(size, len(queries)), len(self._features), device=self._device)
         for first in range(0, len(queries), size):
-            some = queries[first : first + size]
-            vectors = self._features[torch.from_numpy(some).to(self._features.device)].to(self._device)
-            similarity = table[: len(some)]
+            chunk = queries[first : first + size]
+            vectors = self._features[torch.from_numpy(chunk).to(self._features.device)].to(self._device)
+            similarity = table[: len(chunk)]
             unit = unit_length(vectors)
-            for chunk in gallery_chunks(self._features):
-                cosines(unit, self._features, self._inverse, chunk, similarity[:, chunk])
-            self._excluded.hide(similarity, some)
-            yield some, similarity
+            for columns in gallery_chunks(self._features):
+                cosines(unit, self._features, self._inverse, columns, similarity[:, columns])
+            self._excluded.hide(similarity, chunk)
+            yield chunk, similarity
 
 
 def highest(similarity: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -153,13 +153,13 @@ class RetrievalStack:
         queries = self._queries(targets)
         scores, nearest_class = np.full(len(rows), np.nan), np.full(len(rows), -1, dtype=np.int64)
         # queries of one class share their relevant rows, so they come one after the other
-        for some, similarity in gallery.similarities(queries[np.argsort(targets[queries], kind="stable")]):
+        for chunk, similarity in gallery.similarities(queries[np.argsort(targets[queries], kind="stable")]):
             best, where = highest(similarity)
-            nearest_class[some] = np.where(best > -np.inf, targets[where], -1)
-            for target in np.unique(targets[some]):
-                lines = np.flatnonzero(targets[some] == target)
+            nearest_class[chunk] = np.where(best > -np.inf, targets[where], -1)
+            for target in np.unique(targets[chunk]):
+                lines = np.flatnonzero(targets[chunk] == target)
                 relevant = as_tensor(np.flatnonzero((targets == target) & (target >= 0))).to(self.device)
-                scores[some[lines]] = self._scores(similarity[lines[0] : lines[-1] + 1], relevant)
+                scores[chunk[lines]] = self._scores(similarity[lines[0] : lines[-1] + 1], relevant)
         return Predictions(
             keys=[rows.keys[i] for i in queries],
             groups=[rows.groups[i] for i in queries],
@@ -181,11 +181,11 @@ class RetrievalStack:
 
     def _queries(self, targets: np.ndarray) -> np.ndarray:
         """int64 [Q] rows that query, ascending."""
-        known = np.flatnonzero(targets >= 0)
-        if self.fields.max_queries is None or len(known) <= self.fields.max_queries:
+        labelled = np.flatnonzero(targets >= 0)
+        if self.fields.max_queries is None or len(labelled) <= self.fields.max_queries:
             return np.arange(len(targets))
-        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(self.seed)).numpy()
-        return np.sort(known[order[: self.fields.max_queries]])
+        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        return np.sort(labelled[order[: self.fields.max_queries]])
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
         """Empty: nothing is fitted."""
@@ -203,19 +203,19 @@ def neighbours(
         raise ProbeError(
             f"neighbours: expected exclude to be one of {', '.join(get_args(Exclude))}, got {exclude!r}{nearest(exclude, get_args(Exclude))}"
         )
-    asked = np.asarray(queries, dtype=np.int64)
-    if top < 1 or asked.ndim != 1 or np.any((asked < 0) | (asked >= len(rows))):
+    query_rows = np.asarray(queries, dtype=np.int64)
+    if top < 1 or query_rows.ndim != 1 or np.any((query_rows < 0) | (query_rows >= len(rows))):
         raise ProbeError(
             f"neighbours: expected top of at least 1 and queries from 0 to {len(rows) - 1}, got {top} and {list(queries)}; name rows of the bank"
         )
-    indices, cosines = np.full((len(asked), top), -1, dtype=np.int64), np.full((len(asked), top), np.nan, dtype=np.float32)
+    indices, cosines = np.full((len(query_rows), top), -1, dtype=np.int64), np.full((len(query_rows), top), np.nan, dtype=np.float32)
     done = 0
-    for some, similarity in Gallery(rows, exclude, device or torch.device("cpu")).similarities(asked):
-        values, columns = (each.cpu().numpy() for each in nearest_rows(similarity, top))
-        found, width = values > -np.inf, values.shape[1]
-        indices[done : done + len(some), :width] = np.where(found, columns, -1)
-        cosines[done : done + len(some), :width] = np.where(found, values, np.nan)
-        done += len(some)
+    for chunk, similarity in Gallery(rows, exclude, device or torch.device("cpu")).similarities(query_rows):
+        values, columns = (tensor.cpu().numpy() for tensor in nearest_rows(similarity, top))
+        is_neighbour, width = values > -np.inf, values.shape[1]
+        indices[done : done + len(chunk), :width] = np.where(is_neighbour, columns, -1)
+        cosines[done : done + len(chunk), :width] = np.where(is_neighbour, values, np.nan)
+        done += len(chunk)
     return indices, cosines
 
 

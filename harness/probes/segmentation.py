@@ -1,6 +1,6 @@
-"""Linear segmentation while the images stream by: a stack of 1x1 convolutions on frozen tokens, at the labels' resolution.
+"""Linear segmentation on a stream of images: a stack of 1x1 convolutions on frozen tokens, at the labels' resolution.
 
-The heads share the initialisation and each batch's tokens; everything else runs head by head, as the very calls that a head alone would make.
+The heads share the initialisation and each batch's tokens; everything else runs head by head, with the same calls as for a single head.
 
 Shape legend: B images, h w token grid, H W label pixels, D features, C classes, K heads.
 """
@@ -23,12 +23,12 @@ from harness.probes.lib.schedule import polynomial
 
 NAME = "segmentation"
 LOGITS = 2**26
-"""Logits at the labels' resolution that are held at once: 256 MiB. Fixed, since it groups a batch's sums."""
+"""Logits at the labels' resolution in memory at once: 256 MiB. Fixed, since it decides how a batch's sums are grouped."""
 NEVER = -1e30
 """Logit of a class that is left out; not -inf, which interpolation would make NaN."""
 WARMUP_RATIO = 1e-6
 
-Side = Annotated[int, pydantic.Field(ge=1, le=16384)]
+Pixels = Annotated[int, pydantic.Field(ge=1, le=16384)]
 
 
 class SegmentationFields(MaskFields):
@@ -40,26 +40,26 @@ class SegmentationFields(MaskFields):
     warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 1500
     init_std: NonNegative = 0.01
     blocks: tuple[int, ...] = ()
-    """0-based indices of the blocks whose outputs are concatenated, negative ones from the last (-1); none is the encoder's final output."""
+    """0-based indices of the blocks whose outputs are concatenated; negative ones count from the last (-1). Empty: the encoder's final output."""
     upsample: Count = 1
     """Bilinear upsampling of the tokens before the convolution."""
     loss_mean: Literal["labelled", "all"] = "labelled"
-    """Pixels that a batch's loss is divided by: those that count, or all of them, which is mmsegmentation's default."""
+    """The pixels that a batch's loss is divided by: the labelled ones, or all of them, which is mmsegmentation's default."""
     ignore_label: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = (255,)
-    """Values of the label map that do not count. One that is a class is left out altogether: neither trained nor ever predicted."""
-    train_scale: tuple[Side, Side] = (2048, 512)
-    crop: Side = 512
+    """Values of the label map that do not count. A class among them is left out altogether: neither trained nor ever predicted."""
+    train_scale: tuple[Pixels, Pixels] = (2048, 512)
+    crop: Pixels = 512
     augment: bool = True
-    """False: each image fitted into the train scale and cropped at random, nothing else."""
-    test_scale: tuple[Side, Side] = (2048, 512)
-    stride: Side = 341
+    """False: images are only fitted into the train scale and cropped at random."""
+    test_scale: tuple[Pixels, Pixels] = (2048, 512)
+    stride: Pixels = 341
 
     def ignored(self) -> tuple[str, tuple[int, ...]]:
         return "ignore_label", self.ignore_label
 
 
 def warmed_up(step: int, steps: int, warmup_steps: int) -> float:
-    """The learning rate at an iteration, as a factor of the rate given: polynomial of power 1 to 0, times a linear warm-up from 1e-6.
+    """The factor of the learning rate at an iteration: polynomial of power 1 to 0, times a linear warm-up from 1e-6.
 
     mmcv's poly policy without minimum, with linear warm-up.
     """
@@ -74,17 +74,17 @@ def logits(
 ) -> torch.Tensor:
     """float32 [B, C, H, W] of features [B, D, h, w] under weight [C, D] and bias [C].
 
-    The convolution comes before the upsampling: both are linear and the interpolation's weights sum to 1, so the order changes rounding alone, and
-    C channels are fewer than D.
+    The convolution comes before the upsampling, since C channels are fewer than D. Both are linear and the interpolation's weights sum to 1, so the
+    order only changes rounding.
     """
-    found = conv2d(features, weight[:, :, None, None], bias)
+    out = conv2d(features, weight[:, :, None, None], bias)
     if left_out:
-        mask = torch.zeros(len(weight), dtype=torch.bool, device=found.device)
+        mask = torch.zeros(len(weight), dtype=torch.bool, device=out.device)
         mask[list(left_out)] = True
-        found = found.masked_fill(mask[:, None, None], NEVER)
+        out = out.masked_fill(mask[:, None, None], NEVER)
     if upsample > 1:
-        found = interpolate(found, scale_factor=upsample, mode="bilinear", align_corners=False)
-    return interpolate(found, size=tuple(size), mode="bilinear", align_corners=False)
+        out = interpolate(out, scale_factor=upsample, mode="bilinear", align_corners=False)
+    return interpolate(out, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class SegmentationHead:
@@ -104,30 +104,30 @@ class SegmentationHead:
         self._optimizer.zero_grad(set_to_none=False)
         group = max(1, LOGITS // (len(self.weight) * labels.shape[1] * labels.shape[2]))
         for start in range(0, len(labels), group):
-            some = labels[start : start + group]
-            found = logits(
+            group_labels = labels[start : start + group]
+            group_logits = logits(
                 features[start : start + group],
                 self.weight,
                 self.bias,
-                size=some.shape[1:],
+                size=group_labels.shape[1:],
                 upsample=self._fields.upsample,
                 left_out=self._left_out,
             )
             # a batch without any labelled pixel has no gradient, and must not divide by zero
-            loss = cross_entropy(found, some, ignore_index=IGNORED, reduction="sum") / max(counted, 1)
+            loss = cross_entropy(group_logits, group_labels, ignore_index=IGNORED, reduction="sum") / max(counted, 1)
             loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.param_groups[0]["lr"] = self.lr * factor
         self._optimizer.step()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on, by name, on the CPU; copies."""
-        found = {"weight": self.weight.detach(), "bias": self.bias.detach()}
+        tensors = {"weight": self.weight.detach(), "bias": self.bias.detach()}
         for name, parameter in (("weight", self.weight), ("bias", self.bias)):
-            found |= {f"{name}/{key}": value for key, value in self._optimizer.state[parameter].items()}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+            tensors |= {f"{name}/{key}": value for key, value in self._optimizer.state[parameter].items()}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from the tensors of `state`."""
         with torch.no_grad():
             self.weight.copy_(state["weight"])
             self.bias.copy_(state["bias"])
@@ -140,12 +140,12 @@ class SegmentationHead:
 
 
 def block_indices(fields: SegmentationFields, info: EncoderInfo) -> tuple[int, ...]:
-    """0-based indices of the blocks that the protocol names."""
+    """0-based indices of the protocol's blocks."""
     return tuple(block if block >= 0 else len(info.block_dims) + block for block in fields.blocks)
 
 
 def unsuitable(fields: SegmentationFields, info: EncoderInfo) -> str | None:
-    """Why `info`'s encoder cannot be probed so, or None where it can."""
+    """Why the encoder cannot be probed with these fields; None where it can."""
     if any(not 0 <= block < len(info.block_dims) for block in block_indices(fields, info)):
         return f"blocks {', '.join(map(str, fields.blocks))} of an encoder that has {len(info.block_dims)}"
     for side, cells in zip(info.preprocessing.size, info.grid, strict=True):
@@ -194,12 +194,12 @@ def slide(
 
 def confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """int64 [C, C] pixels by (true, predicted) class of maps [H, W]; pixels that are IGNORED do not count."""
-    kept = labels != IGNORED
-    return torch.bincount(labels[kept].long() * classes + predicted[kept].long(), minlength=classes * classes).view(classes, classes)
+    labelled = labels != IGNORED
+    return torch.bincount(labels[labelled].long() * classes + predicted[labelled].long(), minlength=classes * classes).view(classes, classes)
 
 
 def windows_of(height: int, width: int, fields: SegmentationFields) -> int:
-    """How many windows an image of that size is tested in."""
+    """Number of windows for testing an image of that size."""
     down, across = (max(side, fields.crop) for side in fitting(height, width, fields.test_scale))
     return len(windows(down, across, fields.crop, fields.stride))
 
@@ -208,7 +208,7 @@ class SegmentationProbe(StreamProbe[SegmentationFields]):
     """1x1 convolutions on the tokens of augmented crops, tested by a sliding window."""
 
     def refuses(self, fields: SegmentationFields, info: EncoderInfo, samples: int) -> str | None:
-        """Raises RequestError where training would end before it saw every sample."""
+        """Raises RequestError where training would end before it has seen every sample."""
         least = -(-samples // fields.batch_size)
         if fields.iterations < least:
             raise RequestError(
@@ -228,7 +228,7 @@ class SegmentationProbe(StreamProbe[SegmentationFields]):
         return SegmentationScorer(setting, heads)
 
     def passes(self, fields: SegmentationFields, reading: Reading) -> Passes:
-        """Crops in training and windows in scoring, by their pixels."""
+        """Crops in training and windows in scoring, weighted by their pixels."""
         crops, area = fields.iterations * fields.batch_size, fields.crop**2 / math.prod(reading.input_size)
         counts = [windows_of(height, width, fields) for height, width in reading.sizes]
         per_image = area * (sum(counts) / len(counts) if counts else 1.0)

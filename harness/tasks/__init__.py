@@ -1,6 +1,6 @@
-"""Tasks by name. The folder is the registry: each module gives `templates(manifest)`, the tasks that a data set of this kind can have.
+"""Tasks by name. The folder is the registry: each module defines `templates(manifest)`, the tasks that a data set can have.
 
-A task is asked for as `<data set>/<task>[@<protocol>]`; the part before the `@` may be a pattern.
+A sweep requests a task as `<data set>/<task>[@<protocol>]`; the part before the `@` may be a pattern.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from harness.probes import metric, probe, row_probe, stream_probe
 from harness.probes.fields import Several
 
 Overrides = Mapping[str, object]
-"""Protocol fields as a sweep has them: name to plain value."""
+"""Protocol fields in a sweep: name → plain value."""
 T = TypeVar("T")
 Points = Annotated[tuple[T, ...], pydantic.Field(min_length=1, exclude=True)]
-"""The points of a curve. A record has its own point alone, under another field."""
+"""The points of a curve. A record has only its own point, under another field."""
 
 
 class BaseProtocol(Fields):
-    """What every task's protocol has. The fields of its family, and of its probe, come by inheritance."""
+    """The fields of every task's protocol. Those of its family and of its probe are inherited."""
 
     readouts: Several[str]
     """Candidates, in order of preference."""
@@ -49,57 +49,57 @@ class Template(Generic[P]):
     level: Level
     probe: str
     metrics: tuple[Metric, ...] = ()
-    """None for those of the probe. The first is the one that is searched for, unless `chosen_by` names another."""
+    """Empty for those of the probe. Heads are chosen by the first one, unless `chosen_by` names another."""
     protocols: Mapping[str, P]
-    """By name, the default one first. All have the fields of the task's probe."""
+    """By name, the default first. All of them have the fields of the task's probe."""
     view: Callable[[P], View]
     classes: Callable[[P], tuple[str, ...]]
     feed: Feed = "banked"
-    """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out, and
-    one that has their last word in it, such as `streamed`, asks for them."""
+    """Whether the probe reads banks or trains on a stream. Streamed tasks take a hundred times as long: a pattern such as `*` leaves them out; a
+    pattern must contain the last word of their name, such as `streamed`, to match them."""
     listed: bool = True
-    """Whether a pattern such as `*` or `part-*` asks for it. Of a task that is not, the pattern must have the last word, as `*-attentive` has,
-    and of a streamed one the word before it as well, as `*-mlp-streamed` has."""
+    """Whether a pattern such as `*` or `part-*` matches the task. If not, a pattern must contain the last word of its name, as in `*-attentive`, and
+    for a streamed task the word before it as well, as in `*-mlp-streamed`."""
     curves: Mapping[str, str] = field(default_factory=dict)
-    """Fields that hold the points of a curve, to the field that says which of them a task is: a curve is one task a point, on one protocol."""
+    """Field with the points of a curve → field with the point of a task: a curve is one task per point, on one protocol."""
     train_view: Callable[[P], View | None] | None = None
-    """What the probe is trained and chosen on, where that is another view than the test split's."""
+    """The view that the probe is trained and chosen on, where it differs from the test split's."""
     val_view: Callable[[P], View | None] | None = None
-    """What heads are chosen on, where that is another view than the one that the probe is trained on."""
+    """The view that heads are chosen on, where it differs from the one that the probe is trained on."""
     reference_view: Callable[[P], View] | None = None
     """The view of the test split that the probe compares with."""
     readouts: Callable[[P], tuple[str, ...]] | None = None
-    """The readouts, where other fields tell them; these can then not be overridden."""
+    """The readouts, where other fields determine them; readouts cannot be overridden then."""
     chooses_readout: bool = True
-    """Whether the search chooses among the readouts, or the first one that the encoder has is taken."""
+    """Whether the search chooses among the readouts, or takes the first one that the encoder has."""
     instead: Mapping[str, str] = field(default_factory=dict)
-    """Protocol to the one that stands in for it where the encoder cannot see its view."""
+    """Protocol → its substitute for encoders that cannot see its view."""
     train_dataset: str | None = None
     """Another data set to train and choose on, one of the manifest's `counterparts`."""
     chosen_by: Metric | None = None
-    """What heads are chosen by, where that is not the first metric."""
+    """The metric that heads are chosen by, where it is not the first one."""
 
     @property
     def fields(self) -> frozenset[str]:
-        """Names of the fields that can be overridden: all but those that others tell."""
+        """Names of the fields that can be overridden: all except those that other fields determine."""
         derived = {*self.curves.values(), *(["readouts"] if self.readouts is not None else [])}
         return frozenset(name for protocol in self.protocols.values() for name in type(protocol).model_fields if name not in derived)
 
-    def matches(self, wanted: str) -> bool:
-        if not fnmatch.fnmatchcase(self.name, wanted):
+    def matches(self, pattern: str) -> bool:
+        if not fnmatch.fnmatchcase(self.name, pattern):
             return False
-        return all(word in wanted for word in self._words)
+        return all(word in pattern for word in self._words)
 
     @property
     def _words(self) -> tuple[str, ...]:
-        """Words of its name that a pattern must have: none, the last one, or of a streamed task that is not listed the last two."""
+        """Words of the name that a pattern must contain: none, the last one, or the last two for a streamed task that is not listed."""
         if self.feed == "banked" and self.listed:
             return ()
         *_, before, last = "", *self.name.partition("-from-")[0].split("-")
         return (last,) if self.listed or self.feed == "banked" or not before else (before, last)
 
     def tasks(self, manifest: Manifest, protocol: str | None, overrides: Overrides) -> list[Task]:
-        """The task under one of its protocols, with those `overrides` that are fields of it; one a point of its curves. Raises RequestError."""
+        """The task under one of its protocols, with the `overrides` that are fields of it; one task per point of its curves. Raises RequestError."""
         name = protocol or next(iter(self.protocols))
         if name not in self.protocols:
             raise RequestError(
@@ -133,12 +133,12 @@ class Template(Generic[P]):
         for readout in fields.readouts:
             parse_readout(readout)
         self._refuse_other_fields(fields)
-        named = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
-        told = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in named.items())
+        set_fields = {key: value for key, value in point.items() if value is not None}  # None is the point that sets nothing
+        point_name = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in set_fields.items())
         classes = self.classes(fields)
         metrics = self.metrics or tuple(metric(name) for name in probe(self.probe).metrics)
-        # equal names alone say nothing: parts may be called as classes are
-        predicts_labels = self.level == "object" and classes == manifest.classes and any(one.name == "accuracy" for one in metrics)
+        # equal names are no proof: parts may be called as classes are
+        predicts_labels = self.level == "object" and classes == manifest.classes and any(named_metric.name == "accuracy" for named_metric in metrics)
         levels = manifest.levels if predicts_labels else {}
         return Task(
             name=f"{manifest.dataset}/{self.name}",
@@ -149,7 +149,7 @@ class Template(Generic[P]):
             readouts=fields.readouts,
             probe=stream_probe(self.probe) if self.feed == "streamed" else row_probe(self.probe),
             metrics=(*metrics, *(AtLevel(metric("accuracy"), level, of) for level, of in levels.items())),
-            protocol=TaskProtocol(name=f"{protocol}[{told}]" if told else protocol, fields=fields),
+            protocol=TaskProtocol(name=f"{protocol}[{point_name}]" if point_name else protocol, fields=fields),
             feed=self.feed,
             train_view=self.train_view(fields) if self.train_view else None,
             val_view=self.val_view(fields) if self.val_view else None,
@@ -163,7 +163,7 @@ class Template(Generic[P]):
         )
 
     def _refuse_other_fields(self, fields: P) -> None:
-        """Raises RequestError where the probe would not find its fields."""
+        """Raises RequestError where the protocol lacks the probe's fields."""
         kind = probe(self.probe).fields
         if not isinstance(fields, kind):
             raise RequestError(
@@ -184,43 +184,43 @@ def templates(manifest: Manifest) -> dict[str, Template[Any]]:
 
 
 def select(patterns: Sequence[str], shards: str, overrides: Overrides) -> tuple[list[Task], dict[str, Manifest]]:
-    """The tasks that `patterns` ask for, in their order and each once, and the manifests of their data sets.
+    """The tasks that match `patterns`, in order and without repetition, and the manifests of their data sets.
 
-    Overrides under the name of a task, `{misplaced-tokens: {kept_shares: [0.25]}}`, are for that one alone and go before the others.
-    Raises RequestError for a pattern that matches nothing, and for an override that is a field of no task of these data sets.
+    Overrides under the name of a task, `{misplaced-tokens: {kept_shares: [0.25]}}`, apply to that task alone and take precedence over shared ones.
+    Raises RequestError for a pattern without a match, and for an override that is a field of no task of these data sets.
     """
     manifests: dict[str, Manifest] = {}
     chosen: dict[tuple[str, str], Task] = {}
     fields_of: dict[str, frozenset[str]] = {}
-    own = {key: value for key, value in overrides.items() if isinstance(value, Mapping)}
-    shared = {key: value for key, value in overrides.items() if key not in own}
+    by_task = {key: value for key, value in overrides.items() if isinstance(value, Mapping)}
+    shared = {key: value for key, value in overrides.items() if key not in by_task}
     for pattern in patterns:
         dataset, slash, rest = pattern.partition("/")
-        wanted, _, protocol = rest.partition("@")
-        if not slash or not dataset or not wanted:
+        task_pattern, _, protocol = rest.partition("@")
+        if not slash or not dataset or not task_pattern:
             raise RequestError(f"tasks: expected <data set>/<task>, got {pattern!r}")
         if dataset not in manifests:
             manifests[dataset] = load_manifest(shards, dataset)
         manifest = manifests[dataset]
-        known = templates(manifest)
-        names = [name for name, template in known.items() if template.matches(wanted)]
+        available = templates(manifest)
+        names = [name for name, template in available.items() if template.matches(task_pattern)]
         if not names:
-            listed = ", ".join(known) or "none: its manifest names no labels and no parts"
-            raise RequestError(f"tasks: {dataset} has no task {wanted!r}{nearest(wanted, known)}; it has {listed}")
-        fields_of |= {name: fields_of.get(name, frozenset()) | template.fields for name, template in known.items()}
+            listed = ", ".join(available) or "none: its manifest names no labels and no parts"
+            raise RequestError(f"tasks: {dataset} has no task {task_pattern!r}{nearest(task_pattern, available)}; it has {listed}")
+        fields_of |= {name: fields_of.get(name, frozenset()) | template.fields for name, template in available.items()}
         for name in names:
-            for task in known[name].tasks(manifest, protocol or None, {**shared, **own.get(name, {})}):
+            for task in available[name].tasks(manifest, protocol or None, {**shared, **by_task.get(name, {})}):
                 if task.train_dataset is not None:
                     task = _trained_elsewhere(task, manifests.setdefault(task.train_dataset, load_manifest(shards, task.train_dataset)))
                 chosen.setdefault((task.name, task.protocol.name), task)
-    _check_overrides(shared, own, fields_of)
+    _check_overrides(shared, by_task, fields_of)
     return list(chosen.values()), manifests
 
 
 def with_metrics(tasks: Sequence[Task], names: Sequence[str], asked_by_name: Collection[str]) -> list[Task]:
-    """The tasks, those that can give the metrics of these names with them behind their own: they are never what heads are chosen by.
+    """The tasks, with the named metrics added behind their own where they can give them; heads are never chosen by the added ones.
 
-    Raises RequestError where there is no such metric, where no task can give one, or where one of those that were `asked_by_name` cannot.
+    Raises RequestError where a metric does not exist, where no task can give it, or where a task in `asked_by_name` cannot.
     """
     refusals = {name: [_refuses_metric(task, name) for task in tasks] for name in names}
     for reasons in refusals.values():
@@ -250,21 +250,21 @@ def _with(task: Task, further: Sequence[Metric]) -> Task:
     return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *further))), instead=instead)
 
 
-def _check_overrides(shared: Overrides, own: Mapping[str, Overrides], fields_of: Mapping[str, frozenset[str]]) -> None:
-    """Raises RequestError for a field, or a task, that is none."""
+def _check_overrides(shared: Overrides, by_task: Mapping[str, Overrides], fields_of: Mapping[str, frozenset[str]]) -> None:
+    """Raises RequestError for an unknown field or task."""
     every = frozenset[str]().union(*fields_of.values())
     for key in shared:
         if key not in every:
             raise RequestError(
                 f"protocol.{key}: no task of these data sets has this field{nearest(key, every)}; they have {', '.join(sorted(every))}"
             )
-    for name, fields in own.items():
+    for name, fields in by_task.items():
         if name not in fields_of:
             raise RequestError(f"protocol.{name}: expected a task of these data sets, got {name!r}{nearest(name, fields_of)}")
         for key in fields:
             if key not in fields_of[name]:
-                told = f"{nearest(key, fields_of[name])}; it has {', '.join(sorted(fields_of[name]))}"
-                raise RequestError(f"protocol.{name}.{key}: {name} has no such field{told}")
+                hint = f"{nearest(key, fields_of[name])}; it has {', '.join(sorted(fields_of[name]))}"
+                raise RequestError(f"protocol.{name}.{key}: {name} has no such field{hint}")
 
 
 def _trained_elsewhere(task: Task, manifest: Manifest) -> Task:

@@ -1,6 +1,6 @@
 """Attentive probes of objects and parts, on banks of all tokens (Zhu et al., TMLR 2023).
 
-A bank of all tokens is two hundred times as large as one of the cls: no pattern but one that has the word `attentive` in it asks for these tasks.
+A bank of all tokens is two hundred times as large as a bank of the cls, so a pattern must contain the word `attentive` to match these tasks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ NAME = "attentive"
 
 
 class AttentiveProtocol(BaseProtocol, AttentiveFields):
-    """Of the probe on all tokens."""
+    """For the probe on all tokens."""
 
     readouts: Several[str] = ("all",)
 
 
 class ObjectAttentive(EpochFields, KeptFields, AttentiveProtocol):
-    """On images as they are, or on crops of them that are kept."""
+    """On uncropped images, or on kept crops."""
 
 
 class PartAttentive(EpochFields, AttentiveProtocol, TrainedPartProtocol):
@@ -37,17 +37,17 @@ A = TypeVar("A", bound=AttentiveProtocol)
 
 
 def batch_statistics(protocol: A) -> A:
-    """The batch norm's statistics at test are not those of training, but, as in the authors' released code, those of each test batch."""
+    """With the batch norm's statistics of each test batch in place of those of training, as in the authors' released code."""
     return protocol.replaced(bn_eval="batch", bn_batch=256)
 
 
 def released(protocol: A) -> A:
-    """How the authors' released code trains and tests it, where that is not the default."""
+    """With the training and testing of the authors' released code."""
     return batch_statistics(protocol).replaced(**RELEASE)
 
 
 def with_rate(protocols: Mapping[str, A]) -> dict[str, A]:
-    """The protocols, and `zhu2023` and `release` again with the paper's one learning rate: 0.01 for every 256 images of a batch of 1,024."""
+    """The protocols, and `zhu2023` and `release` again with the paper's single learning rate: 0.01 per 256 images of a batch of 1,024."""
     published = {"published": protocols["zhu2023"], "published-release": protocols["release"]}
     return {**protocols, **{name: protocol.replaced(lr_bounds=(0.04, 0.04)) for name, protocol in published.items()}}
 
@@ -66,7 +66,7 @@ def templates(manifest: Manifest) -> list[Template[Any]]:
         parts = {
             "zhu2023": paper,
             "release": released(release),
-            # either of two departures of the release alone, so that their effects can be told apart
+            # the two departures of the release one by one, so that their effects can be separated
             "release-crop": release,
             "release-statistics": batch_statistics(paper),
         }

@@ -1,7 +1,7 @@
-"""Images as bags of patches: k-NN and linear probe on mean patch embeddings, their convergence to the whole image's, and patches' neighbours.
+"""Images as bags of patches: k-NN and linear probe on mean patch embeddings, their convergence to the whole image, and neighbours of patches.
 
-BagSSL: Chen et al., TMLR 2023 (arXiv 2206.08954). A curve is a task a point: bag sizes, and patch sides where several are given. All three tasks on
-bags read one bank. A bag costs as many passes of the encoder as it has patches, so no pattern but one that has a task's last word asks for it.
+BagSSL: Chen et al., TMLR 2023 (arXiv 2206.08954). A curve is one task per point: bag sizes, and patch sides where several are given. All three
+tasks on bags read one bank. A bag costs one pass of the encoder per patch, so a pattern must contain the last word of such a task to match it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from harness.tasks.parts import PatchFields, patch, selected, selection
 
 CURVES: Mapping[str, str] = {"bag_sizes": "bag_size", "patch_sides": "patch_side"}
 SPACES: Mapping[str, tuple[str, ...]] = {"embedding": ("cls", "mean"), "projection": ("projection",)}
-"""Protocol to its readouts, of which the first that the encoder has is taken."""
+"""Protocol → its readouts, of which the first one that the encoder has is taken."""
 
 
 class BagProtocol(BaseProtocol, BagFields):
-    """Of a task on bags."""
+    """For a task on bags."""
 
     bag_sizes: Points[BagSize] = (0, 1, 4, 16)
-    """0 is the whole image, so that its row stands beside."""
+    """0 is the whole image, for comparison."""
     patch_sides: Points[Side | None] = (None,)
     """None leaves the patch's size to `patch_area`."""
 
@@ -47,14 +47,14 @@ class BagLinear(BagProtocol, BagLinearFields):
 
 
 class BagConvergence(BagProtocol, ConvergenceFields):
-    """How near a bag comes to the whole image."""
+    """How close a bag is to the whole image."""
 
 
 class GridFields(Fields):
     """The patches of a data set without keypoints."""
 
     grid: Annotated[int, pydantic.Field(ge=1, le=FRAME_SIDE)] = 4
-    """Patches a side of the grid that tiles the frame."""
+    """Patches per side of the grid that tiles the frame."""
     frame: Share = CENTRE_CROP
 
 
@@ -67,7 +67,7 @@ class GridLocality(BaseProtocol, GridFields, LocalityFields):
 
 
 def bag(fields: BagFields) -> View:
-    """The bag that the protocol asks for; the whole image where that is asked for, or a patch is no smaller than the usual frame."""
+    """The protocol's bag; the whole image where the bag size is 0, or where a patch is the usual frame itself."""
     side = float(fields.patch_side) if fields.patch_side is not None else side_of_area(fields.patch_area)
     if fields.bag_size == 0 or (side == FRAME_SIDE and fields.frame == CENTRE_CROP):
         return Whole()
@@ -75,12 +75,12 @@ def bag(fields: BagFields) -> View:
 
 
 def tiles(fields: GridFields) -> View:
-    """The grid that the protocol asks for."""
+    """The protocol's grid."""
     return Bag(patches=fields.grid**2, side=FRAME_SIDE / fields.grid, placement="grid", frame=float(fields.frame))
 
 
 def trained_on(fields: BagProbeFields) -> View | None:
-    """Whole images where the protocol's gallery is of them; else what is tested on."""
+    """Whole images where the protocol's gallery holds them; None for the view of the test split."""
     return Whole() if fields.gallery == "whole" else None
 
 
@@ -104,7 +104,7 @@ def bag_template(manifest: Manifest, name: str, probe: str, kind: type[B], **opt
 
 
 def locality_template(manifest: Manifest) -> Template[Any]:
-    """Neighbours of the patches around keypoints, whose classes come with the whole images; where there are no keypoints, of a grid's."""
+    """Neighbours of the patches around keypoints, whose classes come from the whole images; without keypoints, of the patches of a grid."""
     shared: dict[str, Any] = {"name": "patch-locality", "level": "part", "probe": "locality", "chooses_readout": False, "listed": False}
     if "keypoints" not in manifest.annotations:
         grids = {space: GridLocality(readouts=readouts) for space, readouts in SPACES.items()}

@@ -1,4 +1,4 @@
-"""Full fine-tuning: what an encoder is worth as a start, and not as it is (shape-reliant transfer in DILEMMA, Sameni et al., AAAI 2023)."""
+"""Full fine-tuning: the value of an encoder as an initialisation, not as it is (shape-reliant transfer in DILEMMA, Sameni et al., AAAI 2023)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.tasks import BaseProtocol, Template
 from harness.tasks.objects import object_template
 
 READOUTS = ("mean",)
-"""Of the patch tokens: what every encoder has, and what MAE fine-tunes. With more of them, each has a stack of learning rates of its own."""
+"""The mean of the patch tokens, which every encoder has and which MAE fine-tunes. Several readouts have a stack of learning rates each."""
 
 
 class Finetune(BaseProtocol, FinetuneFields):
@@ -21,7 +21,7 @@ class Finetune(BaseProtocol, FinetuneFields):
 
 
 def templates(manifest: Manifest) -> list[Template[Any]]:
-    """Where samples have labels. A pattern must have the word `finetune` to ask for it."""
+    """Where samples have labels. A pattern must contain the word `finetune` to match the task."""
     if "label" not in manifest.annotations:
         return []
     return [object_template(manifest, NAME, NAME, {"plain": Finetune()}, feed="streamed", listed=False)]

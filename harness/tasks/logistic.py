@@ -1,4 +1,4 @@
-"""Logistic regression of objects and parts, by L-BFGS to convergence: a linear probe whose value hangs on no learning rate."""
+"""Logistic regression of objects and parts, by L-BFGS to convergence: a linear probe that does not depend on a learning rate."""
 
 from __future__ import annotations
 

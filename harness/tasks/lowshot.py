@@ -1,4 +1,4 @@
-"""Low-shot classification of objects: logistic regression on a share of the training images, or on a few of each class."""
+"""Low-shot classification of objects: logistic regression on a share of the training images, or on a few images per class."""
 
 from __future__ import annotations
 

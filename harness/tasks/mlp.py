@@ -1,4 +1,4 @@
-"""The MLP probe of objects and parts, banked and streamed. No pattern but one that has `mlp` in it asks for these tasks."""
+"""The MLP probe of objects and parts, banked and streamed. A pattern must contain `mlp` to match these tasks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NAME = "mlp"
 
 
 class ObjectMLP(ObjectProtocol, EpochFields, KeptFields, MLPFields):
-    """Of whole images, or of crops of them that are kept."""
+    """Of whole images, or of kept crops."""
 
 
 class ObjectMLPStreamed(ObjectProtocol, CropFields, MLPFields):
-    """Of images that stream by."""
+    """Of a stream of images."""
 
 
 class PartMLP(PartProtocol, EpochFields, MLPFields):

@@ -20,19 +20,20 @@ from harness.tasks import BaseProtocol, Template
 
 POOLED = ("cls", "mean", "cls+mean")
 SIDE_BY_SIDE = ("cls", "mean", "projection")
-"""What retrieval is told of apart: the encoder's two outputs ("encoded") and its pretraining head's ("projected"), as in Zhu et al., TMLR 2023."""
+"""Readouts that retrieval reports separately: the encoder's two outputs ("encoded") and its pretraining head's ("projected"), as in Zhu et al.,
+TMLR 2023."""
 GALLERIES: Mapping[str, Exclude] = {"strict": "image", "paper": "query", "release": "none"}
-"""Protocol of a retrieval to what a query's gallery lacks. The authors' release leaves the query in; the paper does not say what it does."""
+"""Protocol of retrieval → what a query's gallery leaves out. The authors' release keeps the query; the paper does not say."""
 
 
 class ObjectProtocol(BaseProtocol):
-    """Of a task on whole images and pooled tokens."""
+    """For a task on whole images and pooled tokens."""
 
     readouts: Several[str] = POOLED
 
 
 class ObjectLinear(ObjectProtocol, EpochFields, KeptFields, LinearFields):
-    """The linear probe, on images as they are or on crops of them that are kept."""
+    """The linear probe, on uncropped images or on kept crops."""
 
 
 class ObjectKNN(ObjectProtocol, KNNFields):
@@ -62,20 +63,20 @@ def whole(_: BaseProtocol) -> View:
 
 
 def kept_crops(fields: KeptFields) -> View | None:
-    """What is trained on where random crops are kept, None where they are not."""
+    """The view of kept random crops to train on; None where no crops are kept."""
     augment = CropAndFlip(scale=fields.crop_scale, flip=fields.flip)
     return RandomCrops(count=fields.train_views, augment=augment, seed=fields.seed) if fields.train_views else None
 
 
 def chosen_on(fields: KeptFields) -> View | None:
-    """What heads are chosen on where they are trained on random crops: the image as it is tested on."""
+    """The view that heads trained on random crops are chosen on: the test split's."""
     return Whole() if fields.train_views else None
 
 
 def each_readout(protocols: Mapping[str, R], pool: str = "test") -> dict[str, R]:
-    """The protocols, and each one again for every readout alone: `strict`, …, then `strict-cls`, `strict-mean`, `strict-projection`, …
+    """The protocols, and every protocol again per readout: `strict`, …, then `strict-cls`, `strict-mean`, `strict-projection`, …
 
-    Where there is but one readout nothing is chosen, and all splits may be scored: all but the strict ones take `pool`.
+    With one readout nothing is chosen, so all splits may be scored: all except the strict ones take `pool`.
     """
     alone = {
         f"{name}-{readout}": fields.replaced(readouts=(readout,), pool="test" if name == "strict" else pool)

@@ -23,7 +23,7 @@ READOUTS = ("mean", "cls", "mean@-3")
 
 
 class PatchFields(Fields):
-    """What the patch around a keypoint is: the choices that the paper and its release leave open, or contradict."""
+    """How the patch around a keypoint is cut: choices on which the paper and its release are silent or disagree."""
 
     parts: Several[str]
     """The selected parts: the classes."""
@@ -32,29 +32,29 @@ class PatchFields(Fields):
     crop_neighbours: Literal["all", "selected"] = "selected"
     """Whether d is measured to all visible keypoints or to those of selected parts."""
     neighbours_within: Literal["image", "instance"] = "image"
-    """Whether it is measured across the image or within the keypoint's own instance."""
+    """Whether d is measured across the image or within the keypoint's instance."""
     crop_rounding: Rounding = "side"
-    """How the square comes to lie on whole pixels: by its side, or by half of it, as in the release."""
+    """How the square is rounded to whole pixels: by its side, or by half of it, as in the release."""
     min_distance: NonNegative = 0.0
     max_distance: PositiveAsWritten | None = None
-    """Patches whose d, in pixels, does not lie between the two are left out; None is no bound."""
+    """Patches whose d, in pixels, lies outside these bounds are left out; None is no bound."""
     min_parts: Count = 1
     """Images or instances that show fewer of the selected parts are left out."""
     min_parts_within: Literal["image", "instance"] = "image"
-    """Whether parts are counted in the image or in each instance."""
+    """Whether parts are counted per image or per instance."""
 
 
 class PartProtocol(BaseProtocol, PatchFields):
-    """Of a task on patches around keypoints."""
+    """For a task on patches around keypoints."""
 
     readouts: Several[str] = READOUTS
 
 
 class TrainedPartProtocol(PartProtocol):
-    """Of a classifier, which the paper trains on another transform than it tests on."""
+    """For a classifier: the paper trains and tests on different transforms."""
 
     train_fit: Fit
-    """How training patches are brought to the input size: `crop` is a resize to more than that and a crop of the centre."""
+    """How training patches are resized to the input size: `crop` is a resize to a larger size and a centre crop."""
 
 
 class PartRetrieval(PartProtocol, RetrievalFields):
@@ -71,25 +71,25 @@ class PartKNN(PartProtocol, KNNFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A data set's parts as its tasks take them unless told otherwise."""
+    """The parts of a data set and their patches, as the default protocols of its tasks have them."""
 
     paper: PatchFields
     release: PatchFields
     pool: Literal["test", "train", "all"] = "test"
-    """What the paper retrieves among."""
+    """The splits that the paper retrieves among."""
     train_fit: Fit = "resize"
 
 
 def released(patches: PatchFields) -> PatchFields:
-    """What the authors' released code does: d, to selected keypoints, kept between 40 and 2000 px, and a crop of side 2 round(d / 4)."""
+    """As in the authors' released code: d to selected keypoints, from 40 to 2000 px, and a crop of side 2 round(d / 4)."""
     return patches.replaced(crop_side=0.5, crop_rounding="half", min_distance=40.0, max_distance=2000.0)
 
 
 def default_selection(*parts: str) -> Selection:
     """Side of the crop = d, the smallest distance to another keypoint.
 
-    The paper measures d to all keypoints of the image; where a data set marks points inside others (an eye in a head), that would shrink every crop
-    to nothing, so on data sets that are not the paper's only selected ones count.
+    The paper measures d to all keypoints of the image. Where a data set marks points inside others (an eye in a head), this would shrink every crop
+    to nothing, so only selected keypoints count on data sets outside the paper.
     """
     patches = PatchFields(parts=parts)
     return Selection(paper=patches, release=released(patches))
@@ -100,7 +100,7 @@ CUB = Selection(paper=BIRDS.replaced(crop_neighbours="all"), release=released(BI
 PERSONS = PatchFields(parts=("nose", "right_wrist", "left_ankle"), min_parts=2, min_parts_within="instance")
 COCO = Selection(
     paper=PERSONS.replaced(crop_neighbours="all"),
-    # the release counts the annotation's number as a coordinate, which keeps other persons far away: as near to it as what is meant comes
+    # the release counts the annotation's number as a coordinate, which keeps other persons far away; this is the closest meaningful setting
     release=released(PERSONS).replaced(crop_rounding="half-of-pixel", neighbours_within="instance"),
     pool="train",
     train_fit="crop",
@@ -108,17 +108,17 @@ COCO = Selection(
 STAMPS = default_selection("head", "body", "foot", "tail")
 """The eye lies inside the head, and is no class."""
 SELECTIONS: Mapping[str, Selection] = {"cub": CUB, "coco_keypoints": COCO, "stamps": STAMPS}
-"""By the data set's name, as its recipe gives it. Another data set may well call its parts as one of these does: it takes all of them."""
+"""By the data set's name, as in its recipe. Any other data set takes all of its parts, even where they have the same names."""
 
 
 def selection(manifest: Manifest) -> Selection:
-    """The parts of a data set that are its classes unless told otherwise, and their crops."""
+    """The default parts of a data set, which are its classes, and their crops."""
     named = SELECTIONS.get(manifest.dataset)
     return named if named is not None and set(named.paper.parts) <= set(manifest.parts) else default_selection(*manifest.parts)
 
 
 def patch(fields: PatchFields) -> KeypointPatch:
-    """The view that the protocol asks for."""
+    """The protocol's view."""
     return KeypointPatch(
         parts=fields.parts,
         side=fields.crop_side,
@@ -143,7 +143,7 @@ def selected(fields: PatchFields, manifest: Manifest) -> tuple[str, ...]:
 
 
 def training_patch(fields: TrainedPartProtocol) -> View | None:
-    """The view of the patches that classifiers are trained and chosen on, where it is another one."""
+    """The view of the patches that classifiers are trained and chosen on, where it differs from the test split's."""
     return None if fields.train_fit == "resize" else replace(patch(fields), fit=fields.train_fit)
 
 
@@ -164,7 +164,7 @@ def templates(manifest: Manifest) -> list[Template[Any]]:
     paper, release = dict(crops.paper), dict(crops.release)
     retrieval = {name: PartRetrieval(**(release if name == "release" else paper), exclude=exclude) for name, exclude in GALLERIES.items()}
     linear = PartLinear(**paper, train_fit=crops.train_fit)
-    # the release sets the rate once an epoch
+    # the release sets the rate once per epoch
     linear_release = PartLinear(**release, train_fit=crops.train_fit, anneal="epoch")
     linears = {
         "zhu2023": linear,

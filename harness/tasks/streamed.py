@@ -37,7 +37,7 @@ SIZES: Mapping[str, Sizes] = {
     **dict.fromkeys(("pascal_object", "pascal_part", "pascal_parts"), PASCAL),
     "lip": LIP,
 }
-"""By the data set's name; of any other data set, ADE20K's."""
+"""By the data set's name; all other data sets have ADE20K's."""
 
 
 class ObjectLinearStreamed(ObjectProtocol, CropFields, LinearFields):
@@ -55,9 +55,9 @@ class SegmentationStreamed(BaseProtocol, SegmentationFields):
 
 
 def segmentation(manifest: Manifest, mask: MaskKind, level: Level) -> Template[SegmentationStreamed]:
-    """The last layer's tokens, upsampled four times, as in the paper; and what the authors' released code does.
+    """Two protocols: the last layer's tokens, upsampled four times, as in the paper; and the authors' released code.
 
-    Its loss is the mean over all pixels, 0 at ignored ones (cross_entropy_loss.py and decode_head.py there).
+    The loss of the release is the mean over all pixels, with 0 at ignored ones (its cross_entropy_loss.py and decode_head.py).
     """
     classes = manifest.mask_classes[mask]
     sized = SegmentationStreamed(mask=mask, ignore_label=uncounted_labels(len(classes)), **SIZES.get(manifest.dataset, ADE20K))

@@ -1,9 +1,9 @@
-"""What an encoder makes of tokens that are dropped, misplaced or shuffled: occlusion, the binding of content to position, shape against texture.
+"""How an encoder handles tokens that are dropped, misplaced or shuffled: occlusion, binding of content to position, shape against texture.
 
-DILEMMA (Sameni et al., AAAI 2023, arXiv 2204.04788); occlusion and shuffling as in Naseer et al., NeurIPS 2021 (arXiv 2105.10497). A curve is a
-task a point. Dropped and shuffled test images are told by k-NN among intact training images, under the readout chosen on intact ones: at the point
-that alters nothing the value is that of `object-knn`. Every point is a pass of the encoder, so no pattern but one that has a task's last word asks
-for it.
+DILEMMA (Sameni et al., AAAI 2023, arXiv 2204.04788); occlusion and shuffling as in Naseer et al., NeurIPS 2021 (arXiv 2105.10497). A curve is
+one task per point. Dropped and shuffled test images are classified by k-NN among intact training images, under the readout chosen on intact ones: at
+the point that alters nothing the value is that of `object-knn`. Every point is a pass of the encoder, so a pattern must contain the last word of such
+a task to match it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from harness.tasks.objects import ObjectProtocol, whole
 D = TypeVar("D", bound=ObjectProtocol)
 
 DETECTED: Mapping[str, str] = {"thetas": "theta", "kept_shares": "kept_share", "blocks": "block"}
-"""Fields that hold the points of `misplaced-tokens`, to the field of each."""
+"""Field with the points of `misplaced-tokens` → field with the point."""
 MODES: Mapping[str, Mode] = {"": "random", "-centre": "centre", "-block": "block"}
 HOWS: Sequence[How] = ("drop", "grey")
 HIDDEN = {f"{how}{suffix}": (mode, how) for how in HOWS for suffix, mode in MODES.items()}
-"""Protocol of `dropped-tokens` to what goes and how."""
+"""Protocol of `dropped-tokens` → which tokens are dropped, and how."""
 
 
 class MisplacedProtocol(BaseProtocol, DetectorFields):
@@ -48,7 +48,7 @@ class MisplacedProtocol(BaseProtocol, DetectorFields):
 
 
 class DroppedProtocol(ObjectProtocol, PerturbedFields):
-    """What goes, and how; the view knows the ranges."""
+    """Which tokens are dropped, and how; the view checks the ranges."""
 
     mode: Mode
     how: How
@@ -58,7 +58,7 @@ class DroppedProtocol(ObjectProtocol, PerturbedFields):
 
 
 class ShuffledProtocol(ObjectProtocol, PerturbedFields):
-    """Cells a side; 0 is the encoder's own grid."""
+    """`grid` is the number of cells per side; 0 is the encoder's own grid."""
 
     token_seed: int = 0
     grid: int = 1
@@ -86,9 +86,9 @@ def shuffled(fields: ShuffledProtocol) -> View:
 
 
 def misplaced_template(manifest: Manifest) -> Template[MisplacedProtocol]:
-    """Part level: what is asked is whether a token's place fits its content and the other tokens, not what the image shows.
+    """Part level: the question is whether a token's place fits its content and the other tokens, not what the image shows.
 
-    Heads are chosen by the loss that they are trained with: one whose odds are far too large ranks tokens as well as one whose are right.
+    Heads are chosen by their training loss: a head whose odds are far too large ranks tokens as well as a calibrated one.
     """
     return Template(
         name="misplaced-tokens",

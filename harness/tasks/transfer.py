@@ -14,7 +14,7 @@ from harness.tasks.objects import ObjectKNN, ObjectProtocol, object_template
 
 
 class TransferLinear(ObjectProtocol, LinearFields):
-    """The linear probe, on images as they are."""
+    """The linear probe, on uncropped images."""
 
 
 TASKS: Sequence[tuple[str, str, Mapping[str, BaseProtocol], Mapping[str, Any]]] = (
@@ -22,15 +22,15 @@ TASKS: Sequence[tuple[str, str, Mapping[str, BaseProtocol], Mapping[str, Any]]] 
     ("object-knn", "knn", {"dino": ObjectKNN()}, {}),
     (FINETUNE, FINETUNE, {"plain": Finetune()}, {"feed": "streamed", "listed": False}),
 )
-"""Name, probe, protocols, and what else is to be said of the template."""
+"""Name, probe, protocols, and further options of the template."""
 
 
 def templates(manifest: Manifest) -> list[Template[Any]]:
-    """A linear probe, k-NN and fine-tuning for every data set that the manifest has counterparts in, which has to lie beside it.
+    """A linear probe, k-NN and fine-tuning for every data set that the manifest has counterparts in; its shards must lie in the same folder.
 
-    The head predicts all of the other data set's classes and is right with any counterpart of an item's label; items whose label has none are not
-    scored. ObjectNet is scored so (Barbu et al., NeurIPS 2019, and the public repository abarbu/objectnet-template-pytorch): 113 of its 313 kinds,
-    top-1 among the 1,000 classes of ImageNet.
+    The head predicts all classes of the other data set, and any counterpart of an item's label is correct; items whose label has no counterpart
+    are not scored. ObjectNet is scored so (Barbu et al., NeurIPS 2019, and the public repository abarbu/objectnet-template-pytorch): 113 of its
+    313 kinds, top-1 among the 1,000 classes of ImageNet.
     """
     return [
         object_template(manifest, f"{name}-from-{other}", probe, protocols, train_dataset=other, **options)

@@ -30,7 +30,7 @@ def answers(seed: int, groups: int = 30, rows: int = 200, classes: int = 4, skil
 
 
 def take(table: Predictions, rows: list[int]) -> Predictions:
-    """The given rows, with repeats, as a table of its own."""
+    """The given rows, with repeats, as a new table."""
     return Predictions(
         keys=[table.keys[i] for i in rows],
         groups=[table.groups[i] for i in rows],
@@ -145,7 +145,7 @@ def test_impossible_requests_are_refused(resamples: int, level: float) -> None:
 
 
 def all_alike(value: int, groups: int, items: int = 1, unlabelled: int = 0) -> Predictions:
-    """Items of two classes in so many images, all wrong (0) or all right (1), and images of one unlabelled item."""
+    """Items of two classes in `groups` images, all wrong (0) or all right (1), and images of one unlabelled item."""
     names = [*(f"g{i}" for i in range(groups) for _ in range(items)), *(f"u{i}" for i in range(unlabelled))]
     targets = np.array([*(i % 2 for i in range(groups * items)), *[-1] * unlabelled], np.int64)
     return Predictions(

@@ -1,4 +1,4 @@
-"""Metrics that a sweep asks for beside its tasks' own: the expected calibration error, and what a task's predictions can give."""
+"""Metrics that a sweep adds to those of its tasks: the expected calibration error, and refusals of metrics that predictions cannot give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, torchmetrics, pycocotools and hand computations, on random inputs and on nasty ones."""
+"""Metrics against scikit-learn, torchmetrics, pycocotools and hand computations, on random inputs and on edge cases."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_values_of_many_sums_are_the_values_of_each(chosen: Metric) -> None:
 
 
 OF_CLASSES = {name: candidate for name, candidate in all_metrics().items() if not isinstance(candidate, MeanOf)}
-"""A quantity has no class; its target is its own number."""
+"""A quantity has no class; its target is its index."""
 
 
 @pytest.mark.parametrize("chosen", OF_CLASSES.values(), ids=OF_CLASSES)
@@ -139,7 +139,7 @@ def test_ap_of_undefined_queries_only_is_undefined() -> None:
 
 
 def confusion_rows(images: list[tuple[np.ndarray, np.ndarray]], classes: int) -> Predictions:
-    """Confusion cells of (target, prediction) label maps, one group an image, by scikit-learn."""
+    """Confusion cells of (target, prediction) label maps, one group per image, by scikit-learn."""
     groups, targets, predicted, pixels = [], [], [], []
     for i, (target, prediction) in enumerate(images):
         if not target.size:  # ignored whole, which scikit-learn refuses
@@ -271,7 +271,7 @@ def test_figure_and_ground_agree_with_pycocotools(seed: int) -> None:
 
 
 def masks(predicted: np.ndarray, target: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The figure's and the ground's masks, as pycocotools wants them."""
+    """The figure's and the ground's masks, in the format of pycocotools."""
     return [(predicted, target), (1 - predicted, 1 - target)]
 
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def tokens(n: int = 60, classes: int = 3, grid: tuple[int, ...] = (3, 4), width: int = 24, seed: int = 0) -> Rows:
-    """One token of each row, at a random place, tells the class; the others are noise."""
+    """One token of each row, at a random place, shows the class; the others are noise."""
     fixed, rng = np.random.default_rng(1), np.random.default_rng(seed)
     targets = rng.integers(0, classes, n)
     features = rng.standard_normal((n, int(np.prod(grid)), width))
@@ -42,7 +42,7 @@ def random_head(width: int = 24, classes: int = 3, bn_eps: float = 1e-6) -> Atte
 
 
 def reference_layers(head: AttentiveNetwork, width: int = 24) -> tuple[nn.LayerNorm, nn.LayerNorm, nn.LayerNorm, nn.MultiheadAttention]:
-    """The same parameters in torch's own layers, with any bias and shift of the keys: it must not matter."""
+    """The same parameters in torch's own layers, with any bias and shift of the keys, which must not matter."""
     norms = [nn.LayerNorm(width, eps=1e-6) for _ in range(3)]
     attention = nn.MultiheadAttention(width, 4, batch_first=True)
     with torch.no_grad():
@@ -65,10 +65,10 @@ def test_pooling_is_multi_head_attention_and_so_are_its_gradients() -> None:
     query_norm, key_norm, value_norm, attention = reference_layers(head)
     query = head.query.detach().clone().requires_grad_()
     expected, _ = attention(query_norm(query).expand(7, 1, -1), key_norm(raw), value_norm(raw), need_weights=False)
-    found = head.gather(normalised(raw, CPU))
-    assert torch.allclose(found, expected[:, 0], rtol=1e-4, atol=1e-4)
+    gathered = head.gather(normalised(raw, CPU))
+    assert torch.allclose(gathered, expected[:, 0], rtol=1e-4, atol=1e-4)
     weights = torch.randn(7, 24)
-    (found * weights).sum().backward()
+    (gathered * weights).sum().backward()
     (expected[:, 0] * weights).sum().backward()
     query_gradient, key_gradient, value_gradient = attention.in_proj_weight.grad.chunk(3)
     for ours, theirs in (
@@ -139,10 +139,10 @@ def test_a_head_of_a_stack_of_8_equals_the_same_head_alone() -> None:
 
 def test_it_finds_the_token_that_tells_the_class() -> None:
     train, test = tokens(300), tokens(200, seed=5)
-    found = fit(train, [0.1], epochs=60).predict(test, 0)
-    assert (found.predictions == test.targets).mean() > 0.9
-    assert (list(found.keys), found.targets.tolist()) == (list(test.keys), test.targets.tolist())
-    assert ((found.scores > 1 / 3) & (found.scores <= 1)).all()
+    predictions = fit(train, [0.1], epochs=60).predict(test, 0)
+    assert (predictions.predictions == test.targets).mean() > 0.9
+    assert (list(predictions.keys), predictions.targets.tolist()) == (list(test.keys), test.targets.tolist())
+    assert ((predictions.scores > 1 / 3) & (predictions.scores <= 1)).all()
 
 
 def test_a_grid_and_a_row_of_tokens_are_the_same_to_it() -> None:

@@ -1,4 +1,4 @@
-"""Means of patches, the probes that see them, their convergence to the whole image, and patches' nearest neighbours."""
+"""Means of patches, the probes on them, their convergence to the whole image, and patches' nearest neighbours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOW: dict[str, Any] = {"classes": CLASSES, "seed": 0, "device": torch.device("cp
 
 
 def patches(images: int = 30, draws: int = 2, count: int = 4, seed: int = 0, prefix: str = "i") -> Rows:
-    """Patch rows of images whose class is the direction of their features; the classes come by turns."""
+    """Patch rows of images whose class is the direction of their features; the classes alternate."""
     rng = np.random.default_rng(seed)
     targets = np.arange(images) % CLASSES
     centres = 1.5 * np.eye(CLASSES, WIDTH)[targets]

@@ -1,4 +1,4 @@
-"""What every probe promises, held over every probe: the probes are those of the folder, their rows those of their kind."""
+"""The contract of probes, tested on every probe of the folder with rows of its kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from harness.encoders import EncoderSpec, load
 from harness.errors import ProbeError, RequestError
 from harness.features.device import Compute
 from harness.probes import all_metrics, grid, probes, row_probe, stream_probe
-from harness.probes.heads import ClassifierProbe, TrainedProbe
+from harness.probes.classifier import ClassifierProbe
+from harness.probes.heads import TrainedProbe
 from harness.probes.lib.streaming import PaddedEncoder
 
 CPU = torch.device("cpu")
@@ -33,13 +34,13 @@ TRAINED = {name: probe for name, probe in ROW_PROBES.items() if isinstance(probe
 # --- rows by kind -----------------------------------------------------------------------------------------------------
 
 
-def rows_of(shape: tuple[int, ...], seed: int, **more: Any) -> Rows:
-    """Rows that lie around the means of their classes, over memory that cannot be written."""
+def rows_of(shape: tuple[int, ...], seed: int, **fields: Any) -> Rows:
+    """Rows around the means of their classes, in read-only memory."""
     rng, targets = np.random.default_rng(seed), np.arange(COUNT) % CLASSES
     means = np.random.default_rng(99).standard_normal((CLASSES, shape[-1]))
     features = (rng.standard_normal((COUNT, *shape)) + means[targets].reshape(COUNT, *(1 for _ in shape[1:]), shape[-1])).astype(np.float32)
     names = [f"image-{index:02d}" for index in range(COUNT)]
-    return frozen(Rows(keys=names, groups=names, targets=targets, features=features, **more))
+    return frozen(Rows(keys=names, groups=names, targets=targets, features=features, **fields))
 
 
 def frozen(rows: Rows) -> Rows:
@@ -79,7 +80,7 @@ def compared(seed: int) -> Rows:
 
 @dataclass(frozen=True)
 class Kind:
-    """Rows that a probe reads, and what makes it quick."""
+    """Rows that a probe reads, and fields that make it quick."""
 
     rows: Callable[[int], Rows] = vectors
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +99,7 @@ KINDS = {
     "lowshot": Kind(protocol={"share": 0.5}),
     "mlp": Kind(protocol={**QUICK, "width": 6, "dropout": 0.25}),
 }
-"""Probe to its kind of rows; one that is not here reads vectors, or, where it is trained, vectors in a few epochs."""
+"""Probe → its kind of rows. All others read vectors; trained ones for a few epochs."""
 
 
 def kind_of(name: str) -> Kind:
@@ -206,7 +207,7 @@ def test_the_seed_alone_decides_what_is_drawn(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROW_PROBES)
 def test_what_it_reads_stays_as_it_was(name: str) -> None:
-    """The rows' memory is read-only: whoever wrote to it would fail, or warn, which is an error here."""
+    """The rows' memory is read-only: a write would fail, or warn, which is an error here."""
     train, test = training_rows(name), kind_of(name).rows(1)
     before = [None if rows is None else rows.features[:].copy() for rows in (train, test)]
     row_probe(name).fit(train, values_of(name), **how(name)).predict(test, 0)
@@ -317,7 +318,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "finetune": ("mean", {"lr_bounds": (1e-5, 1e-2)}),
 }
-"""Probe to a readout and what it needs of a protocol; one that is not here reads `mean` under its defaults."""
+"""Probe → a readout and protocol fields. All others read `mean` with their defaults."""
 
 
 @pytest.fixture(scope="module")
@@ -328,12 +329,12 @@ def encoder() -> PaddedEncoder:
 
 def samples() -> list[Sample]:
     rng = np.random.default_rng(0)
-    found = []
+    samples = []
     for index in range(8):
         image = rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
         image[..., index % CLASSES] += 100
-        found.append(Sample(key=f"s{index}", image=image, label=index % CLASSES, object_mask=(image[..., 0] > 100).astype(np.uint8)))
-    return found
+        samples.append(Sample(key=f"s{index}", image=image, label=index % CLASSES, object_mask=(image[..., 0] > 100).astype(np.uint8)))
+    return samples
 
 
 def setting_of(name: str, encoder: PaddedEncoder, **protocol: Any) -> StreamSetting[Any]:
@@ -411,9 +412,9 @@ def test_a_streamed_head_that_diverged_says_so(name: str, encoder: PaddedEncoder
 @pytest.mark.parametrize(("name", "probe"), STREAM_PROBES.items(), ids=STREAM_PROBES)
 def test_its_cost_grows_with_what_it_reads(name: str, probe: StreamProbe[Any]) -> None:
     small = Reading(train=100, chosen_on=10, read_to_choose=10, heads=4, input_size=(32, 32), sizes=((40, 48),))
-    cost, more = (probe.passes(probe.fields(), reading) for reading in (small, replace(small, chosen_on=20, read_to_choose=20)))
-    assert 0 < cost.decoded < more.decoded
-    assert 0 < cost.encoded < more.encoded
+    cost, larger = (probe.passes(probe.fields(), reading) for reading in (small, replace(small, chosen_on=20, read_to_choose=20)))
+    assert 0 < cost.decoded < larger.decoded
+    assert 0 < cost.encoded < larger.encoded
     assert cost.encoded_per_test_image > 0
     rungs = probe.rungs(probe.fields())
     assert rungs is None or (list(rungs.ends) == sorted(set(rungs.ends)) and rungs.eta > 1)

@@ -63,11 +63,11 @@ def test_a_pixel_belongs_to_the_patch_that_holds_its_centre(size: tuple[int, int
 def test_patch_targets_by_counting(target: Any) -> None:
     mask = np.array([[0, 0, 1, 255], [0, 1, 255, 255], [2, 2, 1, 1], [1, 1, 2, 1]], dtype=np.uint8)
     labels = PatchLabels.of(np.stack([mask, np.full_like(mask, 2)]), (2, 2), 3, (255,), target)
-    found = labels.batch(torch.tensor([1, 0]), 3).T.reshape(2, 4, 3)
+    targets = labels.batch(torch.tensor([1, 0]), 3).T.reshape(2, 4, 3)
     soft = [[0.75, 0.25, 0], [0, 0.25, 0], [0, 0.5, 0.5], [0, 0.75, 0.25]]
     majority = [[1, 0, 0], [0, 0.25, 0], [0, 1, 0], [0, 1, 0]]
-    assert found[0].tolist() == [[0, 0, 1]] * 4
-    assert found[1].tolist() == (soft if target == "soft" else majority)
+    assert targets[0].tolist() == [[0, 0, 1]] * 4
+    assert targets[1].tolist() == (soft if target == "soft" else majority)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -122,21 +122,21 @@ def test_predictions_are_the_confusion_cells_of_bilinear_logits(size: tuple[int,
     rng = np.random.default_rng(4)
     test = with_masks(scenes(7, seed=5), np.where(rng.random((7, *size)) < 0.1, 255, rng.integers(0, 3, (7, *size))).astype(np.uint8))
     stack = fit(train, [0.05])
-    found = stack.predict(test, 0)
+    predictions = stack.predict(test, 0)
     layer = torch.nn.functional.conv2d(
         torch.from_numpy(test.features).float().permute(0, 3, 1, 2), stack.state(0)["weight"][:, :, None, None], stack.state(0)["bias"]
     )
     predicted = torch.nn.functional.interpolate(layer, size=size, mode="bilinear", align_corners=False).argmax(dim=1).numpy()
     assert test.masks is not None
     for image in range(7):
-        kept = test.masks[image] != 255
-        expected = confusion_matrix(test.masks[image][kept], predicted[image][kept], labels=range(3))
+        labelled = test.masks[image] != 255
+        expected = confusion_matrix(test.masks[image][labelled], predicted[image][labelled], labels=range(3))
         table = np.zeros((3, 3))
-        lines = [i for i, key in enumerate(found.keys) if key == f"k{image}"]
-        table[found.targets[lines], found.predictions[lines]] = found.scores[lines]
+        lines = [i for i, key in enumerate(predictions.keys) if key == f"k{image}"]
+        table[predictions.targets[lines], predictions.predictions[lines]] = predictions.scores[lines]
         assert table.tolist() == expected.tolist()
-        assert {found.groups[i] for i in lines} == {f"g{image}"}
-    assert found.scores.min() > 0
+        assert {predictions.groups[i] for i in lines} == {f"g{image}"}
+    assert predictions.scores.min() > 0
 
 
 def test_images_in_chunks_give_the_same_cells(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,11 +158,11 @@ def test_it_learns_what_tokens_show_and_no_more() -> None:
 def test_an_ignored_class_is_neither_counted_nor_predicted() -> None:
     rows = scenes(30, ignored=0.0)
     stack = fit(rows, [0.05], ignore_index=0)
-    found = stack.predict(rows, 0)
-    assert 0 not in found.targets
-    assert 0 not in found.predictions
+    predictions = stack.predict(rows, 0)
+    assert 0 not in predictions.targets
+    assert 0 not in predictions.predictions
     assert rows.masks is not None
-    assert found.scores.sum() == (rows.masks != 0).sum()
+    assert predictions.scores.sum() == (rows.masks != 0).sum()
     assert value("aAcc", rows, stack) > 0.95
 
 
@@ -171,9 +171,9 @@ def test_an_image_without_labels_has_no_cells_and_a_batch_of_them_no_gradient() 
     assert rows.masks is not None
     masks = rows.masks.copy()
     masks[3] = 255
-    found = fit(with_masks(rows, masks), [0.05], batch_size=1).predict(with_masks(rows, masks), 0)
-    assert "k3" not in found.keys
-    assert len(set(found.keys)) == 11
+    predictions = fit(with_masks(rows, masks), [0.05], batch_size=1).predict(with_masks(rows, masks), 0)
+    assert "k3" not in predictions.keys
+    assert len(set(predictions.keys)) == 11
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
@@ -216,6 +216,6 @@ def test_sixteen_bit_masks_of_many_classes() -> None:
     rows = scenes(ignored=0.0)
     assert rows.masks is not None
     masks = rows.masks.astype(np.uint16) + 297
-    found = fit(with_masks(rows, masks), [0.05], classes=300, ignore_index=65535).predict(with_masks(rows, masks), 0)
-    assert set(found.targets.tolist()) <= {297, 298, 299}
-    assert found.scores.sum() == masks.size
+    predictions = fit(with_masks(rows, masks), [0.05], classes=300, ignore_index=65535).predict(with_masks(rows, masks), 0)
+    assert set(predictions.targets.tolist()) <= {297, 298, 299}
+    assert predictions.scores.sum() == masks.size

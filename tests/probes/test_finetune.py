@@ -88,9 +88,9 @@ def test_built_in_sizes_are_resized_once_and_then_trained() -> None:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network.head(read(encoder.encode(images), parse_readout("mean"), encoder.info))
-    found = network(images)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    found.sum().backward()
+    logits = network(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    logits.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -114,15 +114,15 @@ def test_every_parameter_moves_and_the_encoder_stays(architecture: str, encoders
 
 
 def scales(network: FinetuneNetwork, **fields: Any) -> dict[str, tuple[float, float]]:
-    """Parameter to (lr_scale, weight_decay)."""
+    """Parameter → (lr_scale, weight_decay)."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = parameter_groups(network, FinetuneFields(**fields))
     return {names[id(parameter)]: (group["lr_scale"], group["weight_decay"]) for group in groups for parameter in group["params"]}
 
 
 def test_rates_of_a_vit_by_layer_are_those_of_beit_and_mae(encoders: dict[str, Encoder]) -> None:
-    found = scales(FinetuneNetwork(encoders["test_vit"], "mean", 3), layer_decay=0.5, weight_decay=0.05)
-    assert len(found) == len(list(encoders["test_vit"].module.parameters())) + 2
+    by_parameter = scales(FinetuneNetwork(encoders["test_vit"], "mean", 3), layer_decay=0.5, weight_decay=0.05)
+    assert len(by_parameter) == len(list(encoders["test_vit"].module.parameters())) + 2
     expected = {
         "trunk.cls_token": (0.5**7, 0.0),
         "trunk.pos_embed": (0.5**7, 0.0),
@@ -136,15 +136,15 @@ def test_rates_of_a_vit_by_layer_are_those_of_beit_and_mae(encoders: dict[str, E
         "head.weight": (1.0, 0.05),
         "head.bias": (1.0, 0.0),
     }
-    assert {name: found[name] for name in expected} == expected
-    for name, (scale, decay) in found.items():
+    assert {name: by_parameter[name] for name in expected} == expected
+    for name, (scale, decay) in by_parameter.items():
         if name.startswith("trunk.blocks."):
             assert scale == 0.5 ** (6 - int(name.split(".")[2]))
         assert (decay == 0.05) == (name.endswith("weight") and "norm" not in name)
 
 
 def test_rates_of_a_convolutional_network_by_block(encoders: dict[str, Encoder]) -> None:
-    found = scales(FinetuneNetwork(encoders["test_efficientnet"], "mean", 3), layer_decay=0.5, weight_decay=0.05)
+    by_parameter = scales(FinetuneNetwork(encoders["test_efficientnet"], "mean", 3), layer_decay=0.5, weight_decay=0.05)
     expected = {
         "trunk.conv_stem.weight": (0.5**6, 0.05),
         "trunk.bn1.weight": (0.5**6, 0.0),
@@ -153,16 +153,16 @@ def test_rates_of_a_convolutional_network_by_block(encoders: dict[str, Encoder])
         "trunk.conv_head.weight": (0.5**1, 0.05),
         "head.weight": (1.0, 0.05),
     }
-    assert {name: found[name] for name in expected} == expected
+    assert {name: by_parameter[name] for name in expected} == expected
 
 
 def test_a_network_that_tells_no_layers_is_one_layer_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     trunk = Resnet(ResnetShape(stem=8, layers=(1, 1, 1, 1), bottleneck=False))
     assert set(layers_of(trunk).values()) == {0}
-    own = decide(EncoderSpec(name="r"), Preprocessing(size=(32, 32), resize=32), "made for it")
-    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=own, random=True)
-    found = scales(FinetuneNetwork(wrap(trunk, about), "mean", 3), layer_decay=0.5)
-    assert {scale for scale, _ in found.values()} == {1.0}
+    preprocessing = decide(EncoderSpec(name="r"), Preprocessing(size=(32, 32), resize=32), "made for it")
+    about = Identity(name="r", family="t", architecture="r", source="t", preprocessing=preprocessing, random=True)
+    by_parameter = scales(FinetuneNetwork(wrap(trunk, about), "mean", 3), layer_decay=0.5)
+    assert {scale for scale, _ in by_parameter.values()} == {1.0}
     assert "no effect" in caplog.text
 
 
@@ -184,7 +184,7 @@ def test_drop_path_is_where_and_what_timm_makes_it(architecture: str, places: in
 
 
 def test_the_schedule_value_by_value() -> None:
-    """100 epochs of 10 steps: MAE's epochs with fractions are shares of the training here."""
+    """100 epochs of 10 steps: MAE's fractional epochs stand for the shares of the training used here."""
     for step in (0, 1, 25, 49, 50, 51, 500, 999):
         epoch = step / 10
         expected = 2e-3 * epoch / 5 if epoch < 5 else 1e-6 + (2e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * (epoch - 5) / (100 - 5)))
@@ -240,7 +240,7 @@ def test_a_step_is_one_of_adamw_by_hand(encoders: dict[str, Encoder], compute: C
     """No drop path, one group: torch's AdamW on the same network, loss and data."""
     plain = {"drop_path": 0.0, "layer_decay": 1.0, "weight_decay": 0.0, "min_lr": 0.0, "label_smoothing": 0.1, "clip_norm": 0.5}
     setting = setting_of(encoders["test_vit"], compute, **plain)
-    found = trained(setting, [pictures(6, seed=step) for step in range(3)])
+    trainer = trained(setting, [pictures(6, seed=step) for step in range(3)])
     network = FinetuneNetwork(encoders["test_vit"], "mean", 3)
     network.initialise(0.02, 0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
@@ -250,14 +250,14 @@ def test_a_step_is_one_of_adamw_by_hand(encoders: dict[str, Encoder], compute: C
             group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / 3)) / 2
         optimizer.zero_grad()
         shares = torch.full((6, 3), 0.1 / 3)
-        shares[range(6), [one.target for one in batch]] += 0.9
-        (-(log_softmax(network(torch.stack([one.image for one in batch])), dim=1) * shares).sum(dim=1).mean()).backward()
+        shares[range(6), [picture.target for picture in batch]] += 0.9
+        (-(log_softmax(network(torch.stack([picture.image for picture in batch])), dim=1) * shares).sum(dim=1).mean()).backward()
         norm = math.sqrt(sum(float((parameter.grad**2).sum()) for parameter in network.parameters() if parameter.grad is not None))
         for parameter in network.parameters():
             parameter.grad *= min(1.0, 0.5 / (norm + 1e-6))  # type: ignore[operator]
         optimizer.step()
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(found.network.get_parameter(name), parameter, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(trainer.network.get_parameter(name), parameter, rtol=1e-3, atol=2e-5)
 
 
 def test_a_batch_in_pieces_gives_the_gradients_of_the_whole(encoders: dict[str, Encoder], compute: Compute) -> None:
@@ -299,7 +299,7 @@ def test_what_a_step_draws_is_a_function_of_its_seed_and_number() -> None:
 @pytest.mark.parametrize("mix", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
 @pytest.mark.parametrize("count", [1, 6, 7])
 def test_mixed_images_keep_their_shares(mix: dict[str, float], count: int, encoders: dict[str, Encoder], compute: Compute) -> None:
-    """Images that are one number each: what a mixed image is made of can be read off its pixels."""
+    """Constant images: the pixels of a mixed image show its components."""
     trainer = FinetuneTrainer(setting_of(encoders["test_vit"], compute, label_smoothing=0.3, **mix), [("mean", 1e-3)])
     targets = torch.arange(count) % 3
     images = targets.float()[:, None, None, None].expand(count, 3, 32, 32).clone()
@@ -321,10 +321,10 @@ def test_the_moving_average_is_what_is_scored(encoders: dict[str, Encoder], comp
         plain.step(batch, step, 4)
         weights = {name: parameter.detach().clone() for name, parameter in plain.network.named_parameters()}
         average = weights if step == 0 else {name: 0.5 * average[name] + 0.5 * weights[name] for name in weights}
-    (found,) = trained(setting_of(encoders["test_vit"], compute, ema_decay=0.5), batches).fitted()
+    (state,) = trained(setting_of(encoders["test_vit"], compute, ema_decay=0.5), batches).fitted()
     for name, expected in average.items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-7)
-    assert not same(found, plain.fitted()[0])
+        torch.testing.assert_close(state[name], expected, rtol=1e-5, atol=1e-7)
+    assert not same(state, plain.fitted()[0])
 
 
 def test_a_rate_that_diverges_says_so(encoders: dict[str, Encoder], compute: Compute) -> None:
@@ -354,20 +354,20 @@ def test_a_sample_without_a_label_cannot_be_used(encoders: dict[str, Encoder], c
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("more", [{}, {"ema_decay": 0.9, "mixup": 0.8, "cutmix": 1.0, "clip_norm": 1.0}], ids=["plain", "everything"])
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9, "mixup": 0.8, "cutmix": 1.0, "clip_norm": 1.0}], ids=["plain", "everything"])
 def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
-    architecture: str, more: dict[str, Any], encoders: dict[str, Encoder], compute: Compute
+    architecture: str, fields: dict[str, Any], encoders: dict[str, Encoder], compute: Compute
 ) -> None:
-    setting = setting_of(encoders[architecture], compute, drop_path=0.3, **more)
+    setting = setting_of(encoders[architecture], compute, drop_path=0.3, **fields)
     batches = [pictures(count, seed=step) for step, count in enumerate((6, 6, 5, 6, 1))]
     straight = trained(setting, batches)
     first = FinetuneTrainer(setting, [("mean", 1e-3)])
     for step in range(2):
         first.step(batches[step], step, 5)
-    (kept,) = first.state()
+    (checkpoint,) = first.state()
     torch.manual_seed(99)  # another process is in another state
     resumed = FinetuneTrainer(setting, [("mean", 1e-3)])
-    resumed.load([kept])
+    resumed.load([checkpoint])
     for step in range(2, 5):
         resumed.step(batches[step], step, 5)
     assert same(resumed.state()[0], straight.state()[0])
@@ -380,26 +380,26 @@ def test_scores_are_those_of_the_network_and_do_not_depend_on_the_batch(architec
     setting = setting_of(encoders[architecture], compute, batch_size=4)
     trainer = trained(setting, [pictures(6, seed=step) for step in range(3)])
     scorer, batch = FinetuneScorer(setting, [("mean", trainer.fitted()[0])]), pictures(7, seed=9)
-    (found,) = scorer.predict([str(index) for index in range(7)], batch)
-    assert not isinstance(found, ProbeError)
+    (predictions,) = scorer.predict([str(index) for index in range(7)], batch)
+    assert not isinstance(predictions, ProbeError)
     with torch.no_grad():
-        logits = trainer.network.eval()(torch.stack([one.image for one in batch]))
+        logits = trainer.network.eval()(torch.stack([picture.image for picture in batch]))
     scores, classes = logits.softmax(dim=1).max(dim=1)
-    assert found.predictions.tolist() == classes.tolist()
-    np.testing.assert_allclose(found.scores, scores, rtol=1e-4)
-    assert found.targets.tolist() == [index % 3 for index in range(7)]
+    assert predictions.predictions.tolist() == classes.tolist()
+    np.testing.assert_allclose(predictions.scores, scores, rtol=1e-4)
+    assert predictions.targets.tolist() == [index % 3 for index in range(7)]
     (alone,) = scorer.predict(["6"], batch[6:])
     assert not isinstance(alone, ProbeError)
-    assert alone.scores[0] == found.scores[6]
+    assert alone.scores[0] == predictions.scores[6]
 
 
 def test_scores_of_a_network_without_finite_weights_are_refused(encoders: dict[str, Encoder], compute: Compute) -> None:
     setting = setting_of(encoders["test_vit"], compute)
     (state,) = FinetuneTrainer(setting, [("mean", 1e-3)]).fitted()
     state["head.bias"][0] = float("nan")
-    (found,) = FinetuneScorer(setting, [("mean", state)]).predict(["a"], pictures(1))
-    assert isinstance(found, ProbeError)
-    assert "search below it" in str(found)
+    (error,) = FinetuneScorer(setting, [("mean", state)]).predict(["a"], pictures(1))
+    assert isinstance(error, ProbeError)
+    assert "search below it" in str(error)
 
 
 def test_in_bf16_the_weights_stay_in_float32(encoders: dict[str, Encoder]) -> None:
@@ -408,13 +408,13 @@ def test_in_bf16_the_weights_stay_in_float32(encoders: dict[str, Encoder]) -> No
         trainer = trained(setting, [pictures(6, seed=0)] * 2)
     finally:
         exact = setting_of(encoders["test_vit"], Compute("float32", False, 1), drop_path=0.0)
-    kept = {tensor.dtype for name, tensor in trainer.state()[0].items() if tensor.is_floating_point()}
-    assert kept == {torch.float32}
-    images = torch.stack([one.image for one in pictures(6)])
+    dtypes = {tensor.dtype for name, tensor in trainer.state()[0].items() if tensor.is_floating_point()}
+    assert dtypes == {torch.float32}
+    images = torch.stack([picture.image for picture in pictures(6)])
     with setting.encoder.autocast(), torch.no_grad():
         assert trainer.network(images).dtype == torch.bfloat16
     loss = [
-        float(cross_entropy(one.network.eval()(images).detach(), torch.tensor([0, 1, 2, 0, 1, 2])))
-        for one in (trainer, trained(exact, [pictures(6, seed=0)] * 2))
+        float(cross_entropy(network_trainer.network.eval()(images).detach(), torch.tensor([0, 1, 2, 0, 1, 2])))
+        for network_trainer in (trainer, trained(exact, [pictures(6, seed=0)] * 2))
     ]
     assert loss[0] == pytest.approx(loss[1], rel=0.02)

@@ -1,4 +1,4 @@
-"""Banks that keep random crops of every train image: which crops, which of them an epoch trains on, and what heads are chosen on."""
+"""Banks that keep random crops of every train image: which crops, which of them an epoch trains on, and the images that heads are chosen on."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(size=(32, 32), resize=36)
 
 
-def sample(key: str = "a", seed: int = 0, **more: Any) -> Sample:
+def sample(key: str = "a", seed: int = 0, **fields: Any) -> Sample:
     small = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     image = small.repeat(10, axis=0).repeat(10, axis=1)
-    return Sample(key=key, image=image, label=1, object_mask=np.ones((60, 90), np.uint8), **more)
+    return Sample(key=key, image=image, label=1, object_mask=np.ones((60, 90), np.uint8), **fields)
 
 
 # --- the view ---------------------------------------------------------------------------------------------------------
@@ -58,12 +58,12 @@ def test_a_kept_crop_is_the_crop_of_that_epoch_of_a_stream() -> None:
     augment, flips = CropAndFlip(scale=(0.2, 0.9)), 0
     for index, item in enumerate(RandomCrops(count=12, augment=augment, seed=3)(sample())):
         streamed = augment(sample().image, PREPROCESSING, draw(3, index, "a"))
-        kept = prepare(item.image, PREPROCESSING, "resize")
+        crop = prepare(item.image, PREPROCESSING, "resize")
         _, flipped = augment.drawn(60, 90, draw(3, index, "a"))
         flips += flipped
         # resizing rounds to 8 bits, and a mirrored image's rounding is not the mirrored rounding
         level = 1.01 / 255 / min(PREPROCESSING.std)
-        assert torch.equal(kept, streamed) if not flipped else (kept - streamed).abs().max() <= level
+        assert torch.equal(crop, streamed) if not flipped else (crop - streamed).abs().max() <= level
     assert 0 < flips < 12
 
 
@@ -104,7 +104,7 @@ def test_no_crop_at_all_is_refused() -> None:
 
 
 def rows_of(images: int, views: int, *, width: Sequence[int] = (8,), same: bool = False) -> Rows:
-    """`views` crops of each image; `same` makes them equal. Without views, the images as they are."""
+    """`views` crops of each image; `same` makes them equal. Without views, the uncropped images."""
     generator = np.random.default_rng(0)
     plain = generator.standard_normal((images, *width), dtype=np.float32)
     crops = np.repeat(plain, max(views, 1), axis=0)
@@ -130,9 +130,9 @@ PROBES = [(linear, (8,)), (attentive, (5, 8)), (mlp, (8,))]
 @pytest.mark.parametrize(("module", "width"), PROBES)
 def test_crops_that_are_all_alike_train_the_probe_of_the_images_to_the_bit(module: Any, width: Sequence[int]) -> None:
     plain = module.PROBE.fit(rows_of(20, 0, width=width, same=True), [0.1, 1.0], **how(module.PROBE.name))
-    kept = module.PROBE.fit(rows_of(20, 3, width=width, same=True), [0.1, 1.0], **how(module.PROBE.name, train_views=3))
+    cropped = module.PROBE.fit(rows_of(20, 3, width=width, same=True), [0.1, 1.0], **how(module.PROBE.name, train_views=3))
     for head in (0, 1):
-        assert all(torch.equal(tensor, plain.state(head)[name]) for name, tensor in kept.state(head).items())
+        assert all(torch.equal(tensor, plain.state(head)[name]) for name, tensor in cropped.state(head).items())
 
 
 @pytest.mark.parametrize(("module", "width"), PROBES)
@@ -176,11 +176,11 @@ def test_rows_that_are_not_that_many_crops_of_each_image_are_refused(module: Any
 
 
 def test_what_is_held_out_are_whole_images_the_same_whether_cropped_or_not() -> None:
-    kept, held = hold_out(rows_of(40, 3), seed=5)
+    train, held = hold_out(rows_of(40, 3), seed=5)
     _, plain = hold_out(rows_of(40, 0), seed=5)
     assert list(dict.fromkeys(held.groups)) == list(plain.groups)
     assert len(held) == 3 * len(plain)
-    linear.PROBE.fit(kept, [0.1], **how("linear", train_views=3))  # what is left is still three crops of each image
+    linear.PROBE.fit(train, [0.1], **how("linear", train_views=3))  # what is left is still three crops of each image
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def plan_of(root: Path, folder: Path, tasks: Sequence[str], **protocol: Any) -> 
 
 
 def state_of(plan: Plan, cache: Path) -> StudyState:
-    """The plan's one study, its banks being encoded."""
+    """The plan's only study, with its banks encoded."""
     store = BankStore(str(cache))
     encoders = {name: load(spec) for name, spec in plan.encoders.items()}
     extractor = Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=8, decode_threads=1)
@@ -235,10 +235,10 @@ def test_without_crops_all_is_read_as_other_tasks_read_it(data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("override", "told"), [({"train_views": -1}, "train_views"), ({"flip": 1.5}, "flip"), ({"crop_scale": [0.9, 0.1]}, "in order")]
+    ("override", "message"), [({"train_views": -1}, "train_views"), ({"flip": 1.5}, "flip"), ({"crop_scale": [0.9, 0.1]}, "in order")]
 )
-def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_fields_that_cannot_be_are_refused(data: Path, override: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         select(["tiny/object-linear"], str(data), override)
 
 
@@ -256,10 +256,10 @@ def test_heads_are_trained_on_crops_and_chosen_on_other_images_as_they_are(data:
     assert (len(trained), len(selection)) == ((36 * 3, 18) if dataset == "tiny" else ((40 - held) * 3, held))
     assert not set(trained.groups) & set(selection.groups)
     assert not any("#" in key for key in selection.keys)
-    found = runner.run_round(study, 0, [("cls", 0.1), ("cls", 1.0)])
-    assert [head.error for head in found.heads] == [None, None]
-    assert all((head.epochs is not None) == bool(best) for head in found.heads)
-    score = runner.score(study, max(found.heads, key=lambda head: head.value or 0.0), state.test["cls"])
+    result = runner.run_round(study, 0, [("cls", 0.1), ("cls", 1.0)])
+    assert [head.error for head in result.heads] == [None, None]
+    assert all((head.epochs is not None) == bool(best) for head in result.heads)
+    score = runner.score(study, max(result.heads, key=lambda head: head.value or 0.0), state.test["cls"])
     assert score.n == (24 if dataset == "tiny" else 12)
     value = score.values[0].value
     assert value is not None

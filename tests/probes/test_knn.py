@@ -42,11 +42,11 @@ def test_it_agrees_with_scikit_learn(k: int, temperature: float) -> None:
     train, test = random_rows(200, 6), random_rows(80, 6, seed=1)
     reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature))
     reference.fit(train.features.astype(np.float64), train.targets)
-    found = predict(train, test, 6, k=k, temperature=temperature)
+    predictions = predict(train, test, 6, k=k, temperature=temperature)
     shares = reference.predict_proba(test.features.astype(np.float64))
-    assert found.predictions.tolist() == reference.predict(test.features.astype(np.float64)).tolist()
-    assert found.scores == pytest.approx(shares.max(axis=1), abs=1e-4)
-    assert (list(found.keys), found.targets.tolist()) == (list(test.keys), test.targets.tolist())
+    assert predictions.predictions.tolist() == reference.predict(test.features.astype(np.float64)).tolist()
+    assert predictions.scores == pytest.approx(shares.max(axis=1), abs=1e-4)
+    assert (list(predictions.keys), predictions.targets.tolist()) == (list(test.keys), test.targets.tolist())
 
 
 def test_fewer_training_rows_than_k_all_vote() -> None:
@@ -56,9 +56,9 @@ def test_fewer_training_rows_than_k_all_vote() -> None:
 
 def test_no_temperature_overflows() -> None:
     train, test = random_rows(50, 3), random_rows(10, 3, seed=1)
-    found = predict(train, test, 3, k=5, temperature=1e-6)
-    assert found.predictions.tolist() == predict(train, test, 3, k=1).predictions.tolist()
-    assert found.scores == pytest.approx(1)
+    predictions = predict(train, test, 3, k=5, temperature=1e-6)
+    assert predictions.predictions.tolist() == predict(train, test, 3, k=1).predictions.tolist()
+    assert predictions.scores == pytest.approx(1)
 
 
 def test_tied_neighbours_go_by_gallery_order() -> None:

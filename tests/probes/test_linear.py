@@ -189,5 +189,5 @@ def test_features_may_be_a_read_only_map_and_half_precision() -> None:
 
 def test_a_class_without_training_rows_is_possible_and_unlikely() -> None:
     rows = blobs()
-    found = fit(rows, [1.0], classes=7).predict(rows, 0)
-    assert set(found.predictions.tolist()) <= set(range(5))
+    predictions = fit(rows, [1.0], classes=7).predict(rows, 0)
+    assert set(predictions.predictions.tolist()) <= set(range(5))

@@ -81,7 +81,7 @@ def test_a_restored_head_predicts_the_same() -> None:
 
 
 def images(n: int = 200, seed: int = 0) -> Rows:
-    """Two rows an image, of classes of their own; class 3 is rare."""
+    """Two rows per image, with a class per row; class 3 is rare."""
     rng = np.random.default_rng(seed)
     targets = rng.choice(4, n, p=[0.4, 0.3, 0.28, 0.02])
     return Rows(
@@ -93,12 +93,14 @@ def test_shots_are_images_of_each_class() -> None:
     rows = images()
     few = low_shot(rows, shots=5, seed=1)
     for target in range(4):
-        drawn = {group for group, its in zip(few.groups, few.targets, strict=True) if its == target}
-        whole = {group for group, its in zip(rows.groups, rows.targets, strict=True) if its == target}
+        drawn = {group for group, row_target in zip(few.groups, few.targets, strict=True) if row_target == target}
+        whole = {group for group, row_target in zip(rows.groups, rows.targets, strict=True) if row_target == target}
         assert len(drawn) == min(5, len(whole))
         # all rows of a drawn image that have the class
-        expected = [key for key, group, its in zip(rows.keys, rows.groups, rows.targets, strict=True) if its == target and group in drawn]
-        assert [key for key, its in zip(few.keys, few.targets, strict=True) if its == target] == expected
+        expected = [
+            key for key, group, row_target in zip(rows.keys, rows.groups, rows.targets, strict=True) if row_target == target and group in drawn
+        ]
+        assert [key for key, row_target in zip(few.keys, few.targets, strict=True) if row_target == target] == expected
     place = {key: i for i, key in enumerate(rows.keys)}
     assert np.array_equal(few.features, rows.features[[place[key] for key in few.keys]])
 
@@ -114,11 +116,11 @@ def test_a_share_is_stratified_and_keeps_every_class() -> None:
 
 def test_subsets_are_nested_seeded_and_blind_to_order() -> None:
     rows = blobs(1000)
-    one, ten = low_shot(rows, share=0.01, seed=3), low_shot(rows, share=0.1, seed=3)
-    assert set(one.keys) < set(ten.keys)
-    assert set(low_shot(rows, share=0.1, seed=4).keys) != set(ten.keys)
+    one_percent, ten_percent = low_shot(rows, share=0.01, seed=3), low_shot(rows, share=0.1, seed=3)
+    assert set(one_percent.keys) < set(ten_percent.keys)
+    assert set(low_shot(rows, share=0.1, seed=4).keys) != set(ten_percent.keys)
     back = Rows(keys=rows.keys[::-1], groups=rows.groups[::-1], targets=rows.targets[::-1], features=rows.features[::-1])
-    assert set(low_shot(back, share=0.1, seed=3).keys) == set(ten.keys)
+    assert set(low_shot(back, share=0.1, seed=3).keys) == set(ten_percent.keys)
 
 
 def test_masks_come_along() -> None:

@@ -25,7 +25,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def rows_of(count: int, seed: int = 0) -> Rows:
-    """Classes that no linear classifier of the features tells apart: thirds of the distance from the origin."""
+    """Classes that no linear classifier of the features separates: thirds of the distance from the origin."""
     features = np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
     distance = np.linalg.norm(features, axis=1)
     targets = np.searchsorted(np.quantile(distance, [1 / 3, 2 / 3]), distance).astype(np.int64)
@@ -38,7 +38,7 @@ def fit(rows: Rows, rates: list[float], *, seed: int = 0, **protocol: Any) -> He
 
 
 def reference(rows: Rows, rate: float, fields: MLPFields, seed: int) -> dict[str, torch.Tensor]:
-    """The same by torch.nn and torch.optim.SGD with torch's cosine schedule; of ours only the batches and the seeds of draws."""
+    """The same by torch.nn and torch.optim.SGD with torch's cosine schedule; only the batches and the seeds are ours."""
     generator = torch.Generator().manual_seed(seed)
     hidden, out = nn.Linear(WIDTH, fields.width), nn.Linear(fields.width, CLASSES)
     with torch.no_grad():
@@ -77,8 +77,8 @@ def test_it_is_torchs_own_network_under_torchs_own_sgd(protocol: dict[str, Any])
 
 def test_it_tells_apart_what_no_linear_classifier_does() -> None:
     train, test = rows_of(600), rows_of(300, seed=1)
-    found = fit(train, [0.1], epochs=60, width=64).predict(test, 0)
-    assert (found.predictions == found.targets).mean() > 0.7
+    predictions = fit(train, [0.1], epochs=60, width=64).predict(test, 0)
+    assert (predictions.predictions == predictions.targets).mean() > 0.7
 
 
 def test_a_step_that_drops_units_draws_from_its_seeds_alone() -> None:

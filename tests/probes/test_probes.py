@@ -44,10 +44,10 @@ def heads_of(name: str) -> list[float | None]:
 
 def test_every_probe_has_defaults_that_it_accepts() -> None:
     assert {"linear", "knn", "retrieval", "dense", "logistic", "attentive"} <= set(probes())
-    for name, each in probes().items():
-        assert each.name == name
-        if not each.needs_train:
-            each.fit(None, heads_of(name), classes=3, protocol=each.fields(), seed=0, device=CPU)
+    for name, registered in probes().items():
+        assert registered.name == name
+        if not registered.needs_train:
+            registered.fit(None, heads_of(name), classes=3, protocol=registered.fields(), seed=0, device=CPU)
 
 
 def test_unknown_probes_get_the_nearest_name() -> None:
@@ -136,8 +136,8 @@ def test_cosine_and_polynomial_value_by_value() -> None:
 
 
 def test_the_rate_of_an_epoch_is_that_of_its_first_step() -> None:
-    found = [annealed(step, 12, epochs=4, anneal="epoch") for step in range(12)]
-    assert found == pytest.approx(np.repeat([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2], 3), abs=1e-15)
+    factors = [annealed(step, 12, epochs=4, anneal="epoch") for step in range(12)]
+    assert factors == pytest.approx(np.repeat([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2], 3), abs=1e-15)
     assert [annealed(step, 12, epochs=4, anneal="step") for step in range(12)] == [cosine(step, 12) for step in range(12)]
 
 

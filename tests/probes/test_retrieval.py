@@ -1,4 +1,4 @@
-"""Retrieval against scikit-learn's average precision, with what a query's gallery lacks, ties, and chunks that change nothing."""
+"""Retrieval against scikit-learn's average precision, with exclusions from a query's gallery, ties, and chunks that change nothing."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def gallery_of(rows: Rows, query: int, exclude: str) -> np.ndarray:
 @pytest.mark.parametrize("exclude", ["none", "query", "image"])
 def test_every_query_agrees_with_scikit_learn(kind: str, exclude: str) -> None:
     rows = bank(kind)
-    found, table = predict(rows, exclude=exclude), cosines(rows)
-    assert (list(found.keys), list(found.groups)) == (list(rows.keys), list(rows.groups))
+    predictions, table = predict(rows, exclude=exclude), cosines(rows)
+    assert (list(predictions.keys), list(predictions.groups)) == (list(rows.keys), list(rows.groups))
     for query in range(len(rows)):
         gallery = gallery_of(rows, query, exclude)
         relevant = (rows.targets == rows.targets[query])[gallery] & (rows.targets[query] >= 0)
         if relevant.any():
             expected = average_precision_score(relevant, table[query][gallery])
-            assert found.scores[query] == pytest.approx(expected, abs=1e-12)
+            assert predictions.scores[query] == pytest.approx(expected, abs=1e-12)
         else:
-            assert np.isnan(found.scores[query])
+            assert np.isnan(predictions.scores[query])
         nearest = np.flatnonzero(gallery)[table[query][gallery].argmax()]
-        assert found.predictions[query] == rows.targets[nearest]
+        assert predictions.predictions[query] == rows.targets[nearest]
 
 
 def test_a_query_with_one_relevant_row_scores_the_inverse_of_its_rank() -> None:
@@ -69,18 +69,18 @@ def test_a_query_with_one_relevant_row_scores_the_inverse_of_its_rank() -> None:
     rows = Rows(
         keys=list("abcd"), groups=list("abcd"), targets=np.array([0, 1, 2, 0]), features=np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
     )
-    found = predict(rows)
-    assert found.scores[0] == pytest.approx(1 / 3)
-    assert found.scores[3] == pytest.approx(1 / 3)
-    assert np.isnan(found.scores[1:3]).all()
-    assert found.predictions.tolist() == [1, 0, 1, 2]
+    predictions = predict(rows)
+    assert predictions.scores[0] == pytest.approx(1 / 3)
+    assert predictions.scores[3] == pytest.approx(1 / 3)
+    assert np.isnan(predictions.scores[1:3]).all()
+    assert predictions.predictions.tolist() == [1, 0, 1, 2]
 
 
 def test_a_query_alone_in_the_world_has_neither_neighbour_nor_score() -> None:
     rows = Rows(keys=["a", "b"], groups=["one", "one"], targets=np.array([0, 0]), features=np.eye(2, dtype=np.float32))
-    found = predict(rows, exclude="image")
-    assert found.predictions.tolist() == [-1, -1]
-    assert np.isnan(found.scores).all()
+    predictions = predict(rows, exclude="image")
+    assert predictions.predictions.tolist() == [-1, -1]
+    assert np.isnan(predictions.scores).all()
     assert predict(rows, exclude="query").scores.tolist() == [1, 1]
 
 
@@ -103,15 +103,15 @@ def test_chunks_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_at_most_max_queries_are_asked_of_the_whole_gallery() -> None:
     rows = bank("distinct")
-    every, some = predict(rows), predict(rows, max_queries=30, seed=4)
-    assert len(some) == 30
+    all_queries, limited = predict(rows), predict(rows, max_queries=30, seed=4)
+    assert len(limited) == 30
     place = {key: i for i, key in enumerate(rows.keys)}
-    index = [place[key] for key in some.keys]
+    index = [place[key] for key in limited.keys]
     assert index == sorted(index)
     assert 23 not in index
-    assert some.scores == pytest.approx(every.scores[index], abs=1e-12, nan_ok=True)
-    assert list(predict(rows, max_queries=30, seed=4).keys) == list(some.keys)
-    assert list(predict(rows, max_queries=30, seed=5).keys) != list(some.keys)
+    assert limited.scores == pytest.approx(all_queries.scores[index], abs=1e-12, nan_ok=True)
+    assert list(predict(rows, max_queries=30, seed=4).keys) == list(limited.keys)
+    assert list(predict(rows, max_queries=30, seed=5).keys) != list(limited.keys)
     assert len(predict(rows, max_queries=1000)) == len(rows)
 
 

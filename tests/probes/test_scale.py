@@ -1,4 +1,4 @@
-"""k-NN and retrieval on a bank of 200,000 rows x 384 in eight parts, in a process of its own that reports its peak memory."""
+"""k-NN and retrieval on a bank of 200,000 rows x 384 in eight parts, in a separate process that reports its peak memory."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ print(json.dumps({
 def test_200_000_rows_are_searched_within_2_gib(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["peak_kib"] < LIMIT_KIB
-    assert found["queries"] == 2000
-    assert found["scores"] == pytest.approx(found["precisions"], abs=1e-5)
-    assert found["shares"] == pytest.approx(found["votes"], abs=1e-4)
+    output = json.loads(done.stdout)
+    assert output["peak_kib"] < LIMIT_KIB
+    assert output["queries"] == 2000
+    assert output["scores"] == pytest.approx(output["precisions"], abs=1e-5)
+    assert output["shares"] == pytest.approx(output["votes"], abs=1e-4)

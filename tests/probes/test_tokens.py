@@ -34,12 +34,12 @@ def table(targets: np.ndarray, scores: np.ndarray, images: int = 10) -> Predicti
 
 
 def value(name: str, predictions: Predictions, classes: int = 2) -> float:
-    one = metric(name)
-    return float(one.value(one.counts(predictions, classes).sum(axis=0)))
+    named_metric = metric(name)
+    return float(named_metric.value(named_metric.counts(predictions, classes).sum(axis=0)))
 
 
 def drawn(n: int, *, levels: int | None = None, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and scores that know something of them; of few levels where ties are wanted."""
+    """Targets, and scores correlated with them; with few levels for ties."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(n) < share).astype(np.int64)
     scores = rng.standard_normal(n) + targets
@@ -62,9 +62,9 @@ def test_auroc_is_scikit_learns_ties_or_not(n: int, levels: int | None) -> None:
 def test_binned_auroc_is_within_its_bound(share: float, bins: int, levels: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     targets, scores = drawn(30_000, share=share, levels=levels)
     monkeypatch.setattr("harness.metrics.detection.MOST_BINS", bins)
-    found, exact = value("AUROC", table(targets, scores)), roc_auc_score(targets, scores)
-    assert abs(found - exact) <= 1 / (2 * bins * targets.mean() * (1 - targets.mean()))
-    assert (found != exact) == (levels is None or levels > bins)
+    binned, exact = value("AUROC", table(targets, scores)), roc_auc_score(targets, scores)
+    assert abs(binned - exact) <= 1 / (2 * bins * targets.mean() * (1 - targets.mean()))
+    assert (binned != exact) == (levels is None or levels > bins)
 
 
 def test_bins_are_few_where_images_are_many_and_depend_on_nothing_else() -> None:
@@ -79,17 +79,17 @@ def test_bins_are_few_where_images_are_many_and_depend_on_nothing_else() -> None
 def test_two_detectors_can_be_paired_whatever_their_ties() -> None:
     targets, scores = drawn(400)
     first, second = table(targets, scores), table(targets, np.round(scores))
-    found = paired_interval(AUROC(), first, second, 2)
-    assert found.value == pytest.approx(roc_auc_score(targets, scores) - roc_auc_score(targets, np.round(scores)))
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.value < found.high
+    difference = paired_interval(AUROC(), first, second, 2)
+    assert difference.value == pytest.approx(roc_auc_score(targets, scores) - roc_auc_score(targets, np.round(scores)))
+    assert difference.low is not None
+    assert difference.high is not None
+    assert difference.low < difference.value < difference.high
 
 
 def test_the_interval_of_auroc_is_that_of_resampled_images() -> None:
     targets, scores = drawn(600, levels=5)
     predictions = table(targets, scores, images=30)
-    found = interval(AUROC(), predictions, 2, resamples=300, seed=3)
+    bounds = interval(AUROC(), predictions, 2, resamples=300, seed=3)
     rng, groups = np.random.default_rng(3), np.array(predictions.groups)
     draws = rng.integers(0, 30, size=(300, 30))
     of_group = {number: np.flatnonzero(groups == f"g{number}") for number in range(30)}
@@ -97,7 +97,7 @@ def test_the_interval_of_auroc_is_that_of_resampled_images() -> None:
     for draw in draws:
         rows = np.concatenate([of_group[number] for number in draw.tolist()])
         again.append(roc_auc_score(targets[rows], scores[rows]))
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(again, [2.5, 97.5])))
+    assert (bounds.low, bounds.high) == pytest.approx(tuple(np.percentile(again, [2.5, 97.5])))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -117,8 +117,8 @@ def test_at_a_share_of_one_fifth_chance_is_half_a_nat() -> None:
 def test_one_class_alone_is_undefined_and_said(only: int) -> None:
     predictions = table(np.full(20, only), np.linspace(-1, 1, 20))
     for name in ("AUROC", "balanced_accuracy"):
-        found = interval(metric(name), predictions, 2)
-        assert (found.value, found.reason) == (None, "items of both classes are needed")
+        undefined = interval(metric(name), predictions, 2)
+        assert (undefined.value, undefined.reason) == (None, "items of both classes are needed")
     assert value("bce_chance", predictions) == 0.0
 
 
@@ -145,7 +145,7 @@ def test_detection_metrics_refuse_what_is_no_detection() -> None:
 
 
 def tokens(images: int = 40, per_image: int = 12, width: int = 16, *, spread: float = 1.0, seed: int = 0) -> Rows:
-    """Tokens whose wrong ones are shifted along one direction."""
+    """Tokens; the wrong ones are shifted along one direction."""
     fixed, rng = np.random.default_rng(7), np.random.default_rng(seed)
     marks = (rng.random((images, 1, per_image)) < 0.2).astype(np.uint8)
     features = rng.standard_normal((images, 1, per_image, width)) + spread * marks[..., None] * fixed.standard_normal(width)
@@ -215,8 +215,8 @@ def test_tokens_without_a_mark_are_neither_trained_on_nor_scored(batch_size: int
     assert not torch.equal(stack.state(0)["weight"], fit(rows, [0.1], **protocol).state(0)["weight"])
     predictions = stack.predict(shown, 0)
     assert np.flatnonzero(predictions.targets == -1).tolist() == [0, 1, 2, 3, 13]
-    known = np.flatnonzero(predictions.targets >= 0)
-    assert value("bce", predictions) == pytest.approx(log_loss(marks.ravel()[known], 1 / (1 + np.exp(-predictions.scores[known]))))
+    marked = np.flatnonzero(predictions.targets >= 0)
+    assert value("bce", predictions) == pytest.approx(log_loss(marks.ravel()[marked], 1 / (1 + np.exp(-predictions.scores[marked]))))
 
 
 def test_at_convergence_it_is_scikit_learns_logistic_regression() -> None:
@@ -261,14 +261,14 @@ def test_state_gives_the_same_predictions() -> None:
 def test_where_tokens_are_too_many_whole_images_are_chosen_by_the_seed() -> None:
     rows = tokens()
     every = fit(rows, [0.1]).predict(rows, 0)
-    some = fit(rows, [0.1], max_tokens=130).predict(rows, 0)
-    assert len(some) == 10 * 12
+    limited = fit(rows, [0.1], max_tokens=130).predict(rows, 0)
+    assert len(limited) == 10 * 12
     place = {key: index for index, key in enumerate(every.keys)}
-    order = [place[key] for key in some.keys]
+    order = [place[key] for key in limited.keys]
     assert order == sorted(order)
-    np.testing.assert_allclose(some.scores, every.scores[order], rtol=1e-5)
+    np.testing.assert_allclose(limited.scores, every.scores[order], rtol=1e-5)
     other = fit(rows, [0.1], max_tokens=130, seed=1).predict(rows, 0)
-    assert set(other.keys) != set(some.keys)
+    assert set(other.keys) != set(limited.keys)
 
 
 def test_a_head_that_diverges_says_so() -> None:
@@ -310,18 +310,18 @@ def test_it_tells_what_knn_tells_and_how_far_features_went() -> None:
     reference = Rows(
         keys=[intact.keys[i] for i in back], groups=[intact.groups[i] for i in back], targets=intact.targets[back], features=intact.features[back]
     )
-    found = PERTURBED.fit(train, [None], **how).predict(Rows(**{**vars(test), "reference": reference}), 0)
+    predictions = PERTURBED.fit(train, [None], **how).predict(Rows(**{**vars(test), "reference": reference}), 0)
     plain = knn.PROBE.fit(train, [None], **how).predict(test, 0)
-    np.testing.assert_array_equal(found.predictions, plain.predictions)
-    np.testing.assert_allclose(found.scores, cosine_similarity(test.features, intact.features).diagonal(), rtol=1e-5)
-    assert value("cosine_to_intact", found, classes=3) == pytest.approx(found.scores.mean())
+    np.testing.assert_array_equal(predictions.predictions, plain.predictions)
+    np.testing.assert_allclose(predictions.scores, cosine_similarity(test.features, intact.features).diagonal(), rtol=1e-5)
+    assert value("cosine_to_intact", predictions, classes=3) == pytest.approx(predictions.scores.mean())
 
 
 def test_without_a_reference_there_is_no_cosine() -> None:
     how: dict[str, Any] = {"classes": 3, "protocol": PerturbedFields(), "seed": 0, "device": CPU}
-    found = PERTURBED.fit(vectors(9, 0), [None], **how).predict(vectors(5, 1), 0)
-    assert np.isnan(found.scores).all()
-    assert np.isnan(value("cosine_to_intact", found, classes=3))
+    predictions = PERTURBED.fit(vectors(9, 0), [None], **how).predict(vectors(5, 1), 0)
+    assert np.isnan(predictions.scores).all()
+    assert np.isnan(value("cosine_to_intact", predictions, classes=3))
 
 
 def test_features_of_zeros_have_no_cosine_and_are_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Tasks on bags of patches, from tars to values, and what must come out: a bag of words whose convergence is 1, a bag that is the whole image."""
+"""Tasks on bags of patches, from tars to values, with known answers: a bag of words whose convergence is 1, a bag that is the whole image."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def tasks(name: str, protocol: str | None = None, of: Manifest | None = None, **
 
 
 def test_bags_need_labels_and_locality_labels_or_keypoints() -> None:
-    def found(*annotations: str) -> set[str]:
+    def names(*annotations: str) -> set[str]:
         return {name for name in templates(manifest(*annotations)) if name in (*BAG_TASKS, "patch-locality")}
 
-    assert found("label") == found("label", "keypoints") == {*BAG_TASKS, "patch-locality"}
-    assert found("keypoints") == {"patch-locality"}
-    assert not found("object")
+    assert names("label") == names("label", "keypoints") == {*BAG_TASKS, "patch-locality"}
+    assert names("keypoints") == {"patch-locality"}
+    assert not names("object")
 
 
 @pytest.mark.parametrize("name", BAG_TASKS)
@@ -113,19 +113,19 @@ def test_a_gallery_of_whole_images_is_trained_on_them() -> None:
 
 
 def test_locality_reads_the_patches_that_part_retrieval_reads() -> None:
-    (found,) = tasks("patch-locality")
+    (locality,) = tasks("patch-locality")
     (retrieval,) = tasks("part-retrieval")
-    assert found.view.identity == retrieval.view.identity
-    assert isinstance(found.view, KeypointPatch)
-    assert isinstance(found.reference_view, Whole)
-    assert found.level == "part"
-    (found,) = tasks("patch-locality", of=manifest("label"), grid=2)
-    assert found.view.identity == Bag(patches=4, side=112, placement="grid").identity
-    assert found.reference_view is None
+    assert locality.view.identity == retrieval.view.identity
+    assert isinstance(locality.view, KeypointPatch)
+    assert isinstance(locality.reference_view, Whole)
+    assert locality.level == "part"
+    (locality,) = tasks("patch-locality", of=manifest("label"), grid=2)
+    assert locality.view.identity == Bag(patches=4, side=112, placement="grid").identity
+    assert locality.reference_view is None
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "told"),
+    ("name", "overrides", "message"),
     [
         ("bag-knn", {"bag_sizes": [0, 17]}, "bag_size: .*at most the 16 patches.*got 17"),
         ("bag-linear", {"placement": "grid"}, "placement: .*one draw"),
@@ -136,8 +136,8 @@ def test_locality_reads_the_patches_that_part_retrieval_reads() -> None:
         ("patch-locality", {"exclude": "class"}, "exclude: .*got 'class'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(name: str, overrides: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=rf"protocol\.{told}"):
+def test_what_cannot_be_is_refused_before_anything_runs(name: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=rf"protocol\.{message}"):
         tasks(name, of=manifest("label"), **overrides)
 
 
@@ -159,14 +159,14 @@ def test_the_sweeps_ask_for_what_there_is(tmp_path: Path) -> None:
         sweep = load_sweep(file)
         for dataset in {pattern.split("/")[0] for pattern in sweep.tasks}:
             tiny.build(tmp_path, splits={"train": 3, "test": 3}, name=dataset)
-        found, _ = select(sweep.tasks, str(tmp_path), sweep.protocol)
-        sides = {task.view.side for task in found if isinstance(task.view, Bag)}
+        chosen, _ = select(sweep.tasks, str(tmp_path), sweep.protocol)
+        sides = {task.view.side for task in chosen if isinstance(task.view, Bag)}
         assert {32, 64, 112} <= sides
-        for task in found:
+        for task in chosen:
             if task.name.endswith("/bag-knn"):
-                beside = [other for other in found if other.name == task.name and other.protocol.fields.bag_size == 0]
+                beside = [other for other in chosen if other.name == task.name and other.protocol.fields.bag_size == 0]
                 assert {other.view.identity for other in beside} == {"whole"}
-        assert {task.name.split("/")[1] for task in found} <= {*BAG_TASKS, "patch-locality"}
+        assert {task.name.split("/")[1] for task in chosen} <= {*BAG_TASKS, "patch-locality"}
 
 
 def test_up_to_256_patches_accuracy_and_convergence_read_the_same_bags(tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_up_to_256_patches_accuracy_and_convergence_read_the_same_bags(tmp_path:
         sweep = load_sweep(ROOT / "sweeps" / "bagssl" / f"{name}.yaml")
         for dataset in {pattern.split("/")[0] for pattern in sweep.tasks}:
             tiny.build(tmp_path, splits={"train": 3, "test": 3}, name=dataset)
-        found = [task for task in select(sweep.tasks, str(tmp_path), sweep.protocol)[0] if task.dataset == "cifar10"]
-        assert {1, 256} <= {task.protocol.fields.bag_size for task in found}
-        views.append({(task.view.identity, task.readouts) for task in found if isinstance(task.view, Bag)})
+        chosen = [task for task in select(sweep.tasks, str(tmp_path), sweep.protocol)[0] if task.dataset == "cifar10"]
+        assert {1, 256} <= {task.protocol.fields.bag_size for task in chosen}
+        views.append({(task.view.identity, task.readouts) for task in chosen if isinstance(task.view, Bag)})
     assert views[0] == views[1]
 
 
@@ -204,7 +204,7 @@ def test_shards_that_are_cut_in_patches_are_encoded_first(tmp_path: Path) -> Non
 
 
 class BagOfWords:
-    """Every patch of 8 × 8 pixels says what its pixels are, whatever is beside it and wherever it is; the image is the mean of that."""
+    """The token of a patch of 8 × 8 pixels depends on its pixels alone, not on its surroundings or place; the image is the mean of the tokens."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -239,7 +239,7 @@ class BagOfWords:
 
 
 class Neighbourly(BagOfWords):
-    """The same, but every patch is also told the mean of all."""
+    """The same, but every patch also contains the mean of all patches."""
 
     def encode(self, images: torch.Tensor, **how: Any) -> Tokens:  # type: ignore[override]
         patches = super().encode(images, **how).patches
@@ -278,17 +278,17 @@ class Walk(here.World):
         super().__init__(shards=shards, cache=cache)
         self.encoder = encoder
         self.encoded: list[str] = []
-        """The views that were encoded, of test."""
+        """The encoded views of the test split."""
 
     def points(self, name: str, **overrides: Any) -> dict[int, Score]:
-        """Bag size to score (0 for tasks that have none)."""
+        """Bag size → score (0 for tasks without bags)."""
         return {
             dict(study.task.protocol.fields).get("bag_size", 0): score for study, score in self.scores(self.encoder, f"tiles/{name}", **overrides)
         }
 
     def encode(self, encoder: Encoder, plan: Plan) -> Accounts:
         missing = plan.missing(BankStore(str(self.cache)))
-        self.encoded += [one.view.identity for work in missing if work.split == "test" for one in work.passes]
+        self.encoded += [view_pass.view.identity for work in missing if work.split == "test" for view_pass in work.passes]
         return super().encode(encoder, plan)
 
 
@@ -305,19 +305,19 @@ GRID: dict[str, Any] = {"patches": CELLS**2, "patch_sides": [224 / CELLS], "plac
 
 
 def test_a_bag_of_words_converges_to_the_whole_image_at_the_full_grid(walk: Walk) -> None:
-    found = walk.points("bag-convergence", **GRID)
-    full = values(found[16])
+    scores = walk.points("bag-convergence", **GRID)
+    full = values(scores[16])
     assert full["cosine"] == pytest.approx(1, abs=1e-6)
     assert full["relative_distance"] == pytest.approx(0, abs=1e-6)
     assert full["relative_distance_floor"] > 0.05  # type: ignore[operator]
-    distances = [values(found[size])["relative_distance"] for size in (1, 4, 16)]
+    distances = [values(scores[size])["relative_distance"] for size in (1, 4, 16)]
     assert distances == sorted(distances, reverse=True)  # type: ignore[type-var]
     assert distances[1] > 0.05  # type: ignore[operator]
 
 
 def test_an_encoder_whose_patches_know_of_each_other_does_not(shards: Path, tmp_path: Path) -> None:
-    found = Walk(shards, tmp_path, Neighbourly()).points("bag-convergence", **GRID)
-    assert values(found[16])["relative_distance"] > 1e-2  # type: ignore[operator]
+    scores = Walk(shards, tmp_path, Neighbourly()).points("bag-convergence", **GRID)
+    assert values(scores[16])["relative_distance"] > 1e-2  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["bag-knn", "bag-linear"])
@@ -356,10 +356,10 @@ def test_one_pass_gives_every_bag_size(shards: Path, tmp_path: Path) -> None:
 
 def test_neighbours_of_tiles_are_kept_for_the_gallery(walk: Walk) -> None:
     (score,) = walk.points("patch-locality", grid=2, frame=1.0).values()
-    found = values(score)
-    assert found["same_image_chance"] == pytest.approx(3 / 79)
-    assert found["same_part"] is None
-    assert 0 <= found["same_class"] <= 1  # type: ignore[operator]
+    by_metric = values(score)
+    assert by_metric["same_image_chance"] == pytest.approx(3 / 79)
+    assert by_metric["same_part"] is None
+    assert 0 <= by_metric["same_class"] <= 1  # type: ignore[operator]
     assert score.n == 80
     assert len(score.neighbours) == 64 * 10
     assert {row["rank"] for row in score.neighbours} == set(range(1, 11))
@@ -372,21 +372,21 @@ def test_neighbours_of_tiles_are_kept_for_the_gallery(walk: Walk) -> None:
 @pytest.mark.slow
 def test_a_sweep_over_bags_and_locality(tmp_path: Path) -> None:
     tiny.build(tmp_path / "shards")
-    wanted = [f"tiny/{name}" for name in ("object-knn", *BAG_TASKS, "patch-locality")]
+    tasks = [f"tiny/{name}" for name in ("object-knn", *BAG_TASKS, "patch-locality")]
     overrides = {"epochs": 5, "gallery": "whole", "readouts": ["cls"], **SMALL}
-    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=wanted, protocol=overrides))
+    (tmp_path / "sweep.yaml").write_text(tiny.sweep_text(tmp_path / "shards", tasks=tasks, protocol=overrides))
     assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
     rows = read_table(tmp_path / "out" / "results.parquet")
-    found = {(row["task"], row["protocol"], row["metric"]): row for row in rows}
-    whole = found["tiny/object-knn", "dino", "accuracy"]
-    bag = found["tiny/bag-knn", "embedding[bag_size=0]", "accuracy"]
+    by_result = {(row["task"], row["protocol"], row["metric"]): row for row in rows}
+    whole = by_result["tiny/object-knn", "dino", "accuracy"]
+    bag = by_result["tiny/bag-knn", "embedding[bag_size=0]", "accuracy"]
     assert [bag[column] for column in ("value", "ci_low", "ci_high", "n")] == [whole[column] for column in ("value", "ci_low", "ci_high", "n")]
     for size in (1, 4):
-        assert 0 <= found["tiny/bag-linear", f"embedding[bag_size={size}]", "accuracy_sd"]["value"] < 1
-        row = found["tiny/bag-convergence", f"embedding[bag_size={size}]", "cosine"]
+        assert 0 <= by_result["tiny/bag-linear", f"embedding[bag_size={size}]", "accuracy_sd"]["value"] < 1
+        row = by_result["tiny/bag-convergence", f"embedding[bag_size={size}]", "cosine"]
         assert (row["status"], row["selected_on"]) == ("ok", "nothing")
         assert row["ci_low"] < row["value"] < row["ci_high"] <= 1
     assert {row["status"] for row in rows if row["task"] == "tiny/patch-locality"} == {"ok"}
-    assert found["tiny/bag-knn", "embedding[bag_size=0]", "accuracy_sd"]["status"] == "undefined"
+    assert by_result["tiny/bag-knn", "embedding[bag_size=0]", "accuracy_sd"]["status"] == "undefined"
     spread = sum(row["task"] == "tiny/bag-knn" and row["protocol"] == "embedding[bag_size=4]" for row in rows)
     assert spread == 3

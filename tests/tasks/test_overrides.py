@@ -1,4 +1,4 @@
-"""Overrides of protocol fields: of every task that has them, and of one alone."""
+"""Overrides of protocol fields: for every task that has them, and for a single task."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def points(shards: str, overrides: dict[str, Any], field: str) -> dict[str, set[Any]]:
-    found: dict[str, set[Any]] = {}
+    values: dict[str, set[Any]] = {}
     for task in select(TASKS, shards, overrides)[0]:
-        found.setdefault(task.name.partition("/")[2], set()).add(dict(task.protocol.fields).get(field))
-    return found
+        values.setdefault(task.name.partition("/")[2], set()).add(dict(task.protocol.fields).get(field))
+    return values
 
 
 def test_a_shared_override_is_for_every_task_that_has_the_field(shards: str) -> None:
-    found = points(shards, {"kept_shares": [0.5]}, "kept_share")
-    assert found == {"dropped-tokens": {0.5}, "misplaced-tokens": {0.5}, "shuffled-patches": {None}}
+    shares = points(shards, {"kept_shares": [0.5]}, "kept_share")
+    assert shares == {"dropped-tokens": {0.5}, "misplaced-tokens": {0.5}, "shuffled-patches": {None}}
 
 
 def test_an_override_of_one_task_goes_before_the_shared_one_and_leaves_the_others_alone(shards: str) -> None:
-    found = points(shards, {"kept_shares": [0.5], "misplaced-tokens": {"kept_shares": [0.25, 0.75]}}, "kept_share")
-    assert found == {"dropped-tokens": {0.5}, "misplaced-tokens": {0.25, 0.75}, "shuffled-patches": {None}}
+    shares = points(shards, {"kept_shares": [0.5], "misplaced-tokens": {"kept_shares": [0.25, 0.75]}}, "kept_share")
+    assert shares == {"dropped-tokens": {0.5}, "misplaced-tokens": {0.25, 0.75}, "shuffled-patches": {None}}
 
 
 def test_the_command_line_can_name_a_task_too(shards: str, tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_what_cannot_be_overridden_is_said_in_one_line(shards: str, overrides: d
 
 
 def test_one_value_and_integers_are_taken_as_the_field_has_them(shards: str) -> None:
-    found = points(shards, {"kept_shares": 1, "grids": 4, "blocks": -2}, "kept_share")
-    assert found["dropped-tokens"] == {1.0}
-    assert all(isinstance(share, float) for share in found["dropped-tokens"])
+    shares = points(shards, {"kept_shares": 1, "grids": 4, "blocks": -2}, "kept_share")
+    assert shares["dropped-tokens"] == {1.0}
+    assert all(isinstance(share, float) for share in shares["dropped-tokens"])
     assert points(shards, {"grids": 4}, "grid")["shuffled-patches"] == {4}
     assert points(shards, {"blocks": -2}, "readouts")["misplaced-tokens"] == {("tokens@-2",)}

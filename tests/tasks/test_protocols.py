@@ -1,4 +1,4 @@
-"""Protocols as models: what every one of every template promises, and what their fields take."""
+"""Protocols as models: the contract of every protocol of every template, and the values that fields accept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "lip": {"annotations": ("part",), "mask_classes": {"part": ("background", "b")}},
     "objectnet": {"annotations": ("label",), "counterparts": {"imagenet1k": ((0,), (1, 2), ())}},
 }
-"""One for each way in which a family of tasks tells data sets apart."""
+"""One data set per distinction that a family of tasks makes."""
 
 
 SPLITS: dict[str, Any] = {split: {"samples": 0, "shards": ()} for split in ("train", "test")}
@@ -67,7 +67,7 @@ def test_every_protocol_is_its_probes_and_comes_back_from_json(dataset: str, tem
 def test_a_record_can_be_asked_for_again(dataset: str, template: Template[Any], name: str) -> None:
     for task in template.tasks(manifest(dataset), name, {}):
         written = json.loads(task.protocol.fields.to_json())
-        points = {plural: [written[own]] for plural, own in template.curves.items()}
+        points = {plural: [written[field]] for plural, field in template.curves.items()}
         (again,) = template.tasks(manifest(dataset), name, {**written, **points})
         assert (again.protocol.name, again.protocol.fields.to_json()) == (task.protocol.name, task.protocol.fields.to_json())
 

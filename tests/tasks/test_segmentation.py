@@ -60,9 +60,9 @@ def segmentations(dataset: str) -> dict[str, Template]:
 @pytest.mark.parametrize("dataset", KINDS)
 def test_banked_and_streamed_tasks_leave_out_the_same_labels(dataset: str) -> None:
     kind, classes, expected = KINDS[dataset]
-    found = segmentations(dataset)
-    assert set(found) >= {f"{kind}-segmentation-streamed"} | ({"object-segmentation"} if kind == "object" else set())
-    for template in found.values():
+    segmenting = segmentations(dataset)
+    assert set(segmenting) >= {f"{kind}-segmentation-streamed"} | ({"object-segmentation"} if kind == "object" else set())
+    for template in segmenting.values():
         for fields in template.protocols.values():
             assert fields.ignored() == ("ignore_index" if template.feed == "banked" else "ignore_label", expected)
             assert len(template.classes(fields)) == classes
@@ -74,7 +74,7 @@ def test_figure_and_ground_keep_their_masks_as_they_are() -> None:
 
 
 def scenes(classes: int, unlabelled: float = 0.5) -> Rows:
-    """Tokens that tell the classes from 1 without fail; where a pixel is unlabelled, its token looks like one of them all the same."""
+    """Tokens that show the classes from 1 exactly; an unlabelled pixel's token looks like one of these classes, too."""
     rng = np.random.default_rng(classes)
     shown = rng.integers(1, classes, size=(16, 3, 3))
     features = np.eye(classes, dtype=np.float32)[shown] + rng.normal(0, 0.01, (16, 3, 3, classes)).astype(np.float32)
@@ -103,13 +103,13 @@ def test_what_has_no_label_is_neither_trained_nor_scored_nor_predicted(classes: 
     plain = Rows(keys=rows.keys, groups=rows.groups, targets=rows.targets, features=rows.features, masks=np.where(rows.masks == 0, 255, rows.masks))
     first, second = fitted(rows, classes), fitted(plain, classes)
     assert torch.equal(first.state(0)["weight"], second.state(0)["weight"])
-    found, same = first.predict(rows, 0), second.predict(plain, 0)
-    assert (found.keys, found.scores.tolist()) == (same.keys, same.scores.tolist())
-    assert 0 not in found.targets
-    assert 0 not in found.predictions
-    assert found.scores.sum() == counted(rows.masks, (0, 255)).sum()
+    predictions, expected = first.predict(rows, 0), second.predict(plain, 0)
+    assert (predictions.keys, predictions.scores.tolist()) == (expected.keys, expected.scores.tolist())
+    assert 0 not in predictions.targets
+    assert 0 not in predictions.predictions
+    assert predictions.scores.sum() == counted(rows.masks, (0, 255)).sum()
     for name in ("mIoU", "mAcc", "aAcc"):
-        assert value(name, found, classes) > 0.8, name
+        assert value(name, predictions, classes) > 0.8, name
     # even a head that would take class 0 everywhere has no say in it
     first.heads[0].tensors()["bias"][0] = 1e6
     assert 0 not in first.predict(rows, 0).predictions
@@ -117,8 +117,8 @@ def test_what_has_no_label_is_neither_trained_nor_scored_nor_predicted(classes: 
 
 def test_the_ground_of_a_figure_is_trained_and_scored() -> None:
     rows = scenes(2, unlabelled=0.3)
-    found = fitted(rows, 2).predict(rows, 0)
-    assert set(found.targets.tolist()) == {0, 1}
+    predictions = fitted(rows, 2).predict(rows, 0)
+    assert set(predictions.targets.tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize(("classes", "ignored"), [(3, (0, 255)), (2, (255,)), (7, (0, 255))])

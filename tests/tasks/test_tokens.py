@@ -1,6 +1,6 @@
-"""Tasks on dropped, misplaced and shuffled tokens: what they ask for, and the values that encoders whose answer is known must get.
+"""Tasks on dropped, misplaced and shuffled tokens: their plans, and the values of encoders with a known answer.
 
-A picture of the planted data is 24 × 24 pixels in 6 × 6 cells of one colour each: red tells the cell's row, green its column, blue the class, in
+A picture of the planted data is 24 × 24 pixels in 6 × 6 cells of one colour each: red encodes the cell's row, green its column, blue the class, in
 cells whose layout is the class's too. An encoder's tokens are those cells.
 """
 
@@ -76,11 +76,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- encoders that know one thing -------------------------------------------------------------------------------------------
 
 Knows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Mean colours of cells, float [B, n, 3] from 0 to 255, and the cells that they are said to lie in, int64 [B, n], to tokens [B, n, D]."""
+"""Mean colours of cells, float [B, n, 3] from 0 to 255, and the cells of their given positions, int64 [B, n] → tokens [B, n, D]."""
 
 
 def displacement(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """How far the place that the content tells is from the place that the token is given, in cells."""
+    """Distance between the place in the content and the place given to the token, in cells."""
     given = torch.stack([cells // SIDE, cells % SIDE], dim=-1)
     return (colours[..., :2] / 40 - given).norm(dim=-1, keepdim=True)
 
@@ -95,12 +95,12 @@ def content(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
 
 
 def layout(colours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The blue value, in the place of the cell that it was found in: nothing but shape."""
+    """The blue value, at the place of its cell: shape alone."""
     return nn.functional.one_hot(cells, SIDE * SIDE) * (colours[..., 2:] - 60)
 
 
 class Planted:
-    """Tokens that tell what `knows` reads, of the cells that are kept; the cls is their mean."""
+    """Tokens with the values that `knows` reads from the kept cells; the cls is their mean."""
 
     def __init__(self, name: str, knows: Knows, positions: PositionKind) -> None:
         self._knows, self.module = knows, nn.Module()
@@ -134,10 +134,10 @@ class Planted:
     ) -> Tokens:
         colours = nn.functional.avg_pool2d(images * 255, CELL).flatten(2).transpose(1, 2)
         every = torch.arange(SIDE * SIDE).expand(len(images), -1)
-        kept = every if keep is None else keep
-        colours = colours.gather(1, kept[:, :, None].expand(-1, -1, 3))
-        tokens = self._knows(colours, kept if positions is None else positions)
-        shape = (SIDE, SIDE) if keep is None else (1, kept.shape[1])
+        places = every if keep is None else keep
+        colours = colours.gather(1, places[:, :, None].expand(-1, -1, 3))
+        tokens = self._knows(colours, places if positions is None else positions)
+        shape = (SIDE, SIDE) if keep is None else (1, places.shape[1])
         patches = tokens.unflatten(1, shape)
         outputs = {block: Tokens(cls=tokens.mean(dim=1), patches=patches) for block in blocks}
         return Tokens(cls=tokens.mean(dim=1), patches=patches, blocks=outputs)
@@ -160,7 +160,7 @@ class World(here.World):
     """From tars to values, without a cluster."""
 
     def points(self, encoder: str, task: str, lr: tuple[float, float] = (0.3, 3.0), stack: int = 2, **overrides: Any) -> list[Score]:
-        """What every point of `<data set>/<task>[@<protocol>]` finds in an encoder."""
+        """The scores of every point of `<data set>/<task>[@<protocol>]` for an encoder."""
         return [score for _, score in self.scores(encoders()[encoder], task, lr=lr, stack=stack, **overrides)]
 
 
@@ -182,12 +182,12 @@ QUICK: dict[str, Any] = {"epochs": 40, "batch_size": 8}
 @pytest.mark.parametrize("theta", [0.2, 0.5])
 def test_who_compares_content_with_place_detects_every_misplaced_token(world: World, kept_share: float, theta: float) -> None:
     (score,) = world.points("displacement", "cells/misplaced-tokens", blocks=[None], kept_shares=[kept_share], thetas=[theta], **QUICK)
-    found = values(score)
-    assert found["AUROC"] == 1.0
-    assert found["balanced_accuracy"] == 1.0
-    assert found["bce"] is not None
-    assert found["bce_chance"] is not None
-    assert found["bce"] < 0.2 * found["bce_chance"]
+    by_metric = values(score)
+    assert by_metric["AUROC"] == 1.0
+    assert by_metric["balanced_accuracy"] == 1.0
+    assert by_metric["bce"] is not None
+    assert by_metric["bce_chance"] is not None
+    assert by_metric["bce"] < 0.2 * by_metric["bce_chance"]
     assert score.n == SPLITS["test"] * int(kept_share * SIDE * SIDE)
 
 
@@ -201,10 +201,10 @@ def test_who_knows_the_place_or_the_content_alone_is_at_chance(world: World, enc
             assert value.low is not None
             assert value.high is not None
             assert value.low <= 0.5 <= value.high
-    found = values(score)
-    assert found["bce"] is not None
-    assert found["bce_chance"] is not None
-    assert 0.98 < found["bce"] / found["bce_chance"] < 1.05
+    by_metric = values(score)
+    assert by_metric["bce"] is not None
+    assert by_metric["bce_chance"] is not None
+    assert 0.98 < by_metric["bce"] / by_metric["bce_chance"] < 1.05
 
 
 def test_the_base_rate_is_theta_and_its_entropy_is_told_beside(world: World) -> None:
@@ -251,7 +251,7 @@ def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"thetas": [0.0]}, "theta"),
         ({"thetas": [1.0]}, "theta"),
@@ -261,8 +261,8 @@ def test_every_combination_of_theta_share_and_block_is_a_task_and_blocks_share_a
         ({"optimizer": "lion"}, "optimizer"),
     ],
 )
-def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         select(["cells/misplaced-tokens"], str(shards), overrides)
 
 
@@ -272,14 +272,14 @@ def test_points_that_cannot_be_are_refused(shards: Path, overrides: dict[str, An
 @pytest.mark.parametrize("protocol", ["drop", "drop-centre", "drop-block", "grey", "grey-centre", "grey-block"])
 @pytest.mark.parametrize("encoder", ["vit", "displacement"])
 def test_with_every_token_kept_the_value_is_that_of_the_intact_images(world: World, encoder: str, protocol: str) -> None:
-    # labels have nothing to do with these pictures: whatever is told of them is an accident that only the same features repeat
+    # labels have nothing to do with these pictures: predictions are accidents that only equal features repeat
     (plain,) = world.points(encoder, "noise/object-knn", k=3)
-    (kept,) = world.points(encoder, f"noise/dropped-tokens@{protocol}", kept_shares=[1.0], k=3)
+    (dropped,) = world.points(encoder, f"noise/dropped-tokens@{protocol}", kept_shares=[1.0], k=3)
     accuracies = ("accuracy", "mean_class_accuracy")
-    assert [value for value in kept.values if value.metric in accuracies] == [value for value in plain.values if value.metric in accuracies]
-    assert kept.predictions["prediction"] == plain.predictions["prediction"]
-    assert kept.head == plain.head
-    assert values(kept)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
+    assert [value for value in dropped.values if value.metric in accuracies] == [value for value in plain.values if value.metric in accuracies]
+    assert dropped.predictions["prediction"] == plain.predictions["prediction"]
+    assert dropped.head == plain.head
+    assert values(dropped)["cosine_to_intact"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_less_is_kept_the_further_features_go(world: World) -> None:
@@ -346,9 +346,11 @@ def test_without_labels_misplaced_tokens_are_all_there_is(shards: Path) -> None:
 
 
 def test_no_pattern_but_one_with_their_last_word_asks_for_them(shards: Path) -> None:
-    asked = {pattern: {task.name.partition("/")[2] for task in select([f"cells/{pattern}"], str(shards), {})[0]} for pattern in ("*", "*-tokens")}
-    assert not {"misplaced-tokens", "dropped-tokens", "shuffled-patches"} & asked["*"]
-    assert asked["*-tokens"] == {"misplaced-tokens", "dropped-tokens"}
+    by_pattern = {
+        pattern: {task.name.partition("/")[2] for task in select([f"cells/{pattern}"], str(shards), {})[0]} for pattern in ("*", "*-tokens")
+    }
+    assert not {"misplaced-tokens", "dropped-tokens", "shuffled-patches"} & by_pattern["*"]
+    assert by_pattern["*-tokens"] == {"misplaced-tokens", "dropped-tokens"}
 
 
 def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path: Path) -> None:
@@ -359,13 +361,13 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
     plan, store = make_plan(load_sweep(tmp_path / "sweep.yaml"), tmp_path, "cpu", "float32"), BankStore(str(tmp_path / "cache"))
     took = {None: 64.0, 1.0: 8.0, 0.25: 2.0}
     for work in plan.shard_work:
-        for one in work.passes:
-            seconds = took[one.view.alteration.kept_share if isinstance(one.view.alteration, DroppedTokens) else None]
-            for job in one.banks:
+        for view_pass in work.passes:
+            seconds = took[view_pass.view.alteration.kept_share if isinstance(view_pass.view.alteration, DroppedTokens) else None]
+            for job in view_pass.banks:
                 rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
                 audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples, seen=work.shard.samples)
-                told = Receipt.of(audit, bank_key=job.bank.key, attempts=1, node="here", rows=1, seconds=seconds, images=16)
-                store.write_part(job.bank, rows, told)
+                receipt = Receipt.of(audit, bank_key=job.bank.key, attempts=1, node="here", rows=1, seconds=seconds, images=16)
+                store.write_part(job.bank, rows, receipt)
     accounts = Accounts(plan, store, {})
     speeds = {}
     for study in plan.studies:
@@ -403,10 +405,10 @@ def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(t
     assert len(by_task["misplaced-tokens"]) == 2 * 4 * 4
     trials = read_table(tmp_path / "out" / "trials.parquet")
     for row in by_task["misplaced-tokens"][:16:4]:
-        mine = [one for one in trials if (one["encoder"], one["task"], one["protocol"]) == (row["encoder"], row["task"], row["protocol"])]
-        assert {one["metric"] for one in mine} == {"bce"}
-        assert min(mine, key=lambda one: one["val_value"])["lr"] == json.loads(row["hyperparameters"])["lr"]
-        assert all(one["val_value"] > 0 for one in mine)
+        mine = [trial for trial in trials if (trial["encoder"], trial["task"], trial["protocol"]) == (row["encoder"], row["task"], row["protocol"])]
+        assert {trial["metric"] for trial in mine} == {"bce"}
+        assert min(mine, key=lambda trial: trial["val_value"])["lr"] == json.loads(row["hyperparameters"])["lr"]
+        assert all(trial["val_value"] > 0 for trial in mine)
     for encoder, how in (("vit", "drop"), ("resnet", "grey")):
         mine = [row for row in by_task["dropped-tokens"] if row["encoder"] == encoder]
         assert {row["protocol"] for row in mine} == {f"{how}[kept_share=1]", f"{how}[kept_share=0.5]"}
@@ -423,23 +425,23 @@ def test_the_command_says_why_an_encoder_has_no_misplaced_tokens_and_ends_well(t
                 intact[name] for name in ("value", "ci_low", "ci_high", "readout")
             )
     speeds = {row["protocol"]: (row["images_per_second"], set(row["bank_keys"])) for row in by_task["dropped-tokens"] if row["encoder"] == "vit"}
-    (one, its_keys), (half, other_keys) = (speeds[f"drop[kept_share={share}]"] for share in ("1", "0.5"))
-    assert one > 0
-    assert half > 0
-    assert len(its_keys & other_keys) == 3, "train, val and the intact test images"
-    assert len(its_keys ^ other_keys) == 2
+    (full_speed, full_keys), (half_speed, half_keys) = (speeds[f"drop[kept_share={share}]"] for share in ("1", "0.5"))
+    assert full_speed > 0
+    assert half_speed > 0
+    assert len(full_keys & half_keys) == 3, "train, val and the intact test images"
+    assert len(full_keys ^ half_keys) == 2
 
 
 # --- the sweeps -----------------------------------------------------------------------------------------------------------------
 
 SWEEPS = sorted((ROOT / "sweeps" / "dilemma").glob("*.yaml"))
 EXPANDED = {"finetune": 2, "finetune_objectnet": 1, "linear": 3, "misplaced": 3 * 4 * 3, "shuffled": 1 + 2 * 6, "sparsity": 1 + 6 * 7}
-"""Sweep to the number of its tasks, a point of a curve being one."""
+"""Sweep → number of its tasks; every point of a curve is a task."""
 
 
 @pytest.fixture(scope="module")
 def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets that are called, and annotated, like those that the sweeps ask for."""
+    """Data sets with the names and annotations of those in the sweeps."""
     root = tmp_path_factory.mktemp("published")
     for name in ("cub", "imagenet100", "imagenet1k", "yoga82", "objectnet"):
         build(root, name, noise_picture)

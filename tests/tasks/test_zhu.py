@@ -1,4 +1,4 @@
-"""The tasks of Zhu et al. on the data sets that they are asked of: which parts, which crops, which readouts, and what patterns catch."""
+"""The tasks of Zhu et al. on their data sets: parts, crops, readouts, and the patterns that match them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers import tiny
 CPU = torch.device("cpu")
 CUB_PARTS = ("beak", "left eye", "left wing", "right eye", "right leg", "tail")
 COCO_PARTS = ("nose", "left_eye", "right_wrist", "left_knee", "left_ankle")
-"""Some of the names that these data sets give to their parts."""
+"""Some names of parts in these data sets."""
 HEAVY = ("object-attentive", "part-attentive", "object-logistic", "part-logistic", "object-lowshot")
 
 
@@ -38,9 +38,9 @@ DATA_SETS = {CUB_PARTS: "cub", COCO_PARTS: "coco_keypoints"}
 
 
 def manifest(
-    parts: tuple[str, ...] = CUB_PARTS, annotations: tuple[str, ...] = ("label", "keypoints"), dataset: str | None = None, **more: Any
+    parts: tuple[str, ...] = CUB_PARTS, annotations: tuple[str, ...] = ("label", "keypoints"), dataset: str | None = None, **fields: Any
 ) -> Manifest:
-    """Of the data set that has these parts, unless it is to be another one."""
+    """The manifest of the data set with these parts, or of `dataset`."""
     return Manifest.model_validate(
         {
             "schema": 1,
@@ -52,14 +52,14 @@ def manifest(
             "parts": parts,
             "annotations": annotations,
             "splits": {"test": {"samples": 0, "shards": ()}},
-            **more,
+            **fields,
         }
     )
 
 
 def task(of: tuple[str, ...], name: str, protocol: str | None = None, **overrides: Any) -> Task:
-    (found,) = templates(manifest(of))[name].tasks(manifest(of), protocol, overrides)
-    return found
+    (chosen,) = templates(manifest(of))[name].tasks(manifest(of), protocol, overrides)
+    return chosen
 
 
 # --- parts and crops ------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_the_published_parts_are_the_classes_where_a_data_set_has_them(parts: tu
 def test_parts_that_are_merely_called_so_are_of_no_published_data_set(parts: tuple[str, ...]) -> None:
     renamed = tuple(f"its {part}" for part in parts)
     for dataset in ("mine", "cub2", "my_coco_keypoints", "CUB"):
-        named, other = (templates(manifest(one, dataset=dataset)) for one in (parts, renamed))
+        named, other = (templates(manifest(names, dataset=dataset)) for names in (parts, renamed))
         for name, template in named.items():
             for protocol, fields in template.protocols.items():
                 if isinstance(fields, PatchFields):
@@ -104,7 +104,9 @@ def test_the_embedded_sample_leaves_the_eye_out_of_its_classes() -> None:
 
 def test_levels_are_of_labels_even_where_parts_are_called_as_classes_are() -> None:
     same = manifest(("a", "b"), levels={"coarse": (0, 0)})
-    named = {name: [metric.name for one in template.tasks(same, None, {}) for metric in one.metrics] for name, template in templates(same).items()}
+    named = {
+        name: [metric.name for chosen in template.tasks(same, None, {}) for metric in chosen.metrics] for name, template in templates(same).items()
+    }
     assert "accuracy@coarse" in named["object-linear"]
     assert not any("@" in metric for name, metrics in named.items() if name.startswith("part-") for metric in metrics)
 
@@ -124,8 +126,8 @@ def test_levels_are_of_labels_even_where_parts_are_called_as_classes_are() -> No
     ],
 )
 def test_sizes_of_segmentation_go_by_the_whole_name(dataset: str, crop: int) -> None:
-    told = manifest((), ("part",), dataset, mask_classes={"part": ("background", "a", "b")})
-    fields = templates(told)["part-segmentation-streamed"].protocols["release"]
+    segmented = manifest((), ("part",), dataset, mask_classes={"part": ("background", "a", "b")})
+    fields = templates(segmented)["part-segmentation-streamed"].protocols["release"]
     assert fields.crop == crop
     assert fields.stride == (341 if crop == 512 else 161)
 
@@ -247,11 +249,11 @@ def test_all_tokens_are_the_cls_and_the_grid_row_by_row(has_cls: bool) -> None:
     for text, source in (("all", given), ("all@-1", block)):
         readout = parse_readout(text)
         assert unavailable(readout, info(has_cls)) is None
-        found = read(given, readout, info(has_cls))
-        assert found.shape == (4, 6 + has_cls, 5)
-        assert torch.equal(found[:, has_cls:].view(4, 2, 3, 5), source.patches)
+        rows = read(given, readout, info(has_cls))
+        assert rows.shape == (4, 6 + has_cls, 5)
+        assert torch.equal(rows[:, has_cls:].view(4, 2, 3, 5), source.patches)
         if source.cls is not None:
-            assert torch.equal(found[:, 0], source.cls)
+            assert torch.equal(rows[:, 0], source.cls)
     assert parse_readout("all").is_dense, "kept in half precision, as all token grids are"
     assert not parse_readout("all").has_masks
 
@@ -263,7 +265,7 @@ def test_heavy_tasks_are_asked_for_by_their_own_word(tmp_path: Path) -> None:
     tiny.build(tmp_path, splits={"train": 3, "test": 3})
 
     def names(*patterns: str) -> set[str]:
-        return {found.name.removeprefix("tiny/") for found in select([f"tiny/{pattern}" for pattern in patterns], str(tmp_path), {})[0]}
+        return {chosen.name.removeprefix("tiny/") for chosen in select([f"tiny/{pattern}" for pattern in patterns], str(tmp_path), {})[0]}
 
     assert not names("*", "object-*", "part-*") & set(HEAVY)
     assert names("*-attentive") == {"object-attentive", "part-attentive"}

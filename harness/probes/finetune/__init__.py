@@ -1,6 +1,6 @@
 """Full fine-tuning: the whole encoder and a linear head, trained together on augmented images. Fields, learning-rate schedule and rungs.
 
-What trains is in harness.probes.finetune.training; it cannot be fitted to a feature bank, since the features change with every step.
+The training itself is in harness.probes.finetune.training. It cannot use a feature bank, since the features change with every step.
 """
 
 from __future__ import annotations
@@ -17,60 +17,60 @@ from harness.probes.lib.augmented import Share
 
 NAME = "finetune"
 TRAINING_PASSES = 3
-"""An encoder that is trained itself takes about as long as three forward passes an image: one forward, and twice that backward."""
+"""Training an encoder takes about three forward passes per image: one forward pass, and a backward pass of twice its time."""
 Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class FinetuneFields(TrainedFields, RateFields):
-    """Defaults: our choice. DILEMMA (arXiv 2204.04788) fine-tunes, with a recipe that is not published.
+    """The defaults are our choice: DILEMMA (arXiv 2204.04788) fine-tunes with a recipe that is not published.
 
-    Where a default has MAE as its source, that is the released fine-tuning of ViT-B (He et al., arXiv 2111.06377; FINETUNE.md, main_finetune.py and
-    util/ of github.com/facebookresearch/mae). Against that recipe there is no RandAugment, no random erasing, no mixup and no cutmix, the mean of
-    the patch tokens is taken after the final norm and not before it, and the learning rate is searched.
+    "As MAE" refers to the released fine-tuning of ViT-B (He et al., arXiv 2111.06377; FINETUNE.md, main_finetune.py and util/ of
+    github.com/facebookresearch/mae). Unlike that recipe, the defaults have no RandAugment, random erasing, mixup or cutmix, take the mean of the
+    patch tokens after the final norm and not before it, and search the learning rate.
     """
 
     epochs: Count = 100
     """As MAE."""
     batch_size: Count = 1024
-    """As MAE. It is cut into pieces of the encoder's batch size, whose gradients are added up."""
+    """As MAE. A batch is split into pieces of the encoder's batch size, whose gradients are summed."""
     warmup: BelowOne = 0.05
-    """Share of the training in which the rate rises linearly from 0; MAE's 5 of 100 epochs."""
+    """Share of the training in which the rate rises linearly from 0: 5 of 100 epochs, as MAE."""
     min_lr: NonNegative = 1e-6
-    """What the cosine ends at, times the layer's scale; as MAE. A rate below it stays as it is."""
+    """Final value of the cosine, times the layer's scale; as MAE. A lower rate stays constant."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Of AdamW; as MAE."""
     weight_decay: NonNegative = 0.05
-    """As MAE. None on parameters of one dimension (norms, biases, layer scales), position embeddings, cls and register tokens."""
+    """As MAE. Not applied to parameters of one dimension (norms, biases, layer scales), position embeddings, cls and register tokens."""
     layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.65
-    """Rate of each layer over that of the next one; as MAE. No effect on networks that do not tell their layers (without timm's group_matcher)."""
+    """Ratio of a layer's rate to that of the next layer; as MAE. No effect on networks without timm's group_matcher, whose layers are unknown."""
     drop_path: BelowOne = 0.1
-    """Probability at the last block that an image skips a residual branch, rising linearly from 0 at the first one; as MAE. None where there is no
-    place for it in timm's sense."""
+    """Probability that an image skips a residual branch, rising linearly from 0 at the first block to this at the last; as MAE. No effect on networks
+    without a place for timm's drop path."""
     mixup: NonNegative = 0.0
     """Alpha of mixup (arXiv 1710.09412); 0 is off."""
     cutmix: NonNegative = 0.0
-    """Alpha of cutmix (arXiv 1905.04899); 0 is off. With both on, each batch is cut with probability 1/2."""
+    """Alpha of cutmix (arXiv 1905.04899); 0 is off. With both on, a batch uses cutmix with probability 1/2."""
     label_smoothing: BelowOne = 0.1
     """As MAE."""
     ema_decay: Annotated[int | float, pydantic.Field(ge=0, lt=1)] | None = None
-    """Of a moving average of the weights, which then is what is scored; None for none."""
+    """Decay of a moving average of the weights, which is then scored in their place; None for no average."""
     clip_norm: PositiveAsWritten | None = None
-    """Most that the gradient's norm over all parameters may be; None for no bound, as MAE."""
+    """Maximum norm of the gradient over all parameters; None for no bound, as MAE."""
     batch_norm: Literal["train", "frozen"] = "train"
-    """Whether batch norms use their batch and update their statistics, or keep those of the pretraining; their weights are trained either way."""
+    """Whether batch norms use and update batch statistics, or keep those of the pretraining; their weights are trained in both cases."""
     init_std: NonNegative = 2e-5
-    """Of the head's weights, normal; as MAE. Its biases start at 0."""
+    """Standard deviation of the head's initial weights, which are normal; as MAE. Its biases start at 0."""
     augment: Literal["crop-flip", "none"] = "crop-flip"
     """None: the encoder's own resize and centre crop, as at test time."""
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Bounds of the crop's share of the image's area."""
     flip: Probability = 0.5
     lr_bounds: tuple[Positive, Positive] = (1e-5, 1e-2)
-    """Bounds of the search, in place of the sweep's own, which are meant for heads on frozen features. The rates are actual ones at `batch_size`."""
+    """Bounds of the search, in place of the sweep's, which are meant for heads on frozen features. They are actual rates at `batch_size`."""
     rungs: Count = 3
-    """Stages of successive halving within a round; 1 trains every learning rate to the end."""
+    """Stages of successive halving within a round; with 1, every learning rate is trained to the end."""
     eta: Annotated[int, pydantic.Field(ge=2)] = 3
-    """Of the learning rates of a rung one in so many goes on, for so many times the epochs."""
+    """One in `eta` learning rates of a rung continues, for `eta` times the epochs."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -81,9 +81,9 @@ class FinetuneFields(TrainedFields, RateFields):
 
 
 def learning_rate(rate: float, step: int, steps: int, *, warmup: float, min_lr: float) -> float:
-    """The rate of one step of 0 to steps - 1: a linear rise from 0 over the first share of them, then half a cosine towards `min_lr`.
+    """The rate of a step, 0 to steps - 1: a linear rise from 0 over the first `warmup` share of the steps, then half a cosine towards `min_lr`.
 
-    Source: util/lr_sched.py of github.com/facebookresearch/mae, whose epochs (with fractions) are shares of the training here.
+    Source: util/lr_sched.py of github.com/facebookresearch/mae, where fractional epochs stand for the shares of the training used here.
     """
     share = step / steps
     if share < warmup:
@@ -93,15 +93,15 @@ def learning_rate(rate: float, step: int, steps: int, *, warmup: float, min_lr: 
 
 
 def rung_ends(epochs: int, rungs: int, eta: int) -> tuple[int, ...]:
-    """Epochs after which each rung ends: the last one after all of them, each before it after 1/eta of that, rounded up.
+    """Epochs after which each rung ends: the last rung after all epochs, each earlier one after 1/eta of the next, rounded up.
 
-    Successive halving: Jamieson and Talwalkar, arXiv 1502.07943. Rungs that would end together are one.
+    Successive halving: Jamieson and Talwalkar, arXiv 1502.07943. Rungs that would end together are merged.
     """
     return tuple(sorted({-(-epochs // eta**left) for left in range(rungs)}))
 
 
 class FinetuneProbe(StreamProbe[FinetuneFields]):
-    """A copy of the encoder and a linear head, one network per learning rate, by successive halving; the networks are not kept beside the results."""
+    """A copy of the encoder and a linear head, one network per learning rate, by successive halving; the networks are not kept with the results."""
 
     def trainer(self, setting: StreamSetting[FinetuneFields], proposals: Sequence[Proposal]) -> Trainer[Any]:
         from harness.probes.finetune.training import FinetuneTrainer
@@ -117,7 +117,7 @@ class FinetuneProbe(StreamProbe[FinetuneFields]):
         return Rungs(ends=rung_ends(fields.epochs, fields.rungs, fields.eta), eta=fields.eta)
 
     def passes(self, fields: FinetuneFields, reading: Reading) -> Passes:
-        """Each network alone, those that are stopped up to their rung, and all of a rung scored at its end."""
+        """Networks are trained one by one, up to the rung at which they stop; all networks of a rung are scored at its end."""
         images, scored, heads, before = 0.0, 0.0, reading.heads, 0
         for end in self.rungs(fields).ends:
             images += heads * (end - before) * reading.train

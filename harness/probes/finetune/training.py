@@ -1,4 +1,4 @@
-"""An encoder and its head in training, as one network: parameter groups by layer, drop path, a step, a checkpoint; and the scoring of what came out.
+"""An encoder and its head in training, as one network: parameter groups by layer, drop path, steps, checkpoints; and the scoring of the result.
 
 Shape legend: B images, C classes, D features, H W pixels.
 """
@@ -35,7 +35,7 @@ from harness.probes.lib.softmax import most_probable
 _UNMATCHED = "a name that no matcher knows"
 _FINAL_NORMS = ("norm", "fc_norm")
 _NOT_DECAYED = ("*pos_embed", "*_token")
-"""Beside parameters of one dimension and what the network itself names."""
+"""In addition to parameters of one dimension and those that the network itself lists."""
 _DROP_PATHS = ("drop_path", "drop_path1", "drop_path2")
 _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
@@ -44,7 +44,7 @@ _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
 class FinetuneNetwork(nn.Module):
-    """A copy of an encoder's trunk under a linear head on one of its readouts."""
+    """A copy of an encoder's trunk, with a linear head on one of its readouts."""
 
     def __init__(self, encoder: Encoder, readout: str, classes: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FinetuneNetwork(nn.Module):
         self.head = nn.Linear(self._width(device), classes).to(device)
 
     def initialise(self, std: float, seed: int) -> None:
-        """The head's weights, drawn at `seed`; the trunk is as it came."""
+        """Draw the head's weights by `seed`; the trunk stays pretrained."""
         first = torch.empty(self.head.weight.shape).normal_(0, std, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             self.head.weight.copy_(first)
@@ -68,16 +68,16 @@ class FinetuneNetwork(nn.Module):
         return logits
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """Parameter name to layer, as timm.optim.param_groups_layer_decay asks for it."""
+        """Parameter name → layer, as timm.optim.param_groups_layer_decay expects it."""
         layers = layers_of(self.trunk)
         top = max(layers.values())
         named = {f"trunk.{name}": layer for name, layer in layers.items() if name != _UNMATCHED}
         return lambda name: named.get(name, top)
 
     def not_decayed(self) -> tuple[str, ...]:
-        """Patterns of the parameters of more than one dimension that weight decay leaves alone."""
-        told = getattr(self.trunk, "no_weight_decay", None)
-        return (*_NOT_DECAYED, *(f"trunk.{name}" for name in (told() if told is not None else ())))
+        """Patterns of the parameters of more than one dimension that have no weight decay."""
+        no_weight_decay = getattr(self.trunk, "no_weight_decay", None)
+        return (*_NOT_DECAYED, *(f"trunk.{name}" for name in (no_weight_decay() if no_weight_decay is not None else ())))
 
     def _rows(self, images: torch.Tensor) -> torch.Tensor:
         return read(self._encoder(images, blocks=self._blocks), self._readout, self._encoder.info)
@@ -92,17 +92,17 @@ class FinetuneNetwork(nn.Module):
 
 
 def layers_of(trunk: nn.Module) -> dict[str, int]:
-    """Layer of each parameter: 0 for what embeds, 1 for the first block and so on, the highest for the final norm and all that belongs to no block.
+    """Layer of each parameter: 0 for the embedding, 1 for the first block and so on, the highest for the final norm and everything outside blocks.
 
-    As BEiT (optim_factory.py of github.com/microsoft/unilm) and MAE (util/lr_decay.py) number a ViT's; for other networks as timm groups them. A
-    network that tells no layers has the single layer 0. The head's layer is given for the name that no matcher knows.
+    ViTs are numbered as in BEiT (optim_factory.py of github.com/microsoft/unilm) and MAE (util/lr_decay.py), other networks as timm groups them. A
+    network without a group_matcher has the single layer 0. The entry of the name that no matcher knows is the head's layer.
     """
     names = [*(name for name, _ in trunk.named_parameters()), _UNMATCHED]
     matcher = getattr(trunk, "group_matcher", None)
     if matcher is None:
         return dict.fromkeys(names, 0)
-    found = group_with_matcher([(name, name) for name in names], matcher(coarse=False), reverse=True)
-    below = {name: layer for name, layer in found.items() if layer != found[_UNMATCHED] and name.split(".")[0] not in _FINAL_NORMS}
+    layers = group_with_matcher([(name, name) for name in names], matcher(coarse=False), reverse=True)
+    below = {name: layer for name, layer in layers.items() if layer != layers[_UNMATCHED] and name.split(".")[0] not in _FINAL_NORMS}
     order = {layer: rank for rank, layer in enumerate(sorted(set(below.values())))}
     return {name: order[below[name]] if name in below else len(order) for name in names}
 
@@ -118,7 +118,7 @@ def parameter_groups(network: FinetuneNetwork, fields: FinetuneFields) -> list[d
 def set_drop_path(trunk: nn.Module, rate: float) -> int:
     """Let images skip residual branches at random while `trunk` trains: linearly from 0 at the first block to `rate` at the last one.
 
-    Returns how many blocks have a place for it, as timm's do. Stochastic depth: arXiv 1603.09382.
+    Returns the number of blocks with a place for timm's drop path. Stochastic depth: arXiv 1603.09382.
     """
     blocks = [(module, [name for name in _DROP_PATHS if _has_place(module, name)]) for module in trunk.modules()]
     blocks = [(module, names) for module, names in blocks if names]
@@ -132,13 +132,13 @@ def set_drop_path(trunk: nn.Module, rate: float) -> int:
 
 
 def _has_place(module: nn.Module, name: str) -> bool:
-    """timm's ResNets have None there, its other networks a module that does nothing."""
+    """timm's ResNets have None as drop path, its other networks a module that does nothing."""
     return hasattr(module, name) and isinstance(getattr(module, name), nn.Identity | DropPath | None)
 
 
 @contextlib.contextmanager
 def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Everything that one step draws is a function of (seed, step); the process's own random states stay as they were."""
+    """Make everything that a step draws a function of (seed, step); the random states of the process are restored."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{step}/{NAME}".encode()).digest()[:4], "big")
     before = np.random.get_state()  # noqa: NPY002 (timm's Mixup draws from the global state)
     try:
@@ -154,10 +154,10 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
 
 
 class FinetuneTrainer:
-    """One encoder at one learning rate, by AdamW: float32 weights, the passes in the run's precision."""
+    """One encoder at one learning rate, by AdamW: float32 weights, passes in the run's precision."""
 
     def __init__(self, setting: StreamSetting[FinetuneFields], proposals: Sequence[Proposal]) -> None:
-        """Raises ProbeError for more than one proposal (each has a whole network of its own), and in fp16."""
+        """Raises ProbeError for more than one proposal (every proposal has its own network), and in fp16."""
         if len(proposals) != 1:
             raise ProbeError(f"{NAME} probe: expected one learning rate at a time, got {len(proposals)}; train them one after the other")
         if setting.encoder.precision == "fp16":
@@ -195,8 +195,8 @@ class FinetuneTrainer:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         with seeded(self._setting.seed, step, device):
-            images = torch.stack([one.image for one in batch]).to(device)
-            images, targets = self.mixed(images, torch.tensor([one.target for one in batch], device=device))
+            images = torch.stack([picture.image for picture in batch]).to(device)
+            images, targets = self.mixed(images, torch.tensor([picture.target for picture in batch], device=device))
             loss = self._backward(images, targets)
         if not np.isfinite(loss):
             raise ProbeError(f"{NAME} probe: expected a finite loss, got {loss} at learning rate {self._rate:g}, step {step}; search below it")
@@ -209,12 +209,12 @@ class FinetuneTrainer:
 
     def state(self) -> list[dict[str, torch.Tensor]]:
         """Weights, batch statistics, AdamW's moments, the moving average."""
-        found = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
+            tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
         if self._average is not None:
-            found |= {f"average/{name}": tensor for name, tensor in self._average.module.state_dict().items()}
-        return [{name: tensor.to("cpu", copy=True) for name, tensor in found.items()}]
+            tensors |= {f"average/{name}": tensor for name, tensor in self._average.module.state_dict().items()}
+        return [{name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}]
 
     def load(self, states: Sequence[State]) -> None:
         (state,) = states
@@ -223,26 +223,26 @@ class FinetuneTrainer:
             self._average.module.load_state_dict(_below(state, "average/"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _below(state, "optimizer/").items():
-            number, _, what = name.partition("/")
-            moments.setdefault(int(number), {})[what] = tensor
+            number, _, moment = name.partition("/")
+            moments.setdefault(int(number), {})[moment] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def fitted(self) -> list[dict[str, torch.Tensor]]:
-        """The whole network, or its moving average where the protocol has one."""
+        """The whole network, or its moving average where the protocol sets one."""
         scored = self.network if self._average is None else self._average.module
         state = {name: tensor.to("cpu", copy=True) for name, tensor in scored.state_dict().items()}
         return [{**state, "lr": torch.tensor(self._rate, dtype=torch.float64)}]
 
     def _backward(self, images: torch.Tensor, targets: torch.Tensor) -> float:
-        """The batch's mean loss, its gradients being added up piece by piece."""
+        """The mean loss of the batch; the gradients of its pieces are summed."""
         pieces = -(-len(images) // self._setting.encoder.batch_size)
         total = 0.0
-        for some, their in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            self._set_batch_norms(self._fields.batch_norm == "train" and len(some) > 1)  # one image has no spread
+        for piece, piece_targets in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            self._set_batch_norms(self._fields.batch_norm == "train" and len(piece) > 1)  # one image has no spread
             with self._setting.encoder.autocast():
-                logits = self.network(some)
+                logits = self.network(piece)
             smoothing = 0.0 if targets.is_floating_point() else self._fields.label_smoothing  # timm smooths what it mixes
-            loss = cross_entropy(logits.float(), their, label_smoothing=smoothing) * (len(some) / len(images))
+            loss = cross_entropy(logits.float(), piece_targets, label_smoothing=smoothing) * (len(piece) / len(images))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
@@ -253,7 +253,7 @@ class FinetuneTrainer:
                 module.train(train)
 
     def mixed(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images, and classes or (where images are mixed) their shares, float32 [B, C]. timm mixes even numbers: of an odd one the last stays."""
+        """Images, and classes or (where images are mixed) class shares, float32 [B, C]. timm mixes even numbers: the last of an odd batch stays."""
         if self._mixup is None:
             return images, targets
         even = len(images) // 2 * 2
@@ -295,11 +295,11 @@ class FinetuneScorer:
     def predict(self, keys: Sequence[str], batch: Sequence[Pictured]) -> list[Predictions | ProbeError]:
         rows = Rows(
             keys=keys,
-            groups=[one.group for one in batch],
-            targets=np.array([one.target for one in batch], np.int64),
+            groups=[picture.group for picture in batch],
+            targets=np.array([picture.target for picture in batch], np.int64),
             features=np.zeros((len(batch), 0), np.float32),
         )
-        images = torch.stack([one.image for one in batch])
+        images = torch.stack([picture.image for picture in batch])
         return [self._predicted(rate, self._logits(network, images), rows) for rate, network in self._networks]
 
     def _predicted(self, rate: float, logits: torch.Tensor, rows: Rows) -> Predictions | ProbeError:
@@ -308,14 +308,14 @@ class FinetuneScorer:
         return most_probable(rows, logits.softmax(dim=1))
 
     def _logits(self, network: FinetuneNetwork, images: torch.Tensor) -> torch.Tensor:
-        """float32 [B, C], on the CPU; in padded batches of one size, so that an image's do not depend on its batch."""
-        start, own = time.perf_counter(), self._setting.encoder
+        """float32 [B, C], on the CPU; in padded batches of one size, so that an image's logits do not depend on its batch."""
+        start, encoder = time.perf_counter(), self._setting.encoder
         parts = []
-        for some in torch.split(images, own.batch_size):
-            padding = some[:1].expand(own.batch_size - len(some), -1, -1, -1)
-            with torch.inference_mode(), own.autocast():
-                parts.append(network(torch.cat([some, padding]).to(own.device))[: len(some)].float().cpu())
-        own.count(len(images), time.perf_counter() - start)
+        for chunk in torch.split(images, encoder.batch_size):
+            padding = chunk[:1].expand(encoder.batch_size - len(chunk), -1, -1, -1)
+            with torch.inference_mode(), encoder.autocast():
+                parts.append(network(torch.cat([chunk, padding]).to(encoder.device))[: len(chunk)].float().cpu())
+        encoder.count(len(images), time.perf_counter() - start)
         return torch.cat(parts)
 
     def _restored(self, readout: str, state: State) -> FinetuneNetwork:

@@ -1,1 +1,1 @@
-"""What several probes share. A module here is no probe."""
+"""Code that several probes share. No module here is a probe."""

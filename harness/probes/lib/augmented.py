@@ -1,4 +1,4 @@
-"""Protocol fields of probes whose images stream by, each time another crop of them, or are kept in several such crops."""
+"""Protocol fields of probes on random crops: drawn anew on every pass over a stream of images, or kept in a bank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Shares = Annotated[tuple[Share, Share], pydantic.AfterValidator(in_order)]
 
 
 class CropFields(Fields):
-    """Defaults: the random-resized crop and flip that probes of frozen encoders are trained under since DINO and MAE."""
+    """Defaults: the random resized crop and flip that have been usual for probes of frozen encoders since DINO and MAE."""
 
     augment: Literal["crop-flip", "none"] = "crop-flip"
     """None: the encoder's own resize and centre crop, as at test time."""
@@ -38,38 +38,38 @@ class CropFields(Fields):
 
     @classmethod
     def of(cls, protocol: Fields) -> CropFields:
-        """The protocol's own, or the defaults where it has none."""
+        """The protocol's crop fields, or the defaults where it has none."""
         return protocol if isinstance(protocol, CropFields) else CropFields()
 
 
 class KeptFields(Fields):
-    """Of a probe on banks that keep some random crops of every train image.
+    """For a probe on banks that keep several random crops of every train image.
 
-    Each epoch takes one row an image, and the next epoch its next one: of V crops, epoch e trains on crop e mod V. An epoch is as many steps as on
-    the images as they are, and fewer epochs than crops leave some crops unused. Heads are chosen and tested on the images as they are.
+    An epoch takes one row per image, and the next epoch the next row: of V crops, epoch e trains on crop e mod V. An epoch has as many steps as on
+    uncropped images, and fewer epochs than crops leave some crops unused. Heads are chosen and tested on uncropped images.
     """
 
     train_views: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Crops kept of every train image; 0 trains on the images as they are, and the other fields then say nothing."""
+    """Crops kept per train image; 0 trains on uncropped images, and the other fields then have no effect."""
     crop_scale: Shares = (0.08, 1.0)
     """Bounds of the crop's share of the image's area."""
     flip: Probability = 0.5
     seed: int = 0
-    """Of the crops, each a function of (seed, crop, image)."""
+    """Every crop is a function of (seed, crop, image)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptRows:
-    """Which rows of a bank an epoch trains on."""
+    """The rows of a bank that an epoch trains on."""
 
     images: int
-    """Rows of an epoch."""
+    """Rows per epoch, one per image."""
     views: int
-    """Rows that the bank has of each image, one after the other."""
+    """Consecutive rows per image in the bank."""
 
     @classmethod
     def of(cls, probe: str, rows: Rows, protocol: Fields) -> KeptRows:
-        """Raises ProbeError where the rows are not those of so many crops of each image."""
+        """Raises ProbeError where the rows are not the protocol's number of crops per image."""
         views = protocol.train_views if isinstance(protocol, KeptFields) else 0
         if not views:
             return cls(images=len(rows), views=1)
@@ -84,5 +84,5 @@ class KeptRows:
         return cls(images=len(names), views=views)
 
     def rows(self, images: torch.Tensor, epoch: int) -> torch.Tensor:
-        """int64 [B] rows of a batch of images, int64 [B], in that epoch."""
+        """int64 [B] rows of a batch of images, int64 [B], in the given epoch."""
         return images * self.views + epoch % self.views

@@ -1,6 +1,6 @@
-"""Bags of patches as rows: the mean of a bag's first n patches, and probes that see such means where others see images.
+"""Bags of patches as rows: the mean of a bag's first n patches, and probes on these means in place of images.
 
-The patches of a bag are encoded once, and every n is read from that pass. Each draw of bags trains heads of its own and is predicted by them.
+The patches of a bag are encoded once, and every n is read from that pass. Every draw of bags has its own heads.
 
 BagSSL: Chen et al., TMLR 2023 (arXiv 2206.08954). The plain mean of patch features, without normalisation, is that of EMP-SSL (Tong et al., arXiv
 2304.03977), whose released evaluation is the nearest executable description.
@@ -30,28 +30,28 @@ BagSize = Annotated[int, pydantic.Field(ge=0)]
 Side = Annotated[int | float, pydantic.Field(gt=0, le=224)]
 
 ACCURACIES = ("accuracy", "mean_class_accuracy", "accuracy_sd")
-"""What predictions of several draws are scored by."""
+"""Metrics of predictions of several draws."""
 CHUNK_VALUES = 2**22
-"""Patch features averaged at once: 32 MiB in float64."""
+"""Patch features per step of averaging: 32 MiB in float64."""
 
 
 class BagFields(Fields):
-    """What a bag of patches is."""
+    """How a bag of patches is made."""
 
     patches: Count = 16
-    """Patches that are encoded of each draw of an image; any bag size up to it is read from them."""
+    """Encoded patches per draw of an image; any bag size up to this is read from them."""
     patch_area: Share = 0.25
-    """A patch's share of the frame's area, as in EMP-SSL; where `patch_side` is set, that counts instead."""
+    """A patch's share of the frame's area, as in EMP-SSL; `patch_side` overrides it."""
     patch_side: Side | None = None
     """A patch's side in pixels of a frame of 224."""
     frame: Share = 224 / 256
-    """Side of the frame, which patches are cut from, as a share of the image's shorter side. The paper's is not known to us."""
+    """Side of the frame from which patches are cut, as a share of the image's shorter side. The paper does not state its value."""
     patch_seed: Annotated[int, pydantic.Field(ge=0)] = 0
     draws: Count = 3
-    """How often bags are drawn anew from the same image. A grid is drawn once."""
+    """Number of draws of bags per image. A grid is drawn once."""
     placement: Literal["random", "grid"] = "random"
     bag_size: BagSize = 1
-    """The first so many patches of a draw are a bag; 0 is the whole image, as other tasks see it, in place of a bag."""
+    """The number of a draw's first patches that make up a bag; 0 is the whole image, as in other tasks, in place of a bag."""
     normalize: Normalize = "none"
     """Unit length: never, of each patch before the mean, or of the mean."""
 
@@ -72,19 +72,19 @@ class BagFields(Fields):
 
 
 class BagProbeFields(BagFields):
-    """Of the probes that are trained."""
+    """For the probes on bags that have training rows."""
 
     gallery: Literal["bag", "whole"] = "bag"
-    """What is trained on: bags like those of the test split, or whole images, which asks what averaging patches at evaluation alone gives."""
+    """The training rows: bags like those of the test split, or whole images, which shows the effect of averaging patches at evaluation alone."""
 
 
 # --- means ------------------------------------------------------------------------------------------------------------
 
 
 def bags(probe: str, rows: Rows, size: int, normalize: Normalize) -> dict[int | None, Rows]:
-    """Draw to one row an image, `<key>#<draw>`: the mean of the first `size` patches, float32 [I, D], summed in float64.
+    """Draw → one row per image, `<key>#<draw>`: the mean of the first `size` patches, float32 [I, D], summed in float64.
 
-    Rows of whole images are bags of one patch, of no draw (None), under their own keys, whatever the size. `normalize` is that of BagFields.
+    Rows of whole images are bags of one patch, without a draw (None), under their own keys, for any size. `normalize` is that of BagFields.
     Raises ProbeError where rows of both kinds are mixed, or an image has fewer patches than `size`.
     """
     checked_features(probe, rows)
@@ -97,19 +97,19 @@ def bags(probe: str, rows: Rows, size: int, normalize: Normalize) -> dict[int | 
     number = {sample: number for number, sample in enumerate(dict.fromkeys(sample for sample, _, _ in patches))}
     names = list(number)
     samples, draws, indices = np.array([(number[sample], draw, index) for sample, draw, index in patches], dtype=np.int64).T
-    found: dict[int | None, Rows] = {}
+    by_draw: dict[int | None, Rows] = {}
     for draw in np.unique(draws).tolist():
         chosen = np.flatnonzero((draws == draw) & (indices < size))
         chosen = chosen[np.lexsort((indices[chosen], samples[chosen]))]
         if len(chosen) % size or np.any(indices[chosen].reshape(-1, size) != np.arange(size)):
             raise ProbeError(f"{probe} probe: expected {size} patches of every image, got fewer in draw {draw}; encode more of them (field patches)")
         table = chosen.reshape(-1, size)
-        found[draw] = _mean_of(rows, [str(ItemKey(names[samples[first]], draw)) for first in table[:, 0]], table, normalize)
-    return found
+        by_draw[draw] = _mean_of(rows, [str(ItemKey(names[samples[first]], draw)) for first in table[:, 0]], table, normalize)
+    return by_draw
 
 
 def _mean_of(rows: Rows, keys: Sequence[str], table: np.ndarray, normalize: Normalize) -> Rows:
-    """`table` int64 [I, n] says which rows are a bag."""
+    """`table` int64 [I, n] lists the rows of each bag."""
     width = rows.features.shape[1]
     means = np.empty((len(table), width), dtype=np.float32)
     step = max(1, CHUNK_VALUES // (table.shape[1] * width))
@@ -133,21 +133,23 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BagStack:
-    """A fitted stack for every draw, or one fitted to whole images for all."""
+    """A fitted stack for every draw, or one stack for all draws that is fitted to whole images."""
 
     probe: str
     stacks: Mapping[int | None, FittedStack]
     fields: BagFields
 
     def predict(self, rows: Rows, head: int) -> Predictions:
-        """Of every image in every draw, draw after draw. Raises ProbeError where `rows` do not fit."""
-        found = [self._of(draw).predict(one, head) for draw, one in bags(self.probe, rows, self.fields.bag_size, self.fields.normalize).items()]
+        """One prediction per image and draw, draw by draw. Raises ProbeError where `rows` do not fit."""
+        predicted = [
+            self._of(draw).predict(means, head) for draw, means in bags(self.probe, rows, self.fields.bag_size, self.fields.normalize).items()
+        ]
         return Predictions(
-            keys=[key for one in found for key in one.keys],
-            groups=[group for one in found for group in one.groups],
-            targets=np.concatenate([one.targets for one in found]),
-            predictions=np.concatenate([one.predictions for one in found]),
-            scores=np.concatenate([one.scores for one in found]),
+            keys=[key for predictions in predicted for key in predictions.keys],
+            groups=[group for predictions in predicted for group in predictions.groups],
+            targets=np.concatenate([predictions.targets for predictions in predicted]),
+            predictions=np.concatenate([predictions.predictions for predictions in predicted]),
+            scores=np.concatenate([predictions.scores for predictions in predicted]),
         )
 
     def _of(self, draw: int | None) -> FittedStack:
@@ -157,7 +159,7 @@ class BagStack:
         return stack
 
     def state(self, head: int) -> dict[str, torch.Tensor]:
-        """Every draw's own, as `<draw>/<name>`, `whole/<name>` where whole images were trained on."""
+        """The tensors of every draw as `<draw>/<name>`, or `whole/<name>` where whole images were trained on."""
         return {
             f"{'whole' if draw is None else draw}/{name}": tensor for draw, stack in self.stacks.items() for name, tensor in stack.state(head).items()
         }
@@ -165,7 +167,7 @@ class BagStack:
 
 @dataclass(frozen=True, kw_only=True)
 class BagProbe(RowProbe[BagFields]):
-    """Another probe on the means of bags; it searches what that one searches, one stack of heads for each draw.
+    """Another probe on the means of bags, with the same search and one stack of heads per draw.
 
     Its fields are those of bags and those of the other probe.
     """
@@ -173,7 +175,7 @@ class BagProbe(RowProbe[BagFields]):
     inner: RowProbe[Any]
 
     def fit(self, train: Rows | None, lrs: Sequence[float | None], *, classes: int, protocol: BagFields, seed: int, device: torch.device) -> BagStack:
-        """One head a learning rate, of every draw. Raises ProbeError on rows, rates or fields that cannot be."""
+        """One head per learning rate and draw. Raises ProbeError on invalid rows or rates."""
         how: dict[str, Any] = {"classes": classes, "protocol": protocol, "seed": seed, "device": device}
         train_bags = bags(self.name, needed(self.name, train), protocol.bag_size, protocol.normalize)
         return BagStack(probe=self.name, stacks={draw: self.inner.fit(rows, lrs, **how) for draw, rows in train_bags.items()}, fields=protocol)
@@ -181,13 +183,13 @@ class BagProbe(RowProbe[BagFields]):
     def restore(
         self, state: Mapping[str, torch.Tensor], train: Rows | None, *, classes: int, protocol: BagFields, seed: int, device: torch.device
     ) -> BagStack:
-        """The stacks of one head that `state` was taken from; where that is empty, they are what the training rows make them."""
+        """The stacks of the head that `state` was taken from; where it is empty, they are restored from the training rows."""
         how: dict[str, Any] = {"classes": classes, "protocol": protocol, "seed": seed, "device": device}
         if not state:
             train_bags = bags(self.name, needed(self.name, train), protocol.bag_size, protocol.normalize)
             return BagStack(probe=self.name, stacks={draw: self.inner.restore({}, rows, **how) for draw, rows in train_bags.items()}, fields=protocol)
         parts: dict[int | None, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
-            draw, _, its = name.partition("/")
-            parts.setdefault(None if draw == "whole" else int(draw), {})[its] = tensor
+            draw, _, tensor_name = name.partition("/")
+            parts.setdefault(None if draw == "whole" else int(draw), {})[tensor_name] = tensor
         return BagStack(probe=self.name, stacks={draw: self.inner.restore(part, None, **how) for draw, part in parts.items()}, fields=protocol)

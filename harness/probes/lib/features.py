@@ -1,4 +1,4 @@
-"""Rows of a bank as tensors, checked once, and the normalisations that a protocol may ask for.
+"""Rows of a bank as tensors, checked once, and the normalisations of protocols.
 
 Shape legend: N rows, D features, C classes, B batch.
 """
@@ -20,13 +20,13 @@ from harness.errors import ProbeError
 FeatureNorm = Literal["none", "l2", "standardize"]
 
 CHUNK_ROWS = 4096
-"""Rows converted at once. Fixed: what a chunk holds must not depend on the machine."""
+"""Rows converted at once. Fixed, since chunks must not depend on the machine."""
 CHECKED_BYTES = 2**24
-"""Features looked through for NaN and infinity at once."""
+"""Bytes of features checked for NaN and infinity at once."""
 
 
 class MappedFeatures:
-    """Features that do not fit into memory, as far as they are read like a tensor on the CPU."""
+    """Features that do not fit into memory, with the parts of the interface of a CPU tensor that readers need."""
 
     device = torch.device("cpu")
 
@@ -46,7 +46,7 @@ class MappedFeatures:
         return self._array.nbytes
 
     def to(self, device: torch.device) -> torch.Tensor:
-        """All of them on the device, which has room for them."""
+        """All features on the device, which has room for them."""
         return torch.cat([self[start : start + CHUNK_ROWS].to(device) for start in range(0, len(self), CHUNK_ROWS)])
 
 
@@ -55,11 +55,11 @@ Features = torch.Tensor | MappedFeatures
 
 def vectors(features: Features) -> Iterator[torch.Tensor]:
     """Chunks [n, D] of features [N, ..., D] with all dimensions but the last one as rows, at most CHUNK_ROWS of them."""
-    each = math.prod(features.shape[1:-1])
-    for start in range(0, len(features) * each, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, len(features) * each)
-        first = start // each
-        yield features[first : -(-stop // each)].reshape(-1, features.shape[-1])[start - first * each : stop - first * each]
+    per_row = math.prod(features.shape[1:-1])
+    for start in range(0, len(features) * per_row, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, len(features) * per_row)
+        first = start // per_row
+        yield features[first : -(-stop // per_row)].reshape(-1, features.shape[-1])[start - first * per_row : stop - first * per_row]
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -70,9 +70,9 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def checked_features(probe: str, rows: Rows, *, dims: int = 2, width: int | None = None) -> Features:
-    """Features of `rows` [N, ..., D], of `dims` dimensions, as a tensor over the same memory where they are in it.
+    """Features of `rows` [N, ..., D], of `dims` dimensions, as a tensor that shares the memory of an array.
 
-    Raises ProbeError where there are none, the shape or the width is another one, or a value is not finite.
+    Raises ProbeError where the rows are empty, the shape or the width differs, or a value is not finite.
     """
     features = rows.features
     if features.ndim != dims or len(features) != len(rows):
@@ -93,7 +93,7 @@ def checked_features(probe: str, rows: Rows, *, dims: int = 2, width: int | None
 
 
 def checked_targets(probe: str, rows: Rows, classes: int) -> torch.Tensor:
-    """int64 [N] targets, each a class. Raises ProbeError where one is missing or does not exist."""
+    """int64 [N] targets, all of them classes. Raises ProbeError where a target is missing or is not a class."""
     wrong = np.flatnonzero((rows.targets < 0) | (rows.targets >= classes))
     if len(wrong):
         key, target = rows.keys[int(wrong[0])], int(rows.targets[wrong[0]])
@@ -109,7 +109,7 @@ def needed(probe: str, train: Rows | None) -> Rows:
 
 
 def on_device(features: Features, device: torch.device) -> Features:
-    """`features` on the device, or where they are if they would fill more than half of its free memory: batches then travel one by one."""
+    """`features` on the device, or unmoved if they would fill more than half of its free memory: batches are then moved one by one."""
     if device.type == "cuda":
         return features if features.nbytes > torch.cuda.mem_get_info(device)[0] // 2 else features.to(device)
     return features
@@ -117,7 +117,7 @@ def on_device(features: Features, device: torch.device) -> Features:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Normaliser:
-    """Float32 features, as they are, at unit length, or shifted and scaled by the training rows' mean and standard deviation."""
+    """Float32 features: unchanged, at unit length, or standardised by the training rows' mean and standard deviation."""
 
     kind: FeatureNorm
     mean: torch.Tensor | None = None
@@ -140,13 +140,13 @@ class Normaliser:
 
     @classmethod
     def restore(cls, kind: FeatureNorm, state: Mapping[str, torch.Tensor], device: torch.device) -> Normaliser:
-        """The normaliser that `state` was called on."""
+        """The normaliser that `state` was taken from."""
         if kind != "standardize":
             return cls(kind=kind)
         return cls(kind=kind, mean=state["mean"].to(device), std=state["std"].to(device))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The fitted tensors, on the CPU; copies, since the heads of a stack share them and a file of tensors must not."""
+        """The fitted tensors, on the CPU; copies, since the heads of a stack share them and a file of tensors allows no sharing."""
         return {} if self.mean is None or self.std is None else {"mean": self.mean.to("cpu", copy=True), "std": self.std.to("cpu", copy=True)}
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a probe that predicts nothing gives: quantities of every item, as rows.
+"""The output of a probe that predicts nothing: quantities of every item, as rows.
 
 Shape legend: N items.
 """
@@ -13,7 +13,7 @@ from harness.core import Predictions, Quantity
 
 
 def measured(quantities: Sequence[Quantity], keys: Sequence[str], groups: Sequence[str], values: Mapping[str, np.ndarray]) -> Predictions:
-    """The rows of N items: all items of the first quantity, then all of the second, … `values` are float64 [N] by quantity, NaN undefined."""
+    """The rows of N items: all items of the first quantity, then all of the second, … `values` are float64 [N] per quantity, NaN where undefined."""
     count = len(quantities)
     return Predictions(
         keys=list(keys) * count,

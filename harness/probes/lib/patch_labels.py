@@ -1,4 +1,4 @@
-"""Label maps brought to a patch grid, kept sparse: most patches show one class, so a dense [N, h, w, C] table would be nearly all zeros.
+"""Label maps on a patch grid, stored sparsely: most patches show one class, so a dense [N, h, w, C] table would be nearly all zeros.
 
 Shape legend: N images, H W mask pixels, h w patch grid, T = h w tokens of an image, B images of a batch, C classes.
 """
@@ -18,7 +18,7 @@ PatchTarget = Literal["soft", "majority"]
 
 
 def patch_of_pixel(height: int, width: int, grid: tuple[int, int]) -> np.ndarray:
-    """int64 [H, W]: the row-major patch that each pixel's centre lies in."""
+    """int64 [H, W]: the index of the patch, in row-major order, that contains each pixel's centre."""
     rows = (np.arange(height) * 2 + 1) * grid[0] // (2 * height)
     columns = (np.arange(width) * 2 + 1) * grid[1] // (2 * width)
     return rows[:, None] * grid[1] + columns[None, :]
@@ -26,7 +26,7 @@ def patch_of_pixel(height: int, width: int, grid: tuple[int, int]) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatchLabels:
-    """Per image the share of each patch's pixels that has each class; ignored pixels are in no class, so shares may sum to less than 1."""
+    """Per image, the class shares of each patch's pixels; ignored pixels have no class, so shares may sum to less than 1."""
 
     tokens: Sequence[torch.Tensor]
     """Per image int64 [cells]."""
@@ -61,9 +61,9 @@ class PatchLabels:
 def _cells(
     mask: np.ndarray, patch: np.ndarray, size: int, classes: int, ignored: Sequence[int], target: PatchTarget
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token, class and number of pixels of each pair that occurs."""
-    kept = counted(mask, ignored)
-    counts = np.bincount(patch[kept] * classes + mask[kept], minlength=size * classes).reshape(size, classes)
+    """Token, class and number of pixels of every (token, class) pair that occurs."""
+    labelled = counted(mask, ignored)
+    counts = np.bincount(patch[labelled] * classes + mask[labelled], minlength=size * classes).reshape(size, classes)
     if target == "majority":
         # the lowest of equal classes takes the whole labelled share
         counts = np.where(np.arange(classes) == counts.argmax(axis=1)[:, None], counts.sum(axis=1, keepdims=True), 0)

@@ -1,4 +1,4 @@
-"""Images and their classes, and the rows that an encoder makes of them.
+"""Images and their classes, and the rows that an encoder computes from them.
 
 Shape legend: B images, D features, h w pixels of the encoder's input.
 """
@@ -22,7 +22,7 @@ from harness.probes.lib.augmented import CropFields
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictured:
-    """An image ready for the encoder, and its class."""
+    """An image that is preprocessed for the encoder, and its class."""
 
     image: torch.Tensor
     """float32 [3, h, w]."""
@@ -31,12 +31,12 @@ class Pictured:
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """The labels that are trained on with it."""
+        """The labels that a training step on it uses."""
         return (self.target,)
 
 
 def label_of(sample: Sample, classes: int) -> int:
-    """The sample's class. Raises ShardError where it has none of these."""
+    """The sample's class. Raises ShardError where it has no label, or one outside the classes."""
     if sample.label is None:
         raise ShardError("no label")
     if not 0 <= sample.label < classes:
@@ -45,7 +45,7 @@ def label_of(sample: Sample, classes: int) -> int:
 
 
 class Pictures:
-    """What becomes of samples: a random crop in training, the encoder's own resize and centre crop in scoring."""
+    """Turns samples into images: a random crop in training, the encoder's own resize and centre crop in scoring."""
 
     def __init__(self, setting: StreamSetting[Any], fields: CropFields) -> None:
         self._preprocessing, self._classes = setting.encoder.info.preprocessing, setting.classes
@@ -76,10 +76,10 @@ class Pooled:
         self._readouts = [parse_readout(name) for name in self._names]
 
     def __call__(self, batch: Sequence[Pictured]) -> dict[str, torch.Tensor]:
-        """Readout to float32 [B, D], or [B, ..., D] of a readout that keeps tokens apart."""
+        """Readout → float32 [B, D], or [B, ..., D] for a readout of separate tokens."""
         info = self._encoder.info
         rows = self._encoder(
-            torch.stack([one.image for one in batch]),
+            torch.stack([picture.image for picture in batch]),
             lambda tokens: [read(tokens, readout, info) for readout in self._readouts],
             blocks=blocks_needed(self._readouts, info),
             projection=any(readout.pooling == "projection" for readout in self._readouts),

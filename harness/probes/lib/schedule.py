@@ -1,4 +1,4 @@
-"""Learning-rate schedules as factors of the rate given, one a step (an iteration, not an epoch) unless told otherwise."""
+"""Learning-rate schedules as factors of a base rate, one per step (an iteration, not an epoch) unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Anneal = Literal["step", "epoch"]
 
 
 def cosine(step: int, steps: int) -> float:
-    """(1 + cos(pi step / steps)) / 2 for step 0 to steps - 1: from 1 towards 0, which the step after the last would reach. SGDR, arXiv 1608.03983."""
+    """(1 + cos(pi step / steps)) / 2 for step 0 to steps - 1: from 1 towards 0, which step `steps` would reach. SGDR, arXiv 1608.03983."""
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def annealed(step: int, steps: int, *, epochs: int, anneal: Anneal) -> float:
-    """`cosine`, anew at every step, or (`epoch`) as it is at an epoch's first step for all of it; `steps` are those of `epochs` equal epochs."""
+    """`cosine` per step, or (`epoch`) its value at an epoch's first step for the whole epoch; `steps` are those of `epochs` equal epochs."""
     return cosine(step, steps) if anneal == "step" else cosine(step * epochs // steps, epochs)
 
 

@@ -31,9 +31,9 @@ class Labelled:
 
     @property
     def shown(self) -> list[int]:
-        """The labels that are trained on with it."""
-        found: list[int] = torch.bincount(self.labels[self.labels != IGNORED]).nonzero()[:, 0].tolist()
-        return found
+        """The labels that a training step on it uses."""
+        labels: list[int] = torch.bincount(self.labels[self.labels != IGNORED]).nonzero()[:, 0].tolist()
+        return labels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +43,7 @@ class Windowed:
     windows: torch.Tensor
     """float32 [windows, 3, crop, crop]."""
     places: list[tuple[int, int]]
-    """(top, left) of each."""
+    """(top, left) of each window."""
     size: tuple[int, int]
     """Height and width of the rescaled image."""
     labels: torch.Tensor
@@ -51,8 +51,8 @@ class Windowed:
     group: str
 
 
-class _Dense:
-    """Token maps, and the label map that the protocol names."""
+class _TokenMaps:
+    """Computes token maps of images, and reads the label map that the protocol names."""
 
     def __init__(self, setting: StreamSetting[SegmentationFields]) -> None:
         self.fields = setting.protocol
@@ -70,25 +70,28 @@ class _Dense:
         return Scene(pixels=as_pixels(sample.image), labels=labels)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [B, D, h, w] of images [B, 3, H, W]: the final tokens, or the chosen blocks' one after the other."""
-        (features,) = self._setting.encoder(images, lambda tokens: [self._joined(tokens)], blocks=tuple(sorted(set(self._blocks))))
+        """float32 [B, D, h, w] of images [B, 3, H, W]: the final tokens, or those of the chosen blocks, concatenated over D."""
+        (features,) = self._setting.encoder(images, lambda tokens: [self._block_maps(tokens)], blocks=tuple(sorted(set(self._blocks))))
         return features
 
-    def _joined(self, tokens: Tokens) -> torch.Tensor:
+    def _block_maps(self, tokens: Tokens) -> torch.Tensor:
         maps = [tokens.blocks[block].patches for block in self._blocks] or [tokens.patches]
-        maps = [one.permute(0, 3, 1, 2).float() for one in maps]
-        size = max(tuple(one.shape[2:]) for one in maps)
-        # stages of a convolutional encoder differ in size: they are brought to the finest of those chosen
-        same = [one if tuple(one.shape[2:]) == size else interpolate(one, size=size, mode="bilinear", align_corners=False) for one in maps]
-        return torch.cat(same, dim=1)
+        maps = [token_map.permute(0, 3, 1, 2).float() for token_map in maps]
+        size = max(tuple(token_map.shape[2:]) for token_map in maps)
+        # stages of a convolutional encoder differ in size: they are resized to the finest of the chosen ones
+        resized_maps = [
+            token_map if tuple(token_map.shape[2:]) == size else interpolate(token_map, size=size, mode="bilinear", align_corners=False)
+            for token_map in maps
+        ]
+        return torch.cat(resized_maps, dim=1)
 
 
 class SegmentationTrainer:
-    """1x1 convolutions under augmented crops."""
+    """Trains 1x1 convolutions on augmented crops."""
 
     def __init__(self, setting: StreamSetting[SegmentationFields], proposals: Sequence[Proposal]) -> None:
-        self._setting, self._dense = setting, _Dense(setting)
-        self._fields = fields = self._dense.fields
+        self._setting, self._token_maps = setting, _TokenMaps(setting)
+        self._fields = fields = self._token_maps.fields
         self._rates = learning_rates(NAME, [rate for _, rate in proposals])
         plain: dict[str, Any] = {} if fields.augment else {"ratio": (1.0, 1.0), "max_share": 1.0, "flip": 0.0, "photometric": False}
         self._augment = SceneAugmentation(scale=fields.train_scale, crop=fields.crop, **plain)
@@ -101,14 +104,14 @@ class SegmentationTrainer:
 
     def draw(self, sample: Sample, generator: np.random.Generator) -> Labelled:
         """A random crop of the randomly scaled image."""
-        image, labels = self._augment(self._dense.scene(sample), self._setting.encoder.info.preprocessing, generator)
+        image, labels = self._augment(self._token_maps.scene(sample), self._setting.encoder.info.preprocessing, generator)
         return Labelled(image=image, labels=labels)
 
     def step(self, batch: Sequence[Labelled], step: int, steps: int) -> None:
         """One step of every head."""
-        features = self._dense(torch.stack([one.image for one in batch]))
+        features = self._token_maps(torch.stack([crop.image for crop in batch]))
         self._start(features.shape[1])
-        labels = torch.stack([one.labels for one in batch]).to(features.device, torch.int64)
+        labels = torch.stack([crop.labels for crop in batch]).to(features.device, torch.int64)
         for head in self._heads:
             head.step(features, labels, warmed_up(step, steps, self._fields.warmup_steps))
 
@@ -138,11 +141,11 @@ class SegmentationScorer:
     """Fitted 1x1 convolutions by a sliding window, at the label map's own resolution."""
 
     def __init__(self, setting: StreamSetting[SegmentationFields], heads: Sequence[tuple[str, State]]) -> None:
-        self._setting, self._dense = setting, _Dense(setting)
+        self._setting, self._token_maps = setting, _TokenMaps(setting)
         self._heads = [{name: tensor.to(setting.encoder.device) for name, tensor in state.items()} for _, state in heads]
 
     def view(self, sample: Sample) -> Windowed:
-        fields, scene = self._dense.fields, self._dense.scene(sample)
+        fields, scene = self._token_maps.fields, self._token_maps.scene(sample)
         size = fitting(scene.pixels.shape[1], scene.pixels.shape[2], fields.test_scale)
         image = padded(normalised(resized(scene.pixels, size), self._setting.encoder.info.preprocessing), fields.crop, 0.0)
         places = windows(image.shape[1], image.shape[2], fields.crop, fields.stride)
@@ -153,16 +156,16 @@ class SegmentationScorer:
         return len(example.places)
 
     def predict(self, keys: Sequence[str], batch: Sequence[Windowed]) -> list[Predictions | ProbeError]:
-        features = self._dense(torch.cat([one.windows for one in batch]))
-        each = torch.split(features, [len(one.places) for one in batch])
-        return [self._cells(head, keys, batch, each) for head in self._heads]
+        features = self._token_maps(torch.cat([image.windows for image in batch]))
+        image_features = torch.split(features, [len(image.places) for image in batch])
+        return [self._cells(head, keys, batch, image_features) for head in self._heads]
 
     def _cells(self, head: State, keys: Sequence[str], batch: Sequence[Windowed], features: Sequence[torch.Tensor]) -> Predictions | ProbeError:
-        """Confusion cells: a row per (image, true class, predicted class) that occurs, with its pixels as the score."""
+        """Confusion cells: one row per (image, true class, predicted class) that occurs, with its pixel count as the score."""
         if not (bool(head["weight"].isfinite().all()) and bool(head["bias"].isfinite().all())):
             rate = float(head["lr"])
             return ProbeError(f"{NAME} probe: expected finite weights, got NaN or infinity at learning rate {rate:g}; search below it")
-        tables = torch.stack([self._confusion(head, one, maps) for one, maps in zip(batch, features, strict=True)]).cpu().numpy()
+        tables = torch.stack([self._confusion(head, windowed, maps) for windowed, maps in zip(batch, features, strict=True)]).cpu().numpy()
         image, target, predicted = np.nonzero(tables)
         places = image.tolist()
         return Predictions(
@@ -173,9 +176,9 @@ class SegmentationScorer:
             scores=tables[image, target, predicted].astype(np.float64),
         )
 
-    def _confusion(self, head: State, one: Windowed, features: torch.Tensor) -> torch.Tensor:
-        fields = self._dense.fields
-        height, width = (max(side, fields.crop) for side in one.size)
-        found = slide(features, head["weight"], head["bias"], one.places, (height, width), fields)[:, : one.size[0], : one.size[1]]
-        found = interpolate(found[None], size=tuple(one.labels.shape), mode="bilinear", align_corners=False)[0]
-        return confusion(found.argmax(dim=0), one.labels.to(found.device), self._setting.classes)
+    def _confusion(self, head: State, windowed: Windowed, features: torch.Tensor) -> torch.Tensor:
+        fields = self._token_maps.fields
+        height, width = (max(side, fields.crop) for side in windowed.size)
+        logits = slide(features, head["weight"], head["bias"], windowed.places, (height, width), fields)[:, : windowed.size[0], : windowed.size[1]]
+        logits = interpolate(logits[None], size=tuple(windowed.labels.shape), mode="bilinear", align_corners=False)[0]
+        return confusion(logits.argmax(dim=0), windowed.labels.to(logits.device), self._setting.classes)

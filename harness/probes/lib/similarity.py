@@ -70,9 +70,9 @@ def nearest_in_gallery(queries: torch.Tensor, gallery: Features, gallery_inverse
         size = (len(queries), chunk.stop - chunk.start)
         # one table used again: fresh memory costs a page fault every 4 KiB
         table = table if table.shape == size else torch.empty(size, device=queries.device)
-        found, where = nearest_rows(cosines(unit, gallery, gallery_inverse, chunk, table), k)
+        nearest, where = nearest_rows(cosines(unit, gallery, gallery_inverse, chunk, table), k)
         # what was kept comes first and has lower columns, so a stable order keeps the gallery's
-        values, columns = torch.cat([values, found], dim=1), torch.cat([columns, where + chunk.start], dim=1)
+        values, columns = torch.cat([values, nearest], dim=1), torch.cat([columns, where + chunk.start], dim=1)
         values, order = values.sort(dim=1, descending=True, stable=True)
         values, columns = values[:, :k], columns.gather(1, order)[:, :k]
     return values, columns

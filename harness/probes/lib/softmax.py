@@ -39,11 +39,11 @@ class SoftmaxStack:
         for start in range(0, len(rows), CHUNK_ROWS):
             batch = self.normaliser(features[start : start + CHUNK_ROWS].to(weight.device))
             chunks.append(torch.addmm(bias, batch, weight.T).softmax(dim=1).cpu())
-        found = torch.cat(chunks)
-        if not (bool(weight.isfinite().all()) and bool(bias.isfinite().all()) and bool(found.isfinite().all())):
+        probabilities = torch.cat(chunks)
+        if not (bool(weight.isfinite().all()) and bool(bias.isfinite().all()) and bool(probabilities.isfinite().all())):
             value = self.values[head]
             raise ProbeError(f"{self.probe} probe: expected finite outputs, got NaN or infinity at {self.knob} {value:g}; search below it")
-        return found
+        return probabilities
 
     def predict(self, rows: Rows, head: int) -> Predictions:
         """The most probable class of each row (the lowest of equals) and its probability. Raises ProbeError as `probabilities` does."""

@@ -1,4 +1,4 @@
-"""The encoder of a stream.
+"""The encoder for a stream of images.
 
 Shape legend: B images, H W pixels.
 """
@@ -17,7 +17,7 @@ from harness.features.device import Compute
 
 
 class PaddedEncoder:
-    """An encoder on its device, fed in batches of one size, padded, so that an image's tokens do not depend on its batch."""
+    """An encoder on its device, with padded batches of one size, so that an image's tokens do not depend on its batch."""
 
     def __init__(self, encoder: Encoder, compute: Compute, batch_size: int) -> None:
         self.info = encoder.info
@@ -31,7 +31,7 @@ class PaddedEncoder:
     def __call__(
         self, images: torch.Tensor, pick: Callable[[Tokens], Sequence[torch.Tensor]], *, blocks: Sequence[int] = (), projection: bool = False
     ) -> list[torch.Tensor]:
-        """What `pick` takes of the tokens of images [B, 3, H, W], float32 [B, ...] each, on the device."""
+        """The tensors that `pick` selects from the tokens of images [B, 3, H, W], float32 [B, ...], on the device."""
         start = time.perf_counter()
         parts = []
         for first in range(0, len(images), self.batch_size):
@@ -39,13 +39,13 @@ class PaddedEncoder:
             padding = batch[:1].expand(self.batch_size - len(batch), -1, -1, -1)
             with torch.inference_mode(), self._compute.autocast():
                 tokens = self.encoder.encode(torch.cat([batch, padding]).to(self.device), blocks=blocks, projection=projection)
-                found = [values[: len(batch)].float() for values in pick(tokens)]
-            parts.append([values.clone() for values in found])  # what inference mode made cannot take part in training
+                picked = [values[: len(batch)].float() for values in pick(tokens)]
+            parts.append([values.clone() for values in picked])  # tensors made in inference mode cannot take part in training
         self.count(len(images), time.perf_counter() - start)
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def count(self, images: int, seconds: float) -> None:
-        """Note what a pass took."""
+        """Add a pass to the images and seconds so far."""
         self.images += images
         self.seconds += seconds
 
