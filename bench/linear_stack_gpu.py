@@ -9,6 +9,7 @@ from bench._timing import median_of
 from bench.rows import Row, not_measured
 from harness.core import Rows
 from harness.probes import row_probe
+from harness.probes.linear import LinearFields
 
 NAME, TARGET = "stack on a GPU / one head", 1.3
 
@@ -43,7 +44,7 @@ def measured(n: int, width: int, classes: int, heads: int, device: torch.device)
     rates = np.geomspace(1e-3, 10, heads).tolist()
 
     def fit(lrs: list[float]) -> None:
-        row_probe("linear").fit(rows, lrs, classes=classes, protocol={"epochs": 90, "batch_size": 1024}, seed=0, device=device)
+        row_probe("linear").fit(rows, lrs, classes=classes, protocol=LinearFields(epochs=90, batch_size=1024), seed=0, device=device)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

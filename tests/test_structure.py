@@ -116,8 +116,9 @@ for name in {modules}:
 
 
 def test_the_package_shows_what_is_meant_to_be_used_and_imports_nothing_heavy_by_itself() -> None:
-    assert harness.__all__ == ["Score", "evaluate"]
-    assert all(callable(getattr(harness, name)) for name in harness.__all__)
+    assert harness.__all__ == ["Score", "__version__", "evaluate", "load", "prepare"]
+    assert all(callable(getattr(harness, name)) for name in harness.__all__ if name != "__version__")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", harness.__version__)
     code = "import sys, harness; print(*sorted({name.partition('.')[0] for name in sys.modules} & {'numpy', 'optuna', 'ray', 'timm', 'torch'}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -16,8 +16,6 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-import torch
-from harness.search.runners import Runners
 from ray.cluster_utils import Cluster
 
 from harness.cluster.tuner import SearchSettings, run_search
@@ -27,8 +25,9 @@ from harness.features.device import Compute, device_type
 from harness.local import encode, finish
 from harness.search.accounts import Accounts
 from harness.search.build import outcome_of
+from harness.search.head_store import HeadStore
 from harness.search.journal import Journal
-from harness.search.study import StudyRunner
+from harness.search.runner import Runner
 from tests.helpers import here, tiny
 from tests.helpers.gates import Gates
 from tests.helpers.runs import Run, same_values
@@ -170,7 +169,7 @@ def test_a_search_whose_nodes_are_all_lost_ends_in_one_line_and_goes_on_with_oth
     assert lost is not None
     assert resumed is not None
     assert undisturbed is not None
-    assert finish(undisturbed, Runners(cache, gpu=False, threads=1)) is None
+    assert finish(undisturbed, Runner(cache, gpu=False, threads=1)) is None
     settings = SearchSettings(
         out=tmp_path / "out", cache=cache, concurrent=1, cpus=1, gpus=0, threads=1, device_type=device_type(False), node_timeout=2.0
     )
@@ -195,7 +194,7 @@ def test_a_search_whose_nodes_are_all_lost_ends_in_one_line_and_goes_on_with_oth
             )
             gates.open("round")
             nodes.add_node(num_cpus=1)
-            Journal(settings.out).load(resumed, StudyRunner(cache, torch.device("cpu")).has_state)
+            Journal(settings.out).load(resumed, HeadStore(BankStore(cache)).has_round)
             assert resumed.rounds == lost.rounds
             assert len(resumed.rounds) == 1
             assert run_search([resumed], settings, lambda _: None) == {}

@@ -264,9 +264,14 @@ def test_composites_are_the_same_to_the_byte_in_another_process(tmp_path: Path) 
         (tmp_path / stamp.path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.stack(channels, -1).astype(np.uint8)).save(tmp_path / stamp.path)
     other = subprocess.run(
-        [sys.executable, "-c", "import sys, pathlib, test_stamps; print(test_stamps.digest_of_few(pathlib.Path(sys.argv[1])))", str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib; from tests.shards import test_stamps; print(test_stamps.digest_of_few(pathlib.Path(sys.argv[1])))",
+            str(tmp_path),
+        ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONHASHSEED": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"},
         capture_output=True,
         text=True,
         check=True,
