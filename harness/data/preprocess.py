@@ -23,7 +23,12 @@ _EXACT_IN_FLOAT32 = 2**24  # nearest-neighbour resizing of wide integers passes 
 
 
 def prepare(image: np.ndarray, preprocessing: Preprocessing, fit: Fit) -> torch.Tensor:
-    """float32 [3, h, w], normalised, from `image`, uint8 [H, W, 3] RGB.
+    """float32 [3, h, w], normalised, from `image`, uint8 [H, W, 3] RGB: `normalise` of `prepare_pixels`, which says what is done and raised."""
+    return normalise(prepare_pixels(image, preprocessing, fit)[None], preprocessing)[0]
+
+
+def prepare_pixels(image: np.ndarray, preprocessing: Preprocessing, fit: Fit) -> torch.Tensor:
+    """uint8 [h, w, 3] from `image`, uint8 [H, W, 3] RGB, at the input size of an encoder, not normalised yet.
 
     `crop` resizes the shorter side to `preprocessing.resize`, keeping the aspect, and crops the centre; `resize` resizes straight to the input size.
     Resizing is antialiased, on 8-bit values, as Pillow does it. Raises ValueError where `image` is not uint8 [H, W, 3].
@@ -31,9 +36,21 @@ def prepare(image: np.ndarray, preprocessing: Preprocessing, fit: Fit) -> torch.
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected an image of dtype uint8 and shape [H, W, 3], got {image.dtype} {list(image.shape)}")
     target = _target(image.shape[0], image.shape[1], preprocessing, fit)
-    scaled = F.to_dtype(_cropped(image, target, preprocessing), torch.float32, scale=True)
-    normalised: torch.Tensor = F.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
-    return normalised
+    return _cropped(image, target, preprocessing).permute(1, 2, 0).contiguous()
+
+
+def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """float32 [B, 3, h, w], normalised, of uint8 [B, h, w, 3], on the device where they lie.
+
+    The operations, and so the bits, are those of torchvision's `to_dtype` with `scale` and of its `normalize`, on every device. On a CPU it is done
+    image by image, so that each stays in the cache.
+    """
+    count, height, width, channels = pixels.shape
+    mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    images = torch.empty((count, channels, height, width), device=pixels.device)
+    for source, image in zip(pixels, images, strict=True) if pixels.device.type == "cpu" else [(pixels, images)]:
+        image.copy_(source.movedim(-1, -3)).mul_(1.0 / 255).sub_(mean).div_(std)
+    return images
 
 
 def prepare_mask(mask: np.ndarray, preprocessing: Preprocessing, fit: Fit) -> np.ndarray:
@@ -72,8 +89,8 @@ def _cropped(image: np.ndarray, target: list[int], preprocessing: Preprocessing)
 
 
 def _pixels(image: np.ndarray) -> torch.Tensor:
-    """uint8 [3, H, W] of uint8 [H, W, 3]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    """uint8 [3, H, W] of uint8 [H, W, 3], in its memory: torchvision resizes interleaved channels twice as fast as planes, to the same bits."""
+    return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
 
 
 def _resized(pixels: torch.Tensor, target: list[int], preprocessing: Preprocessing) -> torch.Tensor:

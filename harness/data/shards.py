@@ -105,6 +105,13 @@ class ShardAudit:
         detail = reason.detail if isinstance(reason, SampleError) else ""
         self.note(reason_of(reason), f"{key} ({detail})" if detail else key)
 
+    def take(self, other: ShardAudit) -> None:
+        """Add what another reading of the same shard has seen, failed and noted, behind what stands here."""
+        self.seen, self.failed, self.duplicates = self.seen + other.seen, self.failed + other.failed, self.duplicates + other.duplicates
+        for reason, named in other.reasons.items():
+            for name in named:
+                self.note(reason, name)
+
     def close(self) -> None:
         """Account for the samples that the manifest promises and that never came."""
         lost = self.expected - self.seen - self.failed

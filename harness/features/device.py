@@ -107,10 +107,17 @@ class Compute:
 
     def __init__(self, precision: Precision, gpu: bool, threads: int) -> None:
         _check_device(precision, gpu)
-        torch.set_num_threads(threads)  # Ray's own setting comes too late where torch was imported before it
-        self.precision, self._gpu = precision, gpu
+        self.precision, self._gpu, self._threads = precision, gpu, threads
+        self.use_threads()
         self.accelerator = self._new_accelerator()
         self.device: torch.device = self.accelerator.device
+
+    def use_threads(self) -> None:
+        """Let the calling thread compute with the fixed number of threads: OpenMP keeps it per thread.
+
+        Ray's own setting comes too late where torch was imported before it.
+        """
+        torch.set_num_threads(self._threads)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for every call within, whichever method of a module it is (prepare_model would cover `forward` alone)."""

@@ -1,14 +1,16 @@
 """One shard through encoders: each image decoded once, each distinct view prepared once per preprocessing and encoded once per encoder.
 
-Batches never cross a shard and are padded to the batch size, so a row's bytes depend on neither the number of actors nor their order.
+Batches never cross a shard and are padded to the batch size, so a row's bytes depend on neither the number of actors nor their order. Two shards may
+be in flight at once: the next one is read and prepared while one is encoded.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,12 +19,18 @@ import torch
 
 from harness.core import Encoder, Item, Preprocessing, Sample, View
 from harness.data.manifest import Rules, Shard
-from harness.data.preprocess import prepare, prepare_mask
-from harness.data.shards import ShardAudit, in_order, read_samples
+from harness.data.preprocess import normalise, prepare_mask, prepare_pixels
+from harness.data.shards import ShardAudit, read_samples
 from harness.errors import ShardError
+from harness.features.ahead import Ahead, Weight
 from harness.features.bank import BankSpec, LeasedBank, PartRows, Receipt
 from harness.features.device import Compute, Precision
 from harness.features.readouts import Readout, blocks_needed, parse_readout, read
+from harness.features.transfers import OnItsWay, Transfers
+
+IN_FLIGHT = 2
+"""Shards that an extractor works on at a time: one is encoded, the next one read."""
+Part = tuple[BankSpec | LeasedBank, PartRows, Receipt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +85,20 @@ class _Recipe(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
-    item: Item
+    """An item as the encoder takes it, and what stays of it beside its features."""
+
+    key: str
+    group: str
+    target: int | None
     image: torch.Tensor
-    """float32 [3, H, W], normalised."""
+    """uint8 [H, W, 3], to be normalised on the device; of a view with an alteration float32 [3, H, W], normalised."""
     masks: dict[str, np.ndarray]
     keep: torch.Tensor | None = None
     positions: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        return self.image.nbytes + sum(mask.nbytes for mask in self.masks.values())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -95,36 +111,51 @@ class _Running:
     readouts: list[Readout]
     rows: list[PartRows]
     waiting: list[_Prepared] = field(default_factory=list)
+    on_its_way: tuple[list[_Prepared], OnItsWay] | None = None
+    """The batch that was encoded last, and its features."""
     seconds: float = 0.0
 
 
 class Extractor:
-    """Encodes shards on one device; `encoder` gives the encoder of a name, placed there."""
+    """Encodes shards on one device; `encoder` gives the encoder of a name, placed there. May be used by several threads at once."""
 
     def __init__(self, compute: Compute, encoder: Callable[[str], Encoder], *, batch_size: int, decode_threads: int) -> None:
         self._compute = compute
         self._encoder = encoder
+        self._loading = threading.Lock()
         self._batch_size = batch_size
-        self._decode_threads = decode_threads
+        self._ahead: Ahead[dict[_Recipe, list[_Prepared]]] = Ahead(decode_threads, least=2 * batch_size)
+        self._transfers = Transfers(compute.device)
+        self._runs = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="encode")
 
-    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[tuple[BankSpec | LeasedBank, PartRows, Receipt]]:
+    def start(self, work: ShardWork, *, node: str, attempts: int) -> Future[list[Part]]:
+        """What `run` will give. Shards are encoded in the order of these calls, and read ahead while the one before them is encoded."""
+        return self._runs.submit(self.run, work, node=node, attempts=attempts)
+
+    def run(self, work: ShardWork, *, node: str, attempts: int) -> list[Part]:
         """One part for every bank of `work`. Raises ShardError where the shard cannot be read at all."""
-        audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples)
-        running = [self._start(one_pass) for one_pass in work.passes]
+        self._compute.use_threads()
+        with self._loading:
+            running = [self._start(current) for current in work.passes]
         views = {current.recipe: one_pass.view for current, one_pass in zip(running, work.passes, strict=True)}
+        audit, decoded = (ShardAudit(shard=work.shard.file, expected=work.shard.samples) for _ in range(2))
         jobs = ((key, partial(_prepare, decode, views)) for key, decode in read_samples(work.url, work.shard, work.rules, audit))
-        for key, prepared in in_order(jobs, self._decode_threads):
-            if isinstance(prepared, ShardError):
-                audit.fail(key, prepared)
-                continue
-            audit.seen += 1
+        with self._ahead.shard(jobs, _weigh) as samples:
+            for key, prepared in samples:
+                if isinstance(prepared, ShardError):
+                    decoded.fail(key, prepared)
+                    continue
+                decoded.seen += 1
+                for current in running:
+                    current.waiting += prepared[current.recipe]
+                    while len(current.waiting) >= self._batch_size:
+                        self._encode(current)
             for current in running:
-                current.waiting += prepared[current.recipe]
-                while len(current.waiting) >= self._batch_size:
+                if current.waiting:
                     self._encode(current)
-        for current in running:
-            if current.waiting:
-                self._encode(current)
+            for current in running:
+                self._fetch(current)
+        audit.take(decoded)
         audit.close()
         return [
             (
@@ -155,25 +186,41 @@ class Extractor:
         )
 
     def _encode(self, current: _Running) -> None:
-        """Encode the first waiting items, at most a batch of them, padded to a batch with copies of the first."""
-        start = time.perf_counter()
+        """Encode the first waiting items, at most a batch of them, padded to a batch with copies of the first; then fetch the batch before it."""
         batch, current.waiting = current.waiting[: self._batch_size], current.waiting[self._batch_size :]
-        images = self._batch([prepared.image for prepared in batch])
+        images = self._transfers.batch([prepared.image for prepared in batch], self._batch_size)
+        keep, positions = self._choices([prepared.keep for prepared in batch]), self._choices([prepared.positions for prepared in batch])
+        under_way = batch, self._transfers.compute(lambda: self._features(current, images, keep, positions, len(batch)))
+        self._fetch(current)
+        current.on_its_way = under_way
+
+    def _features(
+        self, current: _Running, images: torch.Tensor, keep: torch.Tensor | None, positions: torch.Tensor | None, count: int
+    ) -> list[torch.Tensor]:
+        """Of each readout the features of the first `count` images, in the type that its bank keeps them in."""
         info = current.encoder.info
         with torch.inference_mode(), self._autocast(current.precision):
             tokens = current.encoder.encode(
-                images,
-                keep=self._batch_of_choices([prepared.keep for prepared in batch]),
-                positions=self._batch_of_choices([prepared.positions for prepared in batch]),
+                normalise(images, info.preprocessing) if images.dtype == torch.uint8 else images,
+                keep=keep,
+                positions=positions,
                 blocks=blocks_needed(current.readouts, info),
                 projection=any(readout.pooling == "projection" for readout in current.readouts),
             )
-            features = [read(tokens, readout, info) for readout in current.readouts]
-        for readout, rows, values in zip(current.readouts, current.rows, features, strict=True):
-            half = readout.is_dense and current.precision != "float32"
-            array = values[: len(batch)].to("cpu", torch.float16 if half else torch.float32).numpy()
+            features = [read(tokens, readout, info)[:count] for readout in current.readouts]
+            halves = [readout.is_dense and current.precision != "float32" for readout in current.readouts]
+            return [values.to(torch.float16 if half else torch.float32) for values, half in zip(features, halves, strict=True)]
+
+    def _fetch(self, current: _Running) -> None:
+        """Add the features of the batch that was encoded last to the rows."""
+        if current.on_its_way is None:
+            return
+        batch, features = current.on_its_way
+        current.on_its_way = None
+        arrays, seconds = features.wait()
+        current.seconds += seconds
+        for readout, rows, array in zip(current.readouts, current.rows, arrays, strict=True):
             _append(rows, batch, array, with_masks=readout.has_masks)
-        current.seconds += time.perf_counter() - start
 
     def _autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """A pass's own precision: this process's, or float32. Raises ValueError for another one, which this process cannot compute in."""
@@ -184,15 +231,10 @@ class Extractor:
             raise ValueError(f"expected a pass in {able}, got {precision}")
         return torch.autocast(self._compute.device.type, enabled=False)
 
-    def _batch(self, values: list[torch.Tensor]) -> torch.Tensor:
-        """[batch size, ...] on the device, padded with copies of the first."""
-        stacked = torch.stack(values + values[:1] * (self._batch_size - len(values)))
-        return stacked.to(self._compute.device, non_blocking=True)
-
-    def _batch_of_choices(self, values: list[torch.Tensor | None]) -> torch.Tensor | None:
-        """Of tokens or positions: all the images of a view have a choice, or none has."""
+    def _choices(self, values: list[torch.Tensor | None]) -> torch.Tensor | None:
+        """A batch of tokens or positions: all the images of a view have a choice, or none has."""
         chosen = [value for value in values if value is not None]
-        return self._batch(chosen) if chosen else None
+        return self._transfers.batch(chosen, self._batch_size) if chosen else None
 
 
 def _prepare(decode: Callable[[], Sample], views: dict[_Recipe, View]) -> dict[_Recipe, list[_Prepared]]:
@@ -208,19 +250,27 @@ def _prepare(decode: Callable[[], Sample], views: dict[_Recipe, View]) -> dict[_
 
 
 def _prepare_item(item: Item, view: View, recipe: _Recipe) -> _Prepared:
-    image = prepare(item.image, recipe.preprocessing, view.fit)
+    image = prepare_pixels(item.image, recipe.preprocessing, view.fit)
     masks = {name: prepare_mask(mask, recipe.preprocessing, view.fit) for name, mask in item.masks.items()}
+    prepared = _Prepared(key=item.key, group=item.group, target=item.target, image=image, masks=masks)
     if view.alteration is None or recipe.grid is None:
-        return _Prepared(item=item, image=image, masks=masks)
-    altered = view.alteration(image, recipe.grid, item.key)
-    return _Prepared(item=item, image=altered.image, masks={**masks, **altered.marks}, keep=altered.keep, positions=altered.positions)
+        return prepared
+    altered = view.alteration(normalise(image[None], recipe.preprocessing)[0], recipe.grid, item.key)
+    return replace(prepared, image=altered.image, masks={**masks, **altered.marks}, keep=altered.keep, positions=altered.positions)
+
+
+def _weigh(prepared: dict[_Recipe, list[_Prepared]]) -> Weight:
+    return Weight(
+        items=max(map(len, prepared.values()), default=0),
+        bytes=sum(item.bytes for items in prepared.values() for item in items),
+    )
 
 
 def _append(rows: PartRows, batch: list[_Prepared], features: np.ndarray, *, with_masks: bool) -> None:
     for prepared, feature in zip(batch, features, strict=True):
-        rows.keys.append(prepared.item.key)
-        rows.groups.append(prepared.item.group)
-        rows.targets.append(-1 if prepared.item.target is None else prepared.item.target)
+        rows.keys.append(prepared.key)
+        rows.groups.append(prepared.group)
+        rows.targets.append(-1 if prepared.target is None else prepared.target)
         rows.features.append(feature)
         if with_masks:
             for name, mask in prepared.masks.items():
