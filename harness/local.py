@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,12 +102,13 @@ def encode(plan: Plan, store: BankStore, missing: Sequence[ShardWork], compute: 
         return encoder
 
     extractor = Extractor(compute, placed, batch_size=resources.batch_size, decode_threads=resources.decode_threads)
-    for work in missing:
-        try:
-            for bank, rows, receipt in extractor.run(work, node="here", attempts=1):
-                store.write_part(bank, rows, receipt)
-        except ShardError as error:
-            lost[work.name] = Lost(reason=in_one_line(error), attempts=1)
+    with contextlib.closing(extractor.each(missing, node="here")) as works:  # type: ignore[type-var]
+        for work, begun in works:
+            try:
+                for bank, rows, receipt in begun.result():
+                    store.write_part(bank, rows, receipt)
+            except ShardError as error:
+                lost[work.name] = Lost(reason=in_one_line(error), attempts=1)
     return lost
 
 

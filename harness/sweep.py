@@ -36,7 +36,7 @@ from harness.config import Sweep, load_sweep, resolve_path
 from harness.encoders import refuse_unknown_keys
 from harness.errors import RequestError
 from harness.features.bank import BankStore
-from harness.features.extract import ShardWork
+from harness.features.extract import IN_FLIGHT, ShardWork
 from harness.features.index import ReadParts
 from harness.files import only_driver, publish
 from harness.plan.cost import cost_lines, cost_of, is_scored, least_bytes, size
@@ -159,6 +159,7 @@ def _encode(
                 crew=crew,
                 log=log,
                 lease_timeout=plan.sweep.resources.lease_timeout,
+                leases_per_actor=IN_FLIGHT,
                 out=out,
                 on_done=lambda work: bar.advance(work.items),
             )

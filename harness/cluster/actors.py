@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from harness.encoders import EncoderSpec, load
 from harness.errors import portable
 from harness.features.bank import BankStore
 from harness.features.device import Compute, Precision, check_device
-from harness.features.extract import Extractor, ShardWork
+from harness.features.extract import Extractor, Part, ShardWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,12 @@ class ActorSettings:
     device_type: str
 
 
+_READING = "reading"
+"""The group of calls that are answered while another shard is encoded."""
+
+
 class EncoderActor:
-    """Encodes shards that it is leased, one at a time, and publishes their bank parts.
+    """Encodes shards that it is leased, one at a time, and publishes their bank parts. The next one is read, and encoded, while one is published.
 
     Its constructor does nothing that can fail: setup happens in `start`, a separate call whose failure says why.
     """
@@ -42,6 +48,9 @@ class EncoderActor:
         self._settings = settings
         self._specs = encoders
         self._loaded: dict[str, Encoder] = {}
+        self._begun: dict[tuple[str, int], Future[list[Part]] | None] = {}
+        """By shard and attempt: what was expected and is not asked for yet, or None where it has been asked for."""
+        self._beginning = threading.Lock()
 
     def pid(self) -> int:
         return os.getpid()
@@ -59,6 +68,13 @@ class EncoderActor:
         address: str = ray.util.get_node_ip_address()
         return address
 
+    @ray.method(concurrency_group=_READING)  # type: ignore[untyped-decorator]
+    def expect(self, work: ShardWork, attempt: int) -> None:
+        """Begin to read `work`, whose `encode` will be called after those of the works before it. Nothing is published, nothing raised."""
+        with self._beginning:
+            if (work.name, attempt) not in self._begun:  # this call may come late
+                self._begun[work.name, attempt] = self._begin(work, attempt)
+
     def encode(self, work: ShardWork, attempt: int) -> int:
         """Publish every part of `work`; the number of rows.
 
@@ -71,12 +87,17 @@ class EncoderActor:
             raise portable(error) from error
 
     def _encode(self, work: ShardWork, attempt: int) -> int:
-        node = ray.util.get_node_ip_address()
-        check_device(self._settings.device_type, gpu=self._settings.gpus > 0, node=node)
-        parts = self._extractor.run(work, node=node, attempts=attempt)
+        check_device(self._settings.device_type, gpu=self._settings.gpus > 0, node=ray.util.get_node_ip_address())
+        with self._beginning:
+            begun = self._begun.get((work.name, attempt)) or self._begin(work, attempt)
+            self._begun[work.name, attempt] = None
+        parts = begun.result()
         for bank, rows, receipt in parts:
             self._store.write_part(bank, rows, receipt)
         return sum(receipt.rows for _, _, receipt in parts)
+
+    def _begin(self, work: ShardWork, attempt: int) -> Future[list[Part]]:
+        return self._extractor.start(work, node=ray.util.get_node_ip_address(), attempts=attempt)
 
     def _encoder(self, name: str) -> Encoder:
         if name not in self._loaded:
@@ -95,14 +116,16 @@ class EncoderCrew:
         self.actors: list[Any] = [self._start() for _ in range(count)]
 
     def _start(self) -> Any:
-        # the harness itself leases lost work again, to any free actor: Ray neither retries the call nor revives the actor
-        remote = ray.remote(num_cpus=self._settings.cpus, num_gpus=self._settings.gpus, max_restarts=0, max_task_retries=0)(EncoderActor)
+        # a lost lease is this harness's to give again, to whichever actor is free: Ray neither retries the call nor revives the actor
+        options = {"num_cpus": self._settings.cpus, "num_gpus": self._settings.gpus, "concurrency_groups": {_READING: 1}}
+        remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(EncoderActor)
         return remote.remote(self._settings, self._encoders)
 
     def start(self, actor: Any) -> Any:
         return actor.start.remote()
 
     def lease(self, actor: Any, work: ShardWork, attempt: int) -> Any:
+        actor.expect.remote(work, attempt)
         return actor.encode.remote(work, attempt)
 
     def replace(self, actor: Any) -> Any:

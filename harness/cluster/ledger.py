@@ -1,17 +1,21 @@
 """Every shard is seen once: leases to actors, retries, and the resulting account.
 
-An actor is started, and holds no lease until it reports that it is ready; then it holds one shard at a time. A lease ends with its receipts, with the
-loss of the actor, or with its timeout; a shard whose lease was lost, or that could not be read or written, is leased again, up to MAX_ATTEMPTS times
-in all. Parts are published whole, so that work done twice is counted once: the first part stays.
+An actor is started, and holds no lease until it says that it is ready; then it holds one shard, or two where more shards wait than there are actors:
+it reads the second while it encodes the first. A lease ends with its receipts, with the actor's loss, or with its time, which begins once the
+shard is the actor's first. A shard whose lease was lost, or that could not be read or written, is leased again, up to MAX_ATTEMPTS times in all.
+The loss of an actor is an attempt of its first shard alone; both are then leased without a second one beside them, so that a shard that ends
+actors costs no other.
+Parts are published whole, so that work done twice is counted once: the first part stays.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -83,13 +87,17 @@ class _Turn:
     work: ShardWork
     attempt: int = 1
     not_before: float = 0.0
+    alone: bool = False
+    """Whether it is given to an actor that then holds nothing else."""
 
 
 @dataclass(kw_only=True, eq=False)
 class _Lease:
     turn: _Turn
     actor: Any
+    reference: Any
     deadline: float
+    """Infinite while the actor has another shard to encode before."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -111,6 +119,7 @@ class Ledger:
     lease_timeout: float
     start_timeout: float = START_TIMEOUT
     pause: float = PAUSE
+    leases_per_actor: int = 1
     out: Path | None = None
     """Where tracebacks are kept."""
     on_done: Callable[[ShardWork], None] = lambda _: None
@@ -120,7 +129,8 @@ class Ledger:
     _waiting: deque[_Turn] = field(default_factory=deque, init=False)
     _idle: list[Any] = field(default_factory=list, init=False)
     _starts: dict[Any, _Start] = field(default_factory=dict, init=False)
-    _leases: dict[Any, _Lease] = field(default_factory=dict, init=False)
+    _leases: dict[Any, list[_Lease]] = field(default_factory=dict, init=False)
+    """Of each actor that holds any, in the order in which it encodes them."""
     _trouble: str = ""
     """Why the latest start failed."""
     _ready_at: float = 0.0
@@ -141,40 +151,57 @@ class Ledger:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     def _lease_all(self) -> None:
-        """Give every idle actor a shard whose pause is over, and wait for the outcome of any lease or start."""
+        """Give shards whose time has come to every actor that has room for one, and wait until something has come of any lease or start."""
         now = self.clock()
         ready = (turn for turn in self._waiting if turn.not_before <= now)
-        for turn in list(islice(ready, len(self._idle))):  # visits no more turns than can be leased: there may be tens of thousands
-            actor = self._idle.pop()
-            self._waiting.remove(turn)
-            self.log.write("lease", shard=turn.work.name, attempt=turn.attempt, actor=str(actor))
-            try:
-                reference = self.crew.lease(actor, turn.work, turn.attempt)
-            except RayError as error:
-                self._lose_lease(turn, _reason(error))
-                self._start(self.crew.replace(actor), failures=0)
-                continue
-            self._leases[reference] = _Lease(turn=turn, actor=actor, deadline=now + self.lease_timeout)
-        if self._leases or self._starts:
-            ray.wait([*self._leases, *self._starts], timeout=_POLL)
+        for turn in list(islice(ready, len(self._idle))):  # no more are looked at than can be leased: there may be tens of thousands
+            self._lease(turn, self._idle.pop())
+        if self.leases_per_actor > 1 and not self._idle:
+            self._lease_second_ones()
+        references = [lease.reference for leases in self._leases.values() for lease in leases]
+        if references or self._starts:
+            ray.wait([*references, *self._starts], timeout=_POLL)
         elif self._idle:
             time.sleep(min(_POLL, self.pause))  # all remaining shards wait for their pause to end
 
-    def _settle_leases(self) -> None:
-        for reference in _finished(self._leases):
-            lease = self._leases.pop(reference)
-            self._settle(lease, reference)
-        now = self.clock()
-        for reference in [reference for reference, lease in self._leases.items() if now > lease.deadline]:
-            lease = self._leases.pop(reference)
-            self._lose_lease(lease.turn, f"not returned within {self.lease_timeout:g} s")
-            self._start(self.crew.replace(lease.actor), failures=0)
+    def _lease_second_ones(self) -> None:
+        """To actors that hold fewer shards than they may, while so many wait that none is missed by an actor that ends sooner."""
+        for actor, leases in list(self._leases.items()):
+            if len(self._waiting) <= len(self.crew.actors):
+                return
+            turn = self._waiting[0]
+            if turn.alone or turn.not_before > self.clock():
+                return
+            if len(leases) < self.leases_per_actor and not any(lease.turn.alone for lease in leases):
+                self._lease(turn, actor)
 
-    def _settle(self, lease: _Lease, reference: Any) -> None:
-        """Take a lease's outcome. A broken actor is replaced; one that merely could not read or write is used again."""
+    def _lease(self, turn: _Turn, actor: Any) -> None:
+        self._waiting.remove(turn)
+        self.log.write("lease", shard=turn.work.name, attempt=turn.attempt, actor=str(actor))
+        leases = self._leases.setdefault(actor, [])
+        lease = _Lease(turn=turn, actor=actor, reference=None, deadline=math.inf)
+        leases.append(lease)
+        try:
+            lease.reference = self.crew.lease(actor, turn.work, turn.attempt)
+        except RayError as error:
+            self._lose_actor(actor, _reason(error))
+            return
+        leases[0].deadline = min(leases[0].deadline, self.clock() + self.lease_timeout)
+
+    def _settle_leases(self) -> None:
+        held = {lease.reference: lease for leases in self._leases.values() for lease in leases}
+        for reference in _finished(held):
+            if held[reference] in self._leases.get(held[reference].actor, ()):  # not lost since, with its actor
+                self._settle(held[reference])
+        now = self.clock()
+        for actor in [actor for actor, leases in self._leases.items() if now > leases[0].deadline]:
+            self._lose_actor(actor, f"not returned within {self.lease_timeout:g} s")
+
+    def _settle(self, lease: _Lease) -> None:
+        """Take a lease's outcome. An actor that is out of order is replaced; one that only could not read or write is used again."""
         turn = lease.turn
         try:
-            ray.get(reference)
+            ray.get(lease.reference)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RunError):
@@ -184,22 +211,41 @@ class Ledger:
             elif isinstance(cause, OSError | HarnessError):
                 self._lose_lease(turn, in_one_line(cause), pause=self.pause * 3 ** (turn.attempt - 1))
             else:
-                self._lose_lease(turn, in_one_line(cause))
-                self._start(self.crew.replace(lease.actor), failures=0)
+                self._lose_actor(lease.actor, in_one_line(cause), blamed=lease)
                 return
-        except RayError as error:  # out of memory, a lost worker, node or result: in any case there is no receipt
-            self._lose_lease(turn, _reason(error))
-            self._start(self.crew.replace(lease.actor), failures=0)
+        except RayError as error:  # out of memory, a lost worker, a lost node, a lost result: whatever it is, there is no receipt
+            self._lose_actor(lease.actor, _reason(error))
             return
         else:
             self.log.write("done", shard=turn.work.name, attempt=turn.attempt)
             self.on_done(turn.work)
-        self._idle.append(lease.actor)
+        self._end(lease)
+
+    def _end(self, lease: _Lease) -> None:
+        """An actor has one lease less; the time of the next one begins."""
+        leases = self._leases[lease.actor]
+        leases.remove(lease)
+        if leases:
+            leases[0].deadline = min(leases[0].deadline, self.clock() + self.lease_timeout)
+        else:
+            del self._leases[lease.actor]
+            self._idle.append(lease.actor)
+
+    def _lose_actor(self, actor: Any, reason: str, *, blamed: _Lease | None = None) -> None:
+        """Replace an actor. What it held is leased again; an attempt is lost of the lease to blame alone: the first, which was being encoded."""
+        leases = self._leases.pop(actor)
+        blamed = blamed or leases[0]
+        for lease in reversed(leases):
+            if lease is not blamed:
+                self.log.write("returned", shard=lease.turn.work.name, attempt=lease.turn.attempt)
+                self._waiting.appendleft(replace(lease.turn, alone=True))
+        self._lose_lease(replace(blamed.turn, alone=len(leases) > 1 or blamed.turn.alone), reason)
+        self._start(self.crew.replace(actor), failures=0)
 
     def _lose_lease(self, turn: _Turn, reason: str, *, pause: float = 0.0) -> None:
         self.log.write("lost", shard=turn.work.name, attempt=turn.attempt, reason=reason)
         if turn.attempt < MAX_ATTEMPTS:
-            self._waiting.append(_Turn(work=turn.work, attempt=turn.attempt + 1, not_before=self.clock() + pause))
+            self._waiting.append(replace(turn, attempt=turn.attempt + 1, not_before=self.clock() + pause))
         else:
             self._lose(turn, f"gave up after {turn.attempt} attempts: {reason}")
 

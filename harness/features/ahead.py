@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,12 +41,19 @@ class Room:
         self._least, self._most, self._undecoded = least, most, undecoded
         self._changed = threading.Condition()
         self._items = self._bytes = self._unknown = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Let nothing in any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def enter(self, given_up: threading.Event) -> bool:
-        """Wait for room for one sample, and take it; False, with no room taken, where its shard is given up."""
+        """Wait for room for one sample, and take it; False, with no room taken, where its shard, or everything, is given up."""
         with self._changed:
-            self._changed.wait_for(lambda: given_up.is_set() or self._has_room())
-            if given_up.is_set():
+            self._changed.wait_for(lambda: self._closed or given_up.is_set() or self._has_room())
+            if self._closed or given_up.is_set():
                 return False
             self._unknown += 1
             return True
@@ -96,10 +103,16 @@ class Ahead(Generic[T]):
     def __init__(self, threads: int, *, least: int, most: int = MOST_BYTES) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._room = Room(least=least, most=most, undecoded=_UNDECODED * threads)
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._last = _Place()
         self._last.read.set()
         self._last.taken.set()
+
+    def close(self) -> None:
+        """Give up every shard, at its next sample."""
+        self._closed.set()
+        self._room.close()
 
     @contextmanager
     def shard(self, samples: Iterable[Keyed[T]], weigh: Callable[[T], Weight]) -> Iterator[Iterator[tuple[str, T | ShardError]]]:
@@ -137,7 +150,7 @@ class Ahead(Generic[T]):
             before.read.wait()
             for key, job in samples:
                 if not self._room.enter(given_up):
-                    break
+                    raise CancelledError("the shard was given up")
                 queue.put(_Job(key, self._pool.submit(partial(self._prepare, job, weigh))))
         except BaseException as error:  # raised where the samples are taken
             end = error
@@ -161,6 +174,8 @@ class Ahead(Generic[T]):
                 self._room.leave(Weight(1, 0))
                 raise
             self._room.leave(weight)
+            if self._closed.is_set():
+                raise CancelledError("the shard was given up")
             yield job.key, result
         if job is not None:
             raise job

@@ -7,7 +7,8 @@ be in flight at once: the next one is read and prepared while one is encoded.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -131,6 +132,20 @@ class Extractor:
     def start(self, work: ShardWork, *, node: str, attempts: int) -> Future[list[Part]]:
         """What `run` will give. Shards are encoded in the order of these calls, and read ahead while the one before them is encoded."""
         return self._runs.submit(self.run, work, node=node, attempts=attempts)
+
+    def each(self, works: Iterable[ShardWork], *, node: str) -> Iterator[tuple[ShardWork, Future[list[Part]]]]:
+        """Every work in its order, and what `run` gives for it, with `IN_FLIGHT` of them begun. Closing the iterator gives up the others."""
+        begun = deque[tuple[ShardWork, Future[list[Part]]]]()
+        try:
+            for work in works:
+                begun.append((work, self.start(work, node=node, attempts=1)))
+                if len(begun) == IN_FLIGHT:
+                    yield begun.popleft()
+            while begun:
+                yield begun.popleft()
+        except BaseException:
+            self._ahead.close()
+            raise
 
     def run(self, work: ShardWork, *, node: str, attempts: int) -> list[Part]:
         """One part for every bank of `work`. Raises ShardError where the shard cannot be read at all."""

@@ -346,3 +346,88 @@ def test_a_record_names_the_tracebacks_of_the_shards_that_it_lacks(tmp_path: Pat
     receipts = [account(store, spec, shard, 3, Lost(reason=reason, attempts=1)) for shard, reason in reasons.items()]
     assert where_tracebacks_are(receipts) == "; the traceback is in errors/d__test__0.tar.txt"
     assert where_tracebacks_are(receipts[1:]) == ""
+
+
+# --- two leases an actor ----------------------------------------------------------------------------------------------------
+
+
+def run_two(crew: FakeCrew, clock: Clock, log: EventLog, tmp_path: Path, *, shards: int) -> Ledger:
+    ledger = Ledger(crew=crew, log=log, lease_timeout=100.0, leases_per_actor=2, out=tmp_path, clock=clock)
+    ledger.run(works(shards))
+    return ledger
+
+
+def events(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+
+
+def most_held(tmp_path: Path) -> dict[str, int]:
+    """The most leases that each actor held at a time."""
+    held: dict[str, set[str]] = {}
+    most: dict[str, int] = {}
+    for event in events(tmp_path):
+        if event["event"] == "lease":
+            held.setdefault(event["actor"], set()).add(event["shard"])
+            most[event["actor"]] = max(most.get(event["actor"], 0), len(held[event["actor"]]))
+        else:
+            for shards in held.values():
+                shards.discard(event["shard"])
+    return most
+
+
+def test_an_actor_holds_a_second_shard_while_more_wait_than_there_are_actors(clock: Clock, log: EventLog, tmp_path: Path) -> None:
+    crew = FakeCrew(2)
+    assert run_two(crew, clock, log, tmp_path, shards=9).lost == {}
+    assert sorted(shard for _, shard, _ in crew.leases) == sorted(f"{index}.tar" for index in range(9)), "each once"
+    assert most_held(tmp_path) == {"0": 2, "1": 2}
+    few = FakeCrew(2)
+    (tmp_path / "events.jsonl").write_text("")
+    assert run_two(few, clock, log, tmp_path, shards=4).lost == {}
+    assert most_held(tmp_path) == {"0": 1, "1": 1}
+
+
+def test_the_loss_of_an_actor_loses_both_and_is_an_attempt_of_the_one_that_was_encoded(clock: Clock, log: EventLog, tmp_path: Path) -> None:
+    crew = FakeCrew(1, lease=lambda actor, shard, attempt: (RayActorError() if shard == "0.tar" else NEVER) if actor == 0 else READY)
+    assert run_two(crew, clock, log, tmp_path, shards=5).lost == {}
+    assert crew.leases[:3] == [(0, "0.tar", 1), (0, "1.tar", 1), (1, "1.tar", 1)]
+    assert (1, "0.tar", 2) in crew.leases
+    assert len(crew.leases) == 7
+    losses = [(event["event"], event["shard"]) for event in events(tmp_path) if event["event"] in ("lost", "returned")]
+    assert losses == [("returned", "d/test/1.tar"), ("lost", "d/test/0.tar")]
+
+
+def test_a_shard_that_ends_actors_costs_no_other(clock: Clock, log: EventLog, tmp_path: Path) -> None:
+    """Whichever place it has: read as the second, it takes the actor with it that encodes another."""
+    crew = FakeCrew(2)
+
+    def lease(actor: int, shard: str, attempt: int) -> Any:
+        beside = [held for holder, held, _ in crew.leases if holder == actor]
+        return RayActorError() if "3.tar" in (shard, *beside) else READY
+
+    crew.__init__(2, lease=lease)  # type: ignore[misc]
+    lost = run_two(crew, clock, log, tmp_path, shards=12).lost
+    assert list(lost) == ["d/test/3.tar"]
+
+
+def test_the_time_of_a_second_lease_begins_with_the_end_of_the_first(clock: Clock, log: EventLog, tmp_path: Path) -> None:
+    outcomes: dict[str, Reference] = {}
+    crew = FakeCrew(1, lease=lambda actor, shard, attempt: NEVER)
+    plain = crew.lease
+
+    def lease(actor: int, work: Work, attempt: int) -> Any:
+        reference = plain(actor, work, attempt)
+        outcomes[work.name] = reference
+        return reference
+
+    def finish_first(references: Sequence[Reference], **options: Any) -> tuple[list[Reference], list[Reference]]:
+        if options.get("timeout") and clock.now > 90 and "d/test/0.tar" in outcomes:
+            outcomes.pop("d/test/0.tar").outcome = READY
+        if options.get("timeout") and clock.now > 180:
+            for reference in outcomes.values():
+                reference.outcome = READY
+        return clock.wait(references, **options)
+
+    crew.lease = lease  # type: ignore[method-assign]
+    ledger_module.ray.wait = finish_first  # put back by the fixture
+    assert run_two(crew, clock, log, tmp_path, shards=3).lost == {}
+    assert len(crew.leases) == 3, "no lease was taken for late"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from harness.data.views.bag import Bag
 from harness.data.views.keypoint_patch import KeypointPatch
 from harness.data.views.whole import Whole
 from harness.encoders import EncoderSpec, load
-from harness.errors import BankError
+from harness.errors import BankError, ShardError
 from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
 from harness.features.device import Compute, Precision, device_type
 from harness.features.extract import BankJob, Extractor, Pass, ShardWork
@@ -337,3 +338,69 @@ def test_everything_that_could_change_a_byte_changes_the_key() -> None:
     keys = {BankSpec(**{**plain, **change}).key for change in changes}
     assert len(keys | {base.key}) == len(changes) + 1
     assert base.key == BankSpec(**plain).key
+
+
+# --- shards in flight -------------------------------------------------------------------------------------------------
+
+
+def shards_of(tmp_path: Path, count: int) -> list[tuple[Path, Shard]]:
+    folder = tiny.build(tmp_path, splits={"test": 9 * count}, per_shard=9)
+    return [(folder / shard.file, shard) for shard in load_manifest(str(tmp_path), "tiny").split("test").shards]
+
+
+def test_shards_that_follow_each_other_give_what_each_gives_alone(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    jobs = [work(*shard, ("vit", Whole(), ("mean",)), ("twin", RandomCrops(count=2), ("cls",))) for shard in shards_of(tmp_path, 4)]
+    extractor = Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=4, decode_threads=2)
+    together = list(extractor.each(jobs, node="here"))
+    assert [job for job, _ in together] == jobs
+    for job, begun in together:
+        for (spec, rows, receipt), (_, alone, wanted) in zip(begun.result(), extract(encoders, job), strict=True):
+            assert rows.keys == alone.keys, spec.readout
+            np.testing.assert_array_equal(np.stack(rows.features), np.stack(alone.features))
+            assert replace(receipt, seconds=0.0) == replace(wanted, seconds=0.0)
+
+
+def test_a_shard_that_cannot_be_read_costs_neither_the_one_before_nor_the_one_behind(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    first, second, third = shards_of(tmp_path, 3)
+    second[0].unlink()
+    jobs = [work(*shard, ("vit", Whole(), ("mean",))) for shard in (first, second, third)]
+    outcomes = [
+        begun for _, begun in Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=4, decode_threads=2).each(jobs, node="")
+    ]
+    assert isinstance(outcomes[1].exception(), ShardError)
+    assert [outcomes[index].result()[0][2].status for index in (0, 2)] == ["ok", "ok"]
+
+
+def test_an_encoder_that_fails_on_a_shard_leaves_the_next_one_alone(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    jobs = [work(*shard, (name, Whole(), ("mean",))) for shard, name in zip(shards_of(tmp_path, 2), ("nobody", "vit"), strict=True)]
+    first, second = (
+        begun for _, begun in Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=4, decode_threads=2).each(jobs, node="")
+    )
+    assert isinstance(first.exception(), KeyError)
+    assert second.result()[0][2].status == "ok"
+
+
+def test_whoever_stops_waits_for_no_more_than_a_batch(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    jobs = [work(*shard, ("vit", Whole(), ("mean",))) for shard in shards_of(tmp_path, 4)]
+    extractor = Extractor(Compute("float32", False, 1), encoders.__getitem__, batch_size=4, decode_threads=2)
+    works = extractor.each(jobs, node="here")
+    next(works)
+    works.close()
+    with pytest.raises(CancelledError, match="given up"):
+        extractor.run(jobs[3], node="here", attempts=1)
+
+
+def test_what_an_actor_expects_it_encodes_once(shard: tuple[Path, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = work(*shard, ("vit", Whole(), ("mean",)))
+    settings = ActorSettings(
+        cache=str(tmp_path / "cache"), precision="float32", batch_size=4, threads=1, decode_threads=1, gpus=0, cpus=1, device_type=device_type(False)
+    )
+    actor = EncoderActor(settings, {"vit": EncoderSpec.parse(ENCODER)})
+    actor.start()
+    decoded: list[str] = []
+    real = harness.data.shards.decode_sample
+    monkeypatch.setattr(harness.data.shards, "decode_sample", lambda key, *more: decoded.append(key) or real(key, *more))
+    actor.expect(job, 1)
+    assert actor.encode(job, attempt=1) == 7
+    actor.expect(job, 1)  # a call that comes late begins nothing
+    assert len(decoded) == 7
