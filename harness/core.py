@@ -201,6 +201,8 @@ class EncoderInfo:
     """Whether `Encoder.encode` takes `keep` and `positions`."""
     float32_only: bool = False
     """Whether it computes in float32 whatever precision a run asks for, because less would move its features by more than 2 %."""
+    channels_last: bool = False
+    """Whether its weights and feature maps lie in memory with the channels last, which may change its features to rounding."""
     load_report: LoadReport | None = None
     notes: tuple[str, ...] = ()
     """Choices worth a line in the record, such as how position embeddings were resized."""

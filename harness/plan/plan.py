@@ -245,6 +245,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         "threads": resources.threads,
         "device_type": plan.device_type,
         "extraction_version": EXTRACTION_VERSION,
+        **({"memory_format": "channels_last"} if info.channels_last else {}),
         **manifest.decoding,
         **_versions(),
     }

@@ -247,3 +247,20 @@ def test_half_precision_on_a_gpu(path: Path, images: torch.Tensor, precision: An
     for name in ("cls", "patches", "projection"):
         if name in exact:
             assert relative(half[name].cpu(), exact[name]) < 0.02, name
+
+
+def test_channels_last_is_the_layout_of_networks_with_batch_norms_and_changes_nothing_but_rounding(encoder: Encoder, images: torch.Tensor) -> None:
+    network = encoder.module
+    convolutional = any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert not encoder.info.channels_last or convolutional
+    if not encoder.info.channels_last:
+        return
+    kernels = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    found = everything(encoder, images[:BATCH])
+    try:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for name, tensor in everything(encoder, images[:BATCH]).items():
+            assert relative(tensor, found[name]) <= 1e-5, name
+    finally:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
