@@ -62,6 +62,8 @@ class Resources(_Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU threads that each actor computes with; fixed, since results may depend on it to rounding."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    decoder: Literal["pillow", "torchcodec"] = "pillow"
+    """What decodes JPEGs: Pillow, or torchcodec, which is faster and an optional package."""
     checkpoint_seconds: Annotated[float, Field(ge=0, le=7 * 86400)] = 120.0
     """Seconds of training on a stream between saves of the heads, from which training resumes after an interruption."""
     lease_timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 1800.0

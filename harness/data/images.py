@@ -12,16 +12,20 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from harness.errors import HarnessError, SampleError
+from harness.errors import HarnessError, RequestError, RunError, SampleError
 
 MAX_PIXELS = 178_956_970
 """Maximum number of pixels of a picture or label map, unless its manifest states `max_pixels`: Pillow's own limit."""
 Range = tuple[float, float]
 """The values of black and of white."""
+Decoder = Literal["pillow", "torchcodec"]
+"""What decodes JPEGs of 8-bit colour or grey; everything else is Pillow's."""
 
 _CONVERTED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), ("RGB",)),
@@ -63,7 +67,17 @@ _WORD_MODES = re.compile(";16[BLN]")  # of Pillow's raw modes: RGB;16B, RGBA;16L
 _opening = threading.Lock()
 
 
-def decode_rgb(data: bytes, *, value_range: Range | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decoder_version(decoder: Decoder) -> str | None:
+    """The version of a decoder's package, None for Pillow. Raises RequestError where it is not installed."""
+    if decoder == "pillow":
+        return None
+    try:
+        return version(decoder)
+    except PackageNotFoundError:
+        raise RequestError(f"resources.decoder: expected the package {decoder}, which is not installed; pip install 'partwise[{decoder}]'") from None
+
+
+def decode_rgb(data: bytes, *, value_range: Range | None = None, max_pixels: int = MAX_PIXELS, decoder: Decoder = "pillow") -> np.ndarray:
     """uint8 [H, W, 3] of a JPEG, PNG, WebP or another format that Pillow reads; `value_range` is that of grey values wider than 8 bits.
 
     Grey, palette and CMYK images become RGB as Pillow converts them, alpha is dropped, and, as in the pipelines that the published numbers come from,
@@ -71,7 +85,19 @@ def decode_rgb(data: bytes, *, value_range: Range | None = None, max_pixels: int
     range.
     """
     with decoding("image"), _opened(data, max_pixels) as image:
+        if decoder == "torchcodec" and image.format == "JPEG" and image.mode in ("RGB", "L"):
+            return _by_torchcodec(data)
         return to_rgb(image, value_range)
+
+
+def _by_torchcodec(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of a JPEG. Raises RunError where this process, unlike the one that planned the run, has no torchcodec."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except ImportError as error:
+        raise RunError(f"resources.decoder: expected torchcodec on every node, got: {error}; pip install 'partwise[torchcodec]'") from error
+    pixels: np.ndarray = decode_jpeg(data, mode="RGB").permute(1, 2, 0).numpy()
+    return pixels
 
 
 def decode_labels(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.data.images import MAX_PIXELS, Range
+from harness.data.images import MAX_PIXELS, Decoder, Range
 from harness.errors import ManifestError, nearest
 
 SCHEMA = 1
@@ -67,6 +67,8 @@ class Rules:
     """Black and white of grey values wider than 8 bits; None where the data set does not state it."""
     max_pixels: int = MAX_PIXELS
     """Maximum number of pixels of an image or a label map."""
+    decoder: Decoder = "pillow"
+    """What decodes JPEGs: a property of the run that reads the data set, not of the data set."""
 
 
 class _Frozen(BaseModel):

@@ -272,7 +272,7 @@ def decode_sample(key: str, members: Mapping[str, bytes], rules: Rules) -> Sampl
 
 def _decode(key: str, members: Mapping[str, bytes], rules: Rules) -> Sample:
     picture = next(members[name] for name in IMAGE_MEMBERS if name in members)
-    image = decode_rgb(picture, value_range=rules.value_range, max_pixels=rules.max_pixels)
+    image = decode_rgb(picture, value_range=rules.value_range, max_pixels=rules.max_pixels, decoder=rules.decoder)
     about = _json(members["json"]) if "json" in members else {}
     group = _group(about)
     with decoding("json"):

@@ -13,7 +13,8 @@ from typing import Any
 
 from harness.config import Sweep
 from harness.core import EncoderInfo, Task, View
-from harness.data.manifest import Manifest, shard_url
+from harness.data.images import Decoder, decoder_version
+from harness.data.manifest import Manifest, Rules, shard_url
 from harness.data.shards import Source
 from harness.encoders import EncoderSpec, describe
 from harness.errors import RequestError
@@ -82,11 +83,15 @@ class Plan:
         """What the encoder computes in: the run's precision, or float32 for networks that lose too much in any other."""
         return "float32" if info.float32_only else self.precision
 
+    def rules_of(self, manifest: Manifest) -> Rules:
+        """What the samples of a data set are held to, and decoded with."""
+        return replace(manifest.rules, decoder=self.sweep.resources.decoder)
+
     @property
     def run_id(self) -> str:
         """Names what is asked for: the same request has the same id, wherever and however often it runs."""
         request = {
-            "sweep": self.sweep.model_dump(exclude=dict(NOT_IN_RUN_ID) if self.sweep.metrics else {**NOT_IN_RUN_ID, "metrics": True}),
+            "sweep": self.sweep.model_dump(exclude=_not_in_run_id(self.sweep)),
             "weights": {name: info.weights_sha256 for name, info in self.infos.items()},
             "data": {name: manifest.to_json() for name, manifest in self.manifests.items()},
             "device": [self.device_type, self.precision],
@@ -223,7 +228,19 @@ def _samples(manifest: Manifest | None) -> int:
 
 def _source(plan: Plan, manifest: Manifest, split: str) -> Source:
     shards = manifest.split(split).shards
-    return Source(shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), rules=manifest.rules)
+    return Source(shards=tuple((shard_url(plan.sweep.shards, manifest.dataset, shard), shard) for shard in shards), rules=plan.rules_of(manifest))
+
+
+def _not_in_run_id(sweep: Sweep) -> dict[str, Any]:
+    """What of a sweep is in no run's id: beside `NOT_IN_RUN_ID`, fields that came later and say nothing, so that ids stay."""
+    resources = {*NOT_IN_RUN_ID["resources"], *(("decoder",) if sweep.resources.decoder == "pillow" else ())}
+    return {**NOT_IN_RUN_ID, "resources": resources, **({} if sweep.metrics else {"metrics": True})}
+
+
+def _decoder(decoder: Decoder) -> dict[str, str]:
+    """What of a bank's identity says which other package than Pillow decoded it."""
+    version_of_it = decoder_version(decoder)
+    return {} if version_of_it is None else {"decoder": f"{decoder} {version_of_it}"}
 
 
 @functools.cache
@@ -246,6 +263,7 @@ def _bank(plan: Plan, info: EncoderInfo, task: Task, readout: str, manifest: Man
         "device_type": plan.device_type,
         "extraction_version": EXTRACTION_VERSION,
         **({"memory_format": "channels_last"} if info.channels_last else {}),
+        **_decoder(resources.decoder),
         **manifest.decoding,
         **_versions(),
     }
@@ -289,6 +307,6 @@ def _shard_work(plan: Plan) -> Iterator[ShardWork]:
                 split=split,
                 url=shard_url(plan.sweep.shards, dataset, shard),
                 shard=shard,
-                rules=manifest.rules,
+                rules=plan.rules_of(manifest),
                 passes=whole,
             )

@@ -6,6 +6,8 @@ import io
 import struct
 import threading
 import zlib
+from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from harness.data import images as module
 from harness.data.images import MAX_PIXELS, decode_labels, decode_rgb, to_rgb
-from harness.errors import SampleError
+from harness.errors import RequestError, SampleError
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (16, 1))
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -300,3 +302,39 @@ def test_a_large_picture_is_converted_in_strips_as_it_would_be_whole(mode: str, 
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 100)
     assert np.array_equal(to_rgb(image, (0, 65535)), whole)
     assert whole.shape == (*shape, 3)
+
+
+# --- another decoder ----------------------------------------------------------------------------------------------------
+
+
+def photograph(mode: str, **options: Any) -> bytes:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((321, 243), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    coarse.convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{"quality": 75}, {"quality": 95, "subsampling": 0}, {"quality": 90, "progressive": True}])
+def test_torchcodec_gives_pillows_pixels(mode: str, options: dict[str, Any]) -> None:
+    pytest.importorskip("torchcodec")
+    data = photograph(mode, **options)
+    np.testing.assert_array_equal(decode_rgb(data, decoder="torchcodec"), decode_rgb(data))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: data[:100] + bytes(len(data) - 100)])
+def test_what_torchcodec_cannot_decode_costs_its_sample(damage: Any) -> None:
+    pytest.importorskip("torchcodec")
+    with pytest.raises(SampleError, match="broken image"):
+        decode_rgb(damage(photograph("RGB")), decoder="torchcodec")
+
+
+def test_a_decoder_that_is_not_installed_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(module, "version", absent)
+    assert module.decoder_version("pillow") is None
+    with pytest.raises(RequestError, match=r"expected the package torchcodec, which is not installed; pip install 'partwise\[torchcodec\]'$"):
+        module.decoder_version("torchcodec")
