@@ -187,7 +187,8 @@ def test_no_other_ray_no_long_path_no_home_and_no_memory_keeps_ours_from_startin
     temporary = tmp_path / "a-very-long-folder-for-temporary-files" / "of-a-batch-system"
     (temporary / "ray").mkdir(parents=True)
     (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:6399")  # as a Ray that was killed leaves it
-    code = f"from harness.cluster import local_ray; from pathlib import Path; local_ray.SHARED_MEMORY = Path({str(tmp_path / 'no-shared-memory')!r})\n"
+    code = "from harness.cluster import local_ray; from pathlib import Path\n"
+    code += f"local_ray.SHARED_MEMORY = Path({str(tmp_path / 'no-shared-memory')!r})\n"
     code += "local_ray.store_options.__defaults__ = (local_ray.SHARED_MEMORY, local_ray.ENOUGH_SHARED)\n" + STARTS
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = inherited | {"RAY_ADDRESS": "127.0.0.1:6399", "TMPDIR": str(temporary), "HOME": str(tmp_path / "no-home")}
