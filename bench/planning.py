@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.rows import Row
 from harness.config import load_sweep
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt, ShardRows
 from harness.features.device import device_type
 from harness.features.index import ReadParts
 from harness.plan.plan import Plan, make_plan
@@ -220,7 +220,7 @@ def template(bank: BankSpec, store: BankStore, cache: Path) -> bytes:
         seconds=1.0,
         images=samples,
     )
-    store.write_part(bank.leased, PartRows(keys=keys, groups=keys, targets=[0] * samples, features=features), receipt)
+    store.write_part(bank.leased, ShardRows(keys=keys, groups=keys, targets=[0] * samples, features=features), receipt)
     return (cache / bank.key / f"{stem(file)}.arrow").read_bytes()
 
 

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from bench.rows import Row
 from harness.cluster.tuner import SearchSettings, run_search
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt, ShardRows
 from harness.features.device import device_type
 from harness.probes.linear import LinearFields
 from harness.search.state import StudyState
@@ -121,7 +121,7 @@ def bank(store: BankStore, split: str, study: int, size: Size) -> BankSpec:
     targets = rng.integers(0, size.classes, count)
     features = (means[targets] + rng.standard_normal((count, size.width))).astype(np.float32)
     keys = [f"{name}/{place}" for place in range(count)]
-    rows = PartRows(keys=keys, groups=keys, targets=targets.tolist(), features=list(features), masks={})
+    rows = ShardRows(keys=keys, groups=keys, targets=targets.tolist(), features=list(features), masks={})
     receipt = Receipt(
         bank_key=spec.key,
         shard=name,

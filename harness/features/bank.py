@@ -133,7 +133,7 @@ class Receipt:
 
 
 @dataclass(kw_only=True, eq=False)
-class PartRows:
+class ShardRows:
     """The rows of one part while they are being made."""
 
     keys: list[str] = field(default_factory=list)
@@ -225,7 +225,7 @@ class BankStore:
         """Publish `bank.json`, which says in words what the bank's key hashes."""
         self.publish((spec.key, "bank.json"), json.dumps(spec.describe(), indent=2).encode())
 
-    def write_part(self, spec: BankSpec | LeasedBank, rows: PartRows, receipt: Receipt) -> None:
+    def write_part(self, spec: BankSpec | LeasedBank, rows: ShardRows, receipt: Receipt) -> None:
         """Publish one shard's part. A complete part that is there already stays; an incomplete or unreadable one is replaced.
 
         A leased bank has been described by whoever leased it.
@@ -389,7 +389,7 @@ def _without(rows: Rows, samples: Collection[str]) -> Rows:
     return take(rows, np.array([index for index, key in enumerate(rows.keys) if sample_of(key) not in samples], np.int64))
 
 
-def _serialise(rows: PartRows, receipt: Receipt) -> bytes:
+def _serialise(rows: ShardRows, receipt: Receipt) -> bytes:
     columns: dict[str, pa.Array] = {
         "key": pa.array(rows.keys, pa.string()),
         "group": pa.array(rows.groups, pa.string()),

@@ -24,14 +24,14 @@ from harness.data.preprocess import normalise, prepare_mask, prepare_pixels
 from harness.data.shards import ShardAudit, read_samples
 from harness.errors import ShardError
 from harness.features.ahead import Ahead, Weight
-from harness.features.bank import BankSpec, LeasedBank, PartRows, Receipt
+from harness.features.bank import BankSpec, LeasedBank, Receipt, ShardRows
 from harness.features.device import Compute, Precision
 from harness.features.readouts import Readout, blocks_needed, parse_readout, read
 from harness.features.transfers import OnItsWay, Transfers
 
 IN_FLIGHT = 2
 """Shards that an extractor works on at a time: one is encoded, the next one read."""
-Part = tuple[BankSpec | LeasedBank, PartRows, Receipt]
+Part = tuple[BankSpec | LeasedBank, ShardRows, Receipt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class _Running:
     encoder: Encoder
     precision: Precision
     readouts: list[Readout]
-    rows: list[PartRows]
+    rows: list[ShardRows]
     waiting: list[_Prepared] = field(default_factory=list)
     on_its_way: tuple[list[_Prepared], OnItsWay] | None = None
     """The batch that was encoded last, and its features."""
@@ -197,7 +197,7 @@ class Extractor:
             encoder=encoder,
             precision=work.precision,
             readouts=[parse_readout(job.readout) for job in work.banks],
-            rows=[PartRows() for _ in work.banks],
+            rows=[ShardRows() for _ in work.banks],
         )
 
     def _encode(self, current: _Running) -> None:
@@ -281,7 +281,7 @@ def _weigh(prepared: dict[_Recipe, list[_Prepared]]) -> Weight:
     )
 
 
-def _append(rows: PartRows, batch: list[_Prepared], features: np.ndarray, *, with_masks: bool) -> None:
+def _append(rows: ShardRows, batch: list[_Prepared], features: np.ndarray, *, with_masks: bool) -> None:
     for prepared, feature in zip(batch, features, strict=True):
         rows.keys.append(prepared.key)
         rows.groups.append(prepared.group)

@@ -13,7 +13,7 @@ import fsspec
 from harness.core import StreamEncoder
 from harness.data.epochs import merged
 from harness.data.shards import ShardAudit
-from harness.features.bank import BankStore, PartRows, Receipt
+from harness.features.bank import BankStore, Receipt, ShardRows
 from harness.search.halving import RungResult
 from harness.search.study import BankRef
 from harness.search.training import Position, source_of, worst_of
@@ -66,7 +66,7 @@ class StreamAccount:
                 seconds=self.seconds * share,
                 images=round(self.images * share),
             )
-            store.write_part(ref.bank, PartRows(), receipt)
+            store.write_part(ref.bank, ShardRows(), receipt)
 
 
 def outdated(store: BankStore, refs: Iterable[BankRef]) -> bool:

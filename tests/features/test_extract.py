@@ -25,7 +25,7 @@ from harness.data.views.keypoint_patch import KeypointPatch
 from harness.data.views.whole import Whole
 from harness.encoders import EncoderSpec, load
 from harness.errors import BankError, ShardError
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt, ShardRows
 from harness.features.device import Compute, Precision, device_type
 from harness.features.extract import BankJob, Extractor, Pass, ShardWork
 from tests.helpers import tiny
@@ -74,7 +74,7 @@ def work(path: Path, shard: Shard, *passes: tuple[str, View, tuple[str, ...]], p
 
 def extract(
     encoders: dict[str, Encoder], job: ShardWork, batch_size: int = 4, threads: int = 2, precision: Precision = "float32"
-) -> list[tuple[BankSpec, PartRows, Receipt]]:
+) -> list[tuple[BankSpec, ShardRows, Receipt]]:
     extractor = Extractor(Compute(precision, False, 1), encoders.__getitem__, batch_size=batch_size, decode_threads=threads)
     return extractor.run(job, node="here", attempts=1)
 
@@ -247,7 +247,7 @@ def test_the_first_complete_part_stays_and_an_incomplete_one_is_replaced(tmp_pat
     def part(value: float, attempts: int, reasons: dict[str, list[str]]) -> None:
         audit = ShardAudit(shard="a.tar", expected=1, seen=1, reasons=reasons)
         receipt = Receipt.of(audit, bank_key=spec.key, attempts=attempts, node="", rows=1, seconds=0.0, images=1)
-        rows = PartRows(keys=["k"], groups=["k"], targets=[0], features=[np.full(3, value, np.float32)])
+        rows = ShardRows(keys=["k"], groups=["k"], targets=[0], features=[np.full(3, value, np.float32)])
         store.write_part(spec, rows, receipt)
 
     part(1.0, 1, {"sha256": ["x"]})
@@ -277,7 +277,7 @@ def test_a_damaged_part_counts_as_absent_and_cannot_be_read(
 
 def test_of_a_remote_part_the_account_alone_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     store, spec = BankStore("memory://accounts"), bank("mean", Whole())
-    rows = PartRows(keys=["k"], groups=["k"], targets=[0], features=[np.zeros(2**20, np.float32)])
+    rows = ShardRows(keys=["k"], groups=["k"], targets=[0], features=[np.zeros(2**20, np.float32)])
     receipt = Receipt.of(ShardAudit(shard="a.tar", expected=1, seen=1), bank_key=spec.key, attempts=1, node="", rows=1, seconds=0.0, images=1)
     store.write_part(spec, rows, receipt)
     read: list[int] = []
@@ -296,7 +296,7 @@ def test_of_a_remote_part_the_account_alone_is_read(monkeypatch: pytest.MonkeyPa
 def test_a_store_on_any_file_system() -> None:
     store, spec = BankStore("memory://cache"), bank("mean", Whole())
     audit = ShardAudit(shard="a.tar", expected=1, seen=1)
-    rows = PartRows(keys=["k"], groups=["k"], targets=[0], features=[np.arange(3, dtype=np.float32)])
+    rows = ShardRows(keys=["k"], groups=["k"], targets=[0], features=[np.arange(3, dtype=np.float32)])
     spec = BankSpec(**{**{name: getattr(spec, name) for name in spec.__dataclass_fields__}, "shards": (("a.tar", "", 1),)})
     store.write_part(spec, rows, Receipt.of(audit, bank_key=spec.key, attempts=1, node="", rows=1, seconds=0.0, images=1))
     np.testing.assert_array_equal(store.rows(spec).features, [[0, 1, 2]])
@@ -314,7 +314,7 @@ def test_items_of_a_sample_that_shards_before_have_are_left_out(tmp_path: Path, 
     for place, (file, keys) in enumerate(files.items()):
         audit = ShardAudit(shard=file, expected=len(keys), seen=len(keys))
         features = [np.full(3, 10 * place + row, np.float32) for row in range(len(keys))]
-        rows = PartRows(keys=keys, groups=keys, targets=[0] * len(keys), features=features)
+        rows = ShardRows(keys=keys, groups=keys, targets=[0] * len(keys), features=features)
         store.write_part(spec, rows, Receipt.of(audit, bank_key=spec.key, attempts=1, node="", rows=len(keys), seconds=0.0, images=0))
     assert store.repeated(spec) == {"b.tar": {"l": "a.tar"}, "c.tar": {"l": "a.tar", "m": "b.tar"}}
     stored = store.rows(spec)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness.features import mapped
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt, ShardRows
 from harness.features.mapped import MappedArray
 from harness.features.rows import hold_out, joined_rows
 from harness.probes import probe
@@ -78,7 +78,7 @@ def bank(root: Path, name: str) -> tuple[BankStore, BankSpec]:
     spec = BankSpec(dataset="x", split="train", shards=tuple((file, file, size) for file, size in sizes.items()), readout="r", view="v", identity=())
     shape = (3, 4, 8) if name in DENSE else (8,)
     for file, size in sizes.items():
-        rows = PartRows(
+        rows = ShardRows(
             keys=[f"{file}{i}" for i in range(size)],
             groups=[f"{file}{i // 2}" for i in range(size)],
             targets=rng.integers(0, 2, size).tolist(),
@@ -157,7 +157,7 @@ def test_of_a_large_bank_a_probe_copies_only_what_it_reads_at_once(tmp_path: Pat
     )  # 250 MiB
     noise = np.random.default_rng(0).standard_normal((size, width)).astype(np.float32)
     for file, _, _ in spec.shards:
-        rows = PartRows(
+        rows = ShardRows(
             keys=[f"{file}{i}" for i in range(size)],
             groups=[f"{file}{i}" for i in range(size)],
             targets=[i % 2 for i in range(size)],

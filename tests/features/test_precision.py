@@ -12,7 +12,7 @@ import torch
 
 from harness.config import load_sweep
 from harness.encoders import load
-from harness.features.bank import BankStore, PartRows
+from harness.features.bank import BankStore, ShardRows
 from harness.features.device import Compute, Precision, device_type
 from harness.features.extract import Extractor
 from harness.plan.plan import Plan, make_plan
@@ -47,7 +47,7 @@ def planned(shards: Path, folder: Path, precision: Precision, tasks: list[str], 
     return make_plan(load_sweep(folder / "sweep.yaml"), folder, device_type(False), precision)
 
 
-def banked(plan: Plan) -> dict[str, PartRows]:
+def banked(plan: Plan) -> dict[str, ShardRows]:
     """Bank key to the rows of the test shard, as an actor of the run makes them."""
     encoders = {name: load(spec) for name, spec in plan.encoders.items()}
     extractor = Extractor(Compute(plan.precision, False, 1), encoders.__getitem__, batch_size=4, decode_threads=1)
@@ -55,7 +55,7 @@ def banked(plan: Plan) -> dict[str, PartRows]:
     return {bank.key: rows for bank, rows, _ in extractor.run(work, node="here", attempts=1)}
 
 
-def stored(rows: PartRows) -> tuple[np.dtype[Any], bytes]:
+def stored(rows: ShardRows) -> tuple[np.dtype[Any], bytes]:
     features = np.stack(rows.features)
     return features.dtype, features.tobytes()
 

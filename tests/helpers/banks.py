@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from harness.data.shards import ShardAudit
-from harness.features.bank import BankSpec, BankStore, LeasedBank, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, LeasedBank, Receipt, ShardRows
 from harness.plan.plan import Plan
 from tests.helpers import here, tiny
 
@@ -35,7 +35,7 @@ def write(store: BankStore, spec: BankSpec | LeasedBank, shard: str, keys: Seque
     audit.close()
     receipt = Receipt.of(audit, bank_key=spec.key, attempts=1, node="here", rows=len(keys), seconds=0.0, images=len(keys))
     features = [np.zeros(2, np.float32)] * len(keys)
-    store.write_part(spec, PartRows(keys=list(keys), groups=list(keys), targets=[0] * len(keys), features=features), receipt)
+    store.write_part(spec, ShardRows(keys=list(keys), groups=list(keys), targets=[0] * len(keys), features=features), receipt)
     return receipt
 
 

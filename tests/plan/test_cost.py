@@ -16,7 +16,7 @@ from harness.config import load_sweep
 from harness.core import Reading, Sample
 from harness.data.manifest import load_manifest
 from harness.encoders import load
-from harness.features.bank import BankStore, PartRows, Receipt
+from harness.features.bank import BankStore, Receipt, ShardRows
 from harness.features.device import Compute, device_type
 from harness.features.extract import Extractor
 from harness.plan.cost import Cost, Glance, cost_lines, cost_of, duration, peek, rounds_of, size
@@ -179,7 +179,7 @@ def test_a_streamed_study_that_has_read_its_test_split_is_not_counted(planned: C
     bank = next(iter(plan.studies[0].banks["test"].values()))
     for number, (file, digest, samples) in enumerate(bank.shards):
         assert len(cost_of(plan, store, actors=1).streams) == 1, f"{number} of {len(bank.shards)} shards are read"
-        store.write_part(bank, PartRows(), receipt(bank.key, file, samples, sha256=digest, images=samples, seconds=1.0))
+        store.write_part(bank, ShardRows(), receipt(bank.key, file, samples, sha256=digest, images=samples, seconds=1.0))
     assert cost_of(plan, store, actors=1).streams == []
 
 
@@ -228,7 +228,7 @@ def account(store: BankStore, plan: Plan, *, seconds: float, only: str | None = 
         store.describe(bank)
     for work in plan.shard_work:
         for job in (job for encoder_pass in work.passes for job in encoder_pass.banks if only in (None, work.shard.file)):
-            rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
+            rows = ShardRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
             cost_lines = receipt(
                 job.bank.key, work.shard.file, work.shard.samples, images=work.shard.samples, seconds=seconds, sha256=work.shard.sha256
             )

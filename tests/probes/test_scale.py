@@ -15,7 +15,7 @@ LIMIT_KIB = 2 * 1024**2
 SCRIPT = """
 import json, resource, sys
 import numpy as np, torch
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, ShardRows, Receipt
 from harness.core import Rows
 from harness.metrics.retrieval import average_precision
 from harness.probes import probe
@@ -32,7 +32,7 @@ store, each = BankStore(sys.argv[1]), N // 8
 spec = BankSpec(dataset="x", split="s", shards=tuple((f"{n}.tar", "", each) for n in range(8)), readout="cls", view="v", identity=())
 for number in range(8):
     own = slice(number * each, (number + 1) * each)
-    part = PartRows(keys=names[own], groups=groups[own], targets=targets[own].tolist(), features=list(features[own]))
+    part = ShardRows(keys=names[own], groups=groups[own], targets=targets[own].tolist(), features=list(features[own]))
     told = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": "", "attempts": 1, "node": "", "seconds": 0.0, "images": each}
     store.write_part(spec, part, Receipt(bank_key=spec.key, shard=f"{number}.tar", expected=each, seen=each, rows=each, **told))
 del features

@@ -11,7 +11,7 @@ import torch
 
 from harness.core import FittedStack, Rows
 from harness.errors import RequestError
-from harness.features.bank import BankSpec, BankStore, PartRows, Receipt
+from harness.features.bank import BankSpec, BankStore, Receipt, ShardRows
 from harness.probes import probe
 from harness.probes.fields import epoch_of
 from harness.search.head_store import HeadStore
@@ -41,7 +41,7 @@ def bank(store: BankStore, split: str, name: str, count: int) -> BankRef:
     keys = [f"{split}{i}" for i in range(count)]
     account = {"failed": 0, "duplicates": 0, "reasons": {}, "sha256": "a", "attempts": 1, "node": "n", "seconds": 0.0, "images": count}
     receipt = Receipt(bank_key=spec.key, shard="a.tar", expected=count, seen=count, rows=count, **account)
-    store.write_part(spec, PartRows(keys=keys, groups=keys, targets=targets.tolist(), features=list(features)), receipt)
+    store.write_part(spec, ShardRows(keys=keys, groups=keys, targets=targets.tolist(), features=list(features)), receipt)
     return BankRef(bank=spec)
 
 

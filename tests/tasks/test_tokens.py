@@ -23,7 +23,7 @@ from harness.data.shards import ShardAudit
 from harness.data.views.dropped_tokens import DroppedTokens
 from harness.encoders import EncoderSpec, family_of, load
 from harness.errors import RequestError
-from harness.features.bank import BankStore, PartRows, Receipt
+from harness.features.bank import BankStore, Receipt, ShardRows
 from harness.plan.plan import make_plan
 from harness.plan.roles import view_of
 from harness.results.collect import receipts_of, records
@@ -364,7 +364,7 @@ def test_the_speed_of_a_point_is_that_of_its_altered_test_images_alone(tmp_path:
         for view_pass in work.passes:
             seconds = took[view_pass.view.alteration.kept_share if isinstance(view_pass.view.alteration, DroppedTokens) else None]
             for job in view_pass.banks:
-                rows = PartRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
+                rows = ShardRows(keys=["a"], groups=["a"], targets=[0], features=[np.zeros(2, np.float32)])
                 audit = ShardAudit(shard=work.shard.file, expected=work.shard.samples, seen=work.shard.samples)
                 receipt = Receipt.of(audit, bank_key=job.bank.key, attempts=1, node="here", rows=1, seconds=seconds, images=16)
                 store.write_part(job.bank, rows, receipt)
