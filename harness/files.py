@@ -37,7 +37,7 @@ def publish(path: Path) -> Iterator[Path]:
 
     Raises RunError where the file system refuses (full, read-only).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -55,6 +55,11 @@ def file_name(encoder: str) -> str:
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
 
 
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no other process and no other call uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+
+
 class Publisher:
     """Publishes local files whole; the first one stays. Remembers whether the file system has hard links."""
 
@@ -64,7 +69,7 @@ class Publisher:
     def publish(self, target: Path, data: bytes, *, replace: bool) -> bool:
         """Write `data` under `target`; False, with nothing written, where the name is taken and `replace` is false. Raises OSError."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary = _temporary(target)
         try:
             temporary.write_bytes(data)
             if replace:
