@@ -15,6 +15,8 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
 BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Momentum = BelowOne
+Share = Annotated[float, pydantic.Field(gt=0, le=1)]
+Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 PositiveAsWritten = Annotated[int | float, pydantic.Field(gt=0)]
 """A positive number that a record keeps as it was written: 56 stays 56."""
 T = TypeVar("T")

@@ -17,8 +17,6 @@ from harness.report.points import is_point
 from harness.report.published import Comparison, Published
 from harness.report.units import FRACTION, interval, is_defined, number, unit
 
-SHORT_DIGEST = 12
-
 
 @dataclass(frozen=True, kw_only=True)
 class Name:

@@ -18,7 +18,8 @@ from harness.data.views.whole import Whole
 from harness.probes.bag_knn import BagKNNFields
 from harness.probes.bag_linear import BagLinearFields
 from harness.probes.convergence import ConvergenceFields
-from harness.probes.lib.bags import BagFields, BagProbeFields, BagSize, Share, Side
+from harness.probes.fields import Share
+from harness.probes.lib.bags import BagFields, BagProbeFields, BagSize, Side
 from harness.probes.locality import LocalityFields
 from harness.tasks import BaseProtocol, Points, Template
 from harness.tasks.objects import whole

@@ -12,13 +12,11 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from harness.core import Passes, Proposal, Reading, Rungs, Scorer, State, StreamProbe, StreamSetting, Trainer
-from harness.probes.fields import BelowOne, Count, Momentum, NonNegative, Positive, PositiveAsWritten, RateFields, TrainedFields
-from harness.probes.lib.augmented import Share
+from harness.probes.fields import BelowOne, Count, Momentum, NonNegative, Positive, PositiveAsWritten, Probability, RateFields, Share, TrainedFields
 
 NAME = "finetune"
 TRAINING_PASSES = 3
 """Training an encoder takes about three forward passes per image: one forward pass, and a backward pass of twice its time."""
-Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class FinetuneFields(TrainedFields, RateFields):

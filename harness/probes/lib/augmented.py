@@ -11,11 +11,7 @@ import torch
 from harness.core import Fields, Rows
 from harness.data.item_key import ItemKey, sample_of
 from harness.errors import ProbeError
-from harness.probes.fields import in_order
-
-Share = Annotated[float, pydantic.Field(gt=0, le=1)]
-Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
-
+from harness.probes.fields import Probability, Share, in_order
 
 Shares = Annotated[tuple[Share, Share], pydantic.AfterValidator(in_order)]
 

@@ -21,11 +21,10 @@ import torch
 from harness.core import Fields, FittedStack, Predictions, RowProbe, Rows
 from harness.data.item_key import ItemKey
 from harness.errors import ProbeError
-from harness.probes.fields import Count
+from harness.probes.fields import Count, Share
 from harness.probes.lib.features import checked_features, needed
 
 Normalize = Literal["none", "each", "after"]
-Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 BagSize = Annotated[int, pydantic.Field(ge=0)]
 Side = Annotated[int | float, pydantic.Field(gt=0, le=224)]
 
