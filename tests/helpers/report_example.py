@@ -26,6 +26,7 @@ from harness.results.tables import LEDGER, NEIGHBOURS, PREDICTIONS, RESULTS, TRI
 from harness.tasks import select
 from harness.versions import counters
 from tests.helpers import tiny
+from tests.helpers.report_rows import Row
 
 TASKS = ("object-linear", "object-knn", "object-retrieval", "object-segmentation", "part-retrieval", "part-linear", "part-knn")
 ENCODERS: tuple[str | dict[str, Any], ...] = (
@@ -35,8 +36,6 @@ ENCODERS: tuple[str | dict[str, Any], ...] = (
     {"encoder": "timm:beta_small_patch16_224.dino", "random": True, "seed": 0},
 )
 DEPTH, QUERIES = 10, 20
-
-Row = dict[str, Any]
 
 
 def name_of(entry: str | Mapping[str, Any]) -> str:
