@@ -15,6 +15,7 @@ from harness.probes import row_probe
 from harness.probes.linear import LinearFields
 
 BATCH = 1024
+CPU = torch.device("cpu")
 WIDE, SINGLY, STACK, ALONE = "bare products, all heads in one", "bare products, head by head", "stack", "one learning rate"
 
 
@@ -62,12 +63,8 @@ def run(tiny: bool) -> list[Row]:
 
 def measured(size: Size) -> dict[str, float]:
     """Seconds of the stack and its rivals. The products write to the tables that a loop would use again: no page faults are counted in."""
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, size.classes, size.rows)
-    features = (rng.standard_normal((size.classes, size.width))[targets] * 0.3 + rng.standard_normal((size.rows, size.width))).astype(np.float32)
-    names = [str(i) for i in range(size.rows)]
-    rows = Rows(keys=names, groups=names, targets=targets, features=features)
-    lrs = np.geomspace(1e-3, 10, size.heads).tolist()
+    features, rows = made(size)
+    lrs = rates(size)
     rivals: dict[str, Callable[[], object]] = {
         WIDE: lambda: products(features, size.heads * size.classes, 1, size.epochs),
         SINGLY: lambda: products(features, size.classes, size.heads, size.epochs),
@@ -78,9 +75,23 @@ def measured(size: Size) -> dict[str, float]:
     return median_of(rivals)
 
 
-def fit(rows: Rows, rates: list[float], size: Size) -> object:
+def made(size: Size) -> tuple[np.ndarray, Rows]:
+    """Features around the means of their classes, and the rows of them."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, size.classes, size.rows)
+    features = (rng.standard_normal((size.classes, size.width))[targets] * 0.3 + rng.standard_normal((size.rows, size.width))).astype(np.float32)
+    names = [str(i) for i in range(size.rows)]
+    return features, Rows(keys=names, groups=names, targets=targets, features=features)
+
+
+def rates(size: Size) -> list[float]:
+    """A learning rate per head."""
+    return [float(rate) for rate in np.geomspace(1e-3, 10, size.heads)]
+
+
+def fit(rows: Rows, lrs: list[float], size: Size, device: torch.device = CPU) -> object:
     protocol = LinearFields(epochs=size.epochs, batch_size=BATCH)
-    return row_probe("linear").fit(rows, rates, classes=size.classes, protocol=protocol, seed=0, device=torch.device("cpu"))
+    return row_probe("linear").fit(rows, lrs, classes=size.classes, protocol=protocol, seed=0, device=device)
 
 
 def products(features: np.ndarray, outputs: int, times: int, epochs: int) -> None:
